@@ -1,0 +1,132 @@
+//! Every bound in muster, named, in one place. A queue, a batch or a loop without an entry here is a defect.
+
+use crate::Millis;
+
+// ---- Consensus (DESIGN 3) ----
+
+/// One Raft tick.
+pub const TICK: Millis = Millis(50);
+/// Between heartbeats of a leader.
+pub const HEARTBEAT_INTERVAL: Millis = Millis(150);
+/// Least election timeout; the greatest is twice this.
+pub const ELECTION_TIMEOUT_MIN: Millis = Millis(1000);
+/// Bytes of entries in one append message.
+pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1 << 20;
+/// Append messages under way to one replica.
+pub const RAFT_INFLIGHT_MAX: usize = 64;
+/// Bytes proposed and not yet committed in one group; above it proposals answer "busy".
+pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of applied entries that one group keeps in memory for followers that lag a little.
+pub const RAFT_RESIDENT_BYTES_MAX: usize = 1 << 20;
+/// Bytes that one read of the log returns.
+pub const LOG_READ_BYTES_MAX: usize = 4 << 20;
+
+// ---- Journal (DESIGN 4) ----
+
+/// Size of one write-ahead log segment.
+pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Bytes in one commit round.
+pub const ROUND_BYTES_MAX: usize = 4 << 20;
+/// Commit rounds under way at once.
+pub const ROUNDS_IN_FLIGHT_MAX: usize = 2;
+/// A durable mark is written when the log was idle for this long.
+pub const DURABLE_MARK_IDLE: Millis = Millis(100);
+/// Recycled segments kept for reuse.
+pub const WAL_SPARE_SEGMENTS_MAX: usize = 2;
+/// The metadata group's log is truncated behind a checkpoint after this many bytes of entries.
+pub const META_CHECKPOINT_BYTES: u64 = 8 << 20;
+/// ... or this many entries.
+pub const META_CHECKPOINT_ENTRIES: u64 = 10_000;
+/// Applied entries kept behind a checkpoint, so that a follower that lags a little needs no snapshot.
+pub const META_CHECKPOINT_KEEP_ENTRIES: u64 = 1_000;
+/// Bytes of a checkpoint sent in one message.
+pub const CHECKPOINT_CHUNK_BYTES: usize = 512 << 10;
+/// Size of a checkpoint's state, at most.
+pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
+
+// ---- Requests ----
+
+/// Requests waiting in one engine for a leader or an answer; above it requests answer "busy".
+pub const REQUESTS_PENDING_MAX: usize = 16_384;
+/// Results kept per session for retries.
+pub const SESSION_RESULTS_MAX: usize = 1_024;
+/// Sessions in the cluster.
+pub const SESSIONS_MAX: usize = 4_096;
+/// Deadline of a request that names none.
+pub const REQUEST_DEADLINE_DEFAULT: Millis = Millis(30_000);
+/// Longest deadline that a request may name.
+pub const REQUEST_DEADLINE_MAX: Millis = Millis(600_000);
+/// Events handed to the engine before one flush.
+pub const EVENTS_PER_FLUSH_MAX: usize = 1_024;
+/// Bytes of one command.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+
+// ---- Wire ----
+
+/// One frame between peers.
+pub const PEER_FRAME_BYTES_MAX: usize = 32 << 20;
+/// Messages queued for one peer on one channel; above it bulk messages are dropped (Raft sends again).
+pub const PEER_QUEUE_MAX: usize = 4_096;
+/// One hello or join frame, before the other side is known.
+pub const HELLO_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Between a node's gossip messages (who leads what).
+pub const GOSSIP_INTERVAL: Millis = Millis(150);
+/// A node not heard of for this long is shown as unreachable.
+pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
+/// Leaders named in one gossip message.
+pub const GOSSIP_LEADERS_MAX: usize = 1_024;
+
+// ---- Kafka and streams ----
+
+/// One Kafka frame from an authenticated or loopback client.
+pub const KAFKA_FRAME_BYTES_MAX: usize = 100 << 20;
+/// One Kafka frame before authentication.
+pub const KAFKA_FRAME_UNAUTHENTICATED_BYTES_MAX: usize = 64 << 10;
+/// One record batch, Kafka's `message.max.bytes`.
+pub const RECORD_BATCH_BYTES_MAX: usize = 1_048_588;
+/// Bytes of recent batches that one partition keeps in memory for consumers.
+pub const PARTITION_TAIL_BYTES: usize = 1 << 20;
+/// Bytes of one partition proposed and not yet applied; above it produce answers "busy".
+pub const PARTITION_INFLIGHT_BYTES_MAX: usize = 32 << 20;
+/// Partitions of one topic.
+pub const TOPIC_PARTITIONS_MAX: u32 = 1_024;
+/// Length of a topic name (Kafka's bound).
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// Replicas that a topic without an explicit factor aims for.
+pub const ELASTIC_REPLICATION_FACTOR: usize = 3;
+/// Kafka connections on one listener.
+pub const KAFKA_CONNECTIONS_MAX: usize = 4_096;
+/// Requests of one Kafka connection under way at once.
+pub const KAFKA_PIPELINE_MAX: usize = 64;
+
+// ---- Cluster ----
+
+/// Nodes in one cluster.
+pub const NODES_MAX: usize = 512;
+/// Voters of `__meta`, at most.
+pub const META_VOTERS_MAX: usize = 5;
+/// Events waiting in the outbox; above it the oldest are dropped and counted.
+pub const OUTBOX_EVENTS_MAX: usize = 65_536;
+/// Events in one outbox publication.
+pub const OUTBOX_BATCH_MAX: usize = 256;
+/// Join tokens outstanding.
+pub const JOIN_TOKENS_MAX: usize = 1_024;
+/// How long a join token is good for, if not said otherwise.
+pub const JOIN_TOKEN_TTL_DEFAULT: Millis = Millis(24 * 3_600_000);
+
+// ---- VMs ----
+
+/// Virtual machines in one cluster.
+pub const VMS_MAX: usize = 10_000;
+/// Length of a VM name (it is part of a topic name and of a host name).
+pub const VM_NAME_BYTES_MAX: usize = 63;
+/// Least guest memory.
+pub const VM_MEMORY_MIB_MIN: u64 = 80;
+/// Virtual CPUs of one VM.
+pub const VM_CPUS_MAX: u32 = 256;
+/// One frame between host and guest agent.
+pub const AGENT_FRAME_BYTES_MAX: usize = 1 << 20;
+/// One console line; longer ones are split.
+pub const CONSOLE_LINE_BYTES_MAX: usize = 16 << 10;
+/// Starts of one VM before it is held in `Failed`, when each ends within a minute.
+pub const VM_RESTARTS_MAX: u32 = 10;
