@@ -1,1 +1,4 @@
-//! compute
+//! Virtual machines as pure state.
+
+mod vm;
+pub use vm::*;

@@ -1,1 +1,4 @@
-//! stream
+//! Topics and partitions as pure state machines.
+
+mod update;
+pub use update::*;

@@ -1,0 +1,287 @@
+//! What a node's core takes in and gives out. Both sets are closed: drivers carry them out and decide nothing.
+
+use std::collections::BTreeMap;
+
+use base::{ErrorCode, GroupId, Incarnation, Mono, NodeId, ReplicaId, RequestId};
+use bytes::Bytes;
+use compute::{VmAction, VmReport};
+use journal::{DiskDone, DiskError, DiskOp, OpId};
+use metadata::{Command, CommandResult, Metadata};
+use minicbor::{Decode, Encode};
+use multiraft::Role;
+use wire::{Channel, JoinAccepted, Member, PeerMessage};
+
+/// What a node is told once, at start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CoreConfig {
+    /// This node (0 in `me.node` is wrong).
+    pub me: Member,
+    pub cluster: base::ClusterId,
+    pub formation: Formation,
+    /// Of this process; higher than at every earlier start of the node.
+    pub incarnation: Incarnation,
+    /// Seeds election timeouts and other choices.
+    pub seed: u64,
+    /// Bytes of one journal segment.
+    pub segment_bytes: u64,
+    /// Least election timeout; see [`base::limits::ELECTION_TIMEOUT_MIN`].
+    pub election_timeout: base::Millis,
+    pub heartbeat_interval: base::Millis,
+    /// Emit [`Effect::Applied`] for checkers.
+    pub observe: bool,
+}
+
+/// How this node came to be in its cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Formation {
+    /// It forms a new cluster, if its journal is empty.
+    Bootstrap,
+    /// It was admitted and waits for `__meta`'s checkpoint, if its journal is empty.
+    Join(Box<JoinAccepted>),
+    /// It was in the cluster before: an empty journal is fatal.
+    Restart,
+}
+
+/// What happened outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// At least every 10 ms or so; the core keeps its own pace.
+    Tick,
+    /// A disk operation ended.
+    Disk { op: OpId, result: Result<DiskDone, DiskError> },
+    /// A peer spoke (its hello was accepted).
+    Peer { from: NodeId, messages: Vec<PeerMessage> },
+    /// A connection to a peer came up, with the peer's process incarnation.
+    PeerUp { node: NodeId, incarnation: Incarnation },
+    PeerDown { node: NodeId },
+    /// Somebody on this node asks for something; exactly one [`Effect::Reply`] follows, by the deadline.
+    Request { id: RequestId, deadline: Mono, target: Target, request: Request },
+    /// The hypervisor side reports.
+    Vm(VmReport),
+}
+
+/// Where a request is carried out; any node takes any request and passes it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// On this node.
+    Here,
+    /// On that node.
+    Node(NodeId),
+    /// On whichever node leads the group, waiting for a leader until the deadline if need be.
+    Leader(GroupId),
+}
+
+/// What can be asked of a core. Encodable, because it may be forwarded.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// A change to the cluster's state; target `Leader(GroupId::META)`. Applied once, however often it is retried inside.
+    #[n(0)]
+    Command(#[n(0)] Command),
+    /// Appends record batches to a partition. With target `Here` a node that does not lead answers `not_leader`.
+    #[n(1)]
+    Produce(#[n(0)] Produce),
+    /// Reads committed batches of a partition from this node's log, for fetches below the tail; target `Here`.
+    #[n(2)]
+    ReadLog(#[n(0)] ReadLog),
+    /// This node's own view of itself; target `Here` or `Node`.
+    #[n(3)]
+    Status,
+    /// Waits until this node has applied all that was committed in `__meta` when the request arrived (linearizable
+    /// read point); target `Here`.
+    #[n(4)]
+    Barrier,
+    /// Hands leadership of a group to a node; target `Leader(group)`.
+    #[n(5)]
+    TransferLeader {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        to: NodeId,
+    },
+    /// Hands away every leadership this node has, before it stops; target `Here`.
+    #[n(6)]
+    StepDown,
+}
+
+/// When the producer wants its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Acks {
+    /// Not at all.
+    #[n(0)]
+    None,
+    /// When the leader has it on disk.
+    #[n(1)]
+    Leader,
+    /// When it is committed.
+    #[n(2)]
+    All,
+}
+
+/// Batches for one partition. All are appended, in order, or none.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Produce {
+    #[n(0)]
+    pub group: GroupId,
+    #[n(1)]
+    pub acks: Acks,
+    /// Kafka record batches v2, checked for length and CRC by whoever took them from the network.
+    #[cbor(n(2), with = "wire::blob::list")]
+    pub batches: Vec<Bytes>,
+}
+
+/// A range of a partition's log, by Raft index.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ReadLog {
+    #[n(0)]
+    pub group: GroupId,
+    #[n(1)]
+    pub low: u64,
+    /// Inclusive; at most what is committed.
+    #[n(2)]
+    pub high: u64,
+    /// At least one batch comes back all the same.
+    #[n(3)]
+    pub bytes_max: u32,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Reply {
+    /// The command was applied at `index`, and this node has applied that index too.
+    #[n(0)]
+    Command {
+        #[n(0)]
+        index: u64,
+        #[n(1)]
+        result: CommandResult,
+    },
+    #[n(1)]
+    Produced {
+        /// Offset of the first record.
+        #[n(0)]
+        base_offset: i64,
+        #[n(1)]
+        log_start_offset: i64,
+    },
+    /// Batches in log order, each with its Raft index.
+    #[n(2)]
+    Batches {
+        #[n(0)]
+        indexes: Vec<u64>,
+        #[cbor(n(1), with = "wire::blob::list")]
+        batches: Vec<Bytes>,
+    },
+    #[n(3)]
+    Status(#[n(0)] Box<NodeStatus>),
+    #[n(4)]
+    Done,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+#[error("{message}")]
+pub struct RequestError {
+    #[n(0)]
+    pub code: ErrorCode,
+    /// For people: what happened, to what, what to do.
+    #[n(1)]
+    pub message: String,
+    /// With `not_leader`: who leads, if known.
+    #[n(2)]
+    pub leader: Option<NodeId>,
+}
+
+/// One node's view of itself and of its peers.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct NodeStatus {
+    #[n(0)]
+    pub node: NodeId,
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Joined, recovered, and a leader of `__meta` is known.
+    #[n(2)]
+    pub ready: bool,
+    /// If not ready: why.
+    #[n(3)]
+    pub reason: String,
+    #[n(4)]
+    pub meta_applied: u64,
+    #[n(5)]
+    pub groups: Vec<GroupView>,
+    /// Milliseconds since each peer was heard of.
+    #[n(6)]
+    pub peers: BTreeMap<NodeId, u64>,
+    #[n(7)]
+    pub disk_full: bool,
+    /// VMs that run on this node now.
+    #[n(8)]
+    pub vms_running: u32,
+    /// Of `__meta`, as this node sees it: (voters, learners) by node.
+    #[n(9)]
+    pub meta_voters: Vec<NodeId>,
+    #[n(10)]
+    pub meta_learners: Vec<NodeId>,
+}
+
+/// One group as one node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct GroupView {
+    #[n(0)]
+    pub group: GroupId,
+    #[n(1)]
+    pub replica: ReplicaId,
+    /// `leader`, `follower`, `candidate`, `learner`, `recovering`.
+    #[n(2)]
+    pub role: String,
+    #[n(3)]
+    pub term: u64,
+    #[n(4)]
+    pub leader: Option<NodeId>,
+    #[n(5)]
+    pub commit: u64,
+    #[n(6)]
+    pub applied: u64,
+    #[n(7)]
+    pub last_index: u64,
+    /// Partitions: offset after the last committed record.
+    #[n(8)]
+    pub high_watermark: Option<i64>,
+}
+
+/// What the outside must do. Unordered, except per (peer, channel) and among disk operations as the journal orders them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    Disk(DiskOp),
+    Send { to: NodeId, channel: Channel, messages: Vec<PeerMessage> },
+    Reply { id: RequestId, outcome: Result<Reply, RequestError> },
+    /// News for the readers of a partition.
+    Publish { group: GroupId, update: stream::Update },
+    /// The partition is gone from this node.
+    Unpublish { group: GroupId },
+    /// Groups whose leader, as far as this node knows, changed.
+    Leaders(Vec<LeaderInfo>),
+    /// The cluster's state changed; a cheap clone.
+    Metadata(Box<Metadata>),
+    Vm(VmAction),
+    /// The node's own `__meta` replica is durable: from now on it restarts with [`Formation::Restart`].
+    Formed,
+    /// Recovery is done; requests are carried out from now on (before, they wait).
+    Recovered,
+    /// For checkers, if [`CoreConfig::observe`].
+    Applied { group: GroupId, index: u64, term: u64, digest: u64 },
+    /// For checkers, if [`CoreConfig::observe`]: a role in force (its term and vote are durable).
+    Role { group: GroupId, replica: ReplicaId, role: Role, term: u64 },
+    /// The node must stop, and say why.
+    Fatal(String),
+}
+
+/// Who leads a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderInfo {
+    pub group: GroupId,
+    /// `None`: unknown.
+    pub leader: Option<NodeId>,
+    /// The highest term seen for the group; the leader's, if there is one.
+    pub term: u64,
+}

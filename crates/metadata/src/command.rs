@@ -1,0 +1,222 @@
+//! The commands of `__meta`: the closed, versioned set of changes to the replicated cluster state.
+
+use base::{ErrorCode, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId, Wall};
+use compute::{VmReport, VmSpec};
+use minicbor::{Decode, Encode};
+use wire::Member;
+
+/// A command as it stands in the log. Whatever is random or read from a clock travels in it: apply has neither.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct CommandEnvelope {
+    /// Who sent it, so that a retry is applied once; `None` for the leader's own planner, whose commands are idempotent.
+    #[n(0)]
+    pub origin: Option<CommandOrigin>,
+    /// The leader's wall clock when it was proposed.
+    #[n(1)]
+    pub wall: Wall,
+    #[n(2)]
+    pub command: Command,
+}
+
+/// A command's place in its session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct CommandOrigin {
+    #[n(0)]
+    pub session: SessionId,
+    /// From 1 up.
+    #[n(1)]
+    pub sequence: u64,
+    /// Results up to here were received and may be forgotten.
+    #[n(2)]
+    pub acknowledged: u64,
+}
+
+/// A change to the cluster's state.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Command {
+    /// A node's process registers its session; the sessions of its earlier processes end.
+    #[n(0)]
+    OpenSession {
+        #[n(0)]
+        node: NodeId,
+        #[n(1)]
+        incarnation: Incarnation,
+    },
+    /// A stranger with a token becomes a member; the same endpoint asking again gets the same answer.
+    #[n(1)]
+    AdmitNode {
+        #[n(0)]
+        token_id: u64,
+        #[cbor(n(1), with = "minicbor::bytes")]
+        secret: [u8; 32],
+        /// `node` is ignored.
+        #[n(2)]
+        member: Member,
+    },
+    /// A member says where it is and what it can carry, at each start.
+    #[n(2)]
+    UpdateNode {
+        #[n(0)]
+        member: Member,
+    },
+    #[n(3)]
+    CreateToken {
+        /// BLAKE3 or SHA-256 are not needed: the secret has 256 random bits; see `tokens.rs`.
+        #[cbor(n(0), with = "minicbor::bytes")]
+        secret_hash: [u8; 32],
+        #[n(1)]
+        expires: Wall,
+        /// How many nodes it may admit.
+        #[n(2)]
+        uses: u32,
+    },
+    #[n(4)]
+    RevokeToken {
+        #[n(0)]
+        token_id: u64,
+    },
+    #[n(5)]
+    CreateTopic {
+        #[n(0)]
+        name: String,
+        #[n(1)]
+        topic_id: TopicId,
+        /// 1 or more.
+        #[n(2)]
+        partitions: u32,
+        /// `None`: elastic, min(3, nodes), growing as nodes join.
+        #[n(3)]
+        replication_factor: Option<u16>,
+        /// Kafka's topic configuration, as given.
+        #[n(4)]
+        config: Vec<(String, String)>,
+    },
+    #[n(6)]
+    DeleteTopic {
+        #[n(0)]
+        name: String,
+    },
+    /// Planner: a partition gets one more replica on a node.
+    #[n(7)]
+    AddReplica {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        node: NodeId,
+    },
+    /// A partition's leader says that a replica became a voter.
+    #[n(8)]
+    ReplicaVoter {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        replica: ReplicaId,
+    },
+    #[n(9)]
+    CreateVm {
+        #[n(0)]
+        name: String,
+        #[n(1)]
+        spec: VmSpec,
+    },
+    #[n(10)]
+    StopVm {
+        #[n(0)]
+        name: String,
+    },
+    #[n(11)]
+    StartVm {
+        #[n(0)]
+        name: String,
+    },
+    #[n(12)]
+    DeleteVm {
+        #[n(0)]
+        name: String,
+    },
+    /// Planner: a node gets the VM under a new epoch (refused unless `epoch` is the next one).
+    #[n(13)]
+    AssignVm {
+        #[n(0)]
+        vm: VmId,
+        #[n(1)]
+        node: NodeId,
+        #[n(2)]
+        epoch: VmEpoch,
+        /// Why here.
+        #[n(3)]
+        placement: String,
+    },
+    /// Planner: why a VM stays pending.
+    #[n(14)]
+    ExplainVm {
+        #[n(0)]
+        vm: VmId,
+        #[n(1)]
+        reason: String,
+    },
+    /// A node says what became of a VM; refused under a stale epoch.
+    #[n(15)]
+    ReportVm {
+        #[n(0)]
+        node: NodeId,
+        #[n(1)]
+        report: VmReport,
+    },
+    /// The leader published the outbox up to here.
+    #[n(16)]
+    TrimOutbox {
+        #[n(0)]
+        through: u64,
+    },
+}
+
+/// What applying a command gave.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum CommandResult {
+    /// Done; nothing to tell.
+    #[n(0)]
+    Done,
+    #[n(1)]
+    SessionOpened {
+        #[n(0)]
+        session: SessionId,
+    },
+    #[n(2)]
+    NodeAdmitted {
+        #[n(0)]
+        node: NodeId,
+        #[n(1)]
+        meta_replica: ReplicaId,
+    },
+    #[n(3)]
+    TokenCreated {
+        #[n(0)]
+        token_id: u64,
+    },
+    #[n(4)]
+    TopicCreated {
+        #[n(0)]
+        topic_id: TopicId,
+        #[n(1)]
+        groups: Vec<GroupId>,
+    },
+    #[n(5)]
+    VmCreated {
+        #[n(0)]
+        vm: VmId,
+    },
+    #[n(6)]
+    ReplicaAdded {
+        #[n(0)]
+        replica: ReplicaId,
+    },
+    /// Refused, deterministically; nothing changed.
+    #[n(7)]
+    Refused {
+        #[n(0)]
+        code: ErrorCode,
+        #[n(1)]
+        message: String,
+    },
+}
