@@ -132,9 +132,17 @@ pub struct VmRecord {
 pub enum VmAction {
     Start(VmStart),
     /// Ask the guest to power off; kill it after `grace_ms`.
-    Stop { vm: VmId, epoch: VmEpoch, incarnation: VmIncarnation, grace_ms: u64 },
+    Stop {
+        vm: VmId,
+        epoch: VmEpoch,
+        incarnation: VmIncarnation,
+        grace_ms: u64,
+    },
     /// Kill it if it runs and remove its files.
-    Remove { vm: VmId, epoch: VmEpoch },
+    Remove {
+        vm: VmId,
+        epoch: VmEpoch,
+    },
 }
 
 /// Everything needed to start a hypervisor.

@@ -1,9 +1,28 @@
-//! The replicated cluster state of `__meta`.
+//! The replicated cluster state of `__meta`: one closed, versioned [`Command`] enum, and [`Metadata`], the tables it
+//! changes. One module per subject; [`Metadata::apply`] only dispatches.
+//!
+//! Invariants: apply is deterministic (no clock, no randomness, no hash order: such values travel in the command or
+//! follow from the index), never fails half way (a refusal changes nothing but the session's memory of it), and every
+//! transition that people care about goes into the outbox in the same step.
 
+mod apply;
 mod command;
+mod nodes;
+mod outbox;
+mod partitions;
+mod sessions;
+mod snapshot;
 mod state;
+mod tokens;
+mod topics;
+mod vms;
+
 pub use command::*;
+pub use snapshot::SnapshotError;
 pub use state::*;
+pub use tokens::token_hash;
+pub use topics::{console_topic, valid_topic_name};
+pub use vms::valid_vm_name;
 
 /// The topic that every transition is published to.
 pub const EVENTS_TOPIC: &str = "muster.events";

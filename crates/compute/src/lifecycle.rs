@@ -1,0 +1,277 @@
+//! How a VM's phase follows from requests and reports. Deterministic: runs inside apply on every replica.
+//!
+//! ```text
+//!             assign           started         ready
+//! Pending ──────────▶ Starting ───────▶ Booting ─────▶ Running
+//!                        ▲                 │              │
+//!                        └── Restarting ◀──┴── exited ────┘      any ── stop ──▶ Stopping ─▶ Stopped
+//! ```
+
+use base::limits::VM_RESTARTS_MAX;
+use base::{ErrorCode, NodeId, VmEpoch, VmIncarnation, Wall};
+
+use crate::{Assignment, VmDesired, VmPhase, VmRecord, VmReport, VmReportEvent};
+
+/// A run shorter than this counts as a start that failed.
+const SHORT_RUN_MS: i64 = 60_000;
+
+/// What became of a request or report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The phase changed; publish it.
+    Changed,
+    /// Nothing to do.
+    Same,
+    /// The VM is gone: remove its record.
+    Gone,
+    /// Not possible.
+    Refused(ErrorCode, String),
+}
+
+/// A node gets the VM. The epoch must be the next one, so that a planner's repeated decision is taken once.
+pub fn assign(vm: &mut VmRecord, node: NodeId, epoch: VmEpoch, placement: String, now: Wall) -> Outcome {
+    if vm.phase != VmPhase::Pending || vm.desired != VmDesired::Running {
+        return Outcome::Refused(ErrorCode::FailedPrecondition, format!("VM {} is not pending", vm.name));
+    }
+    if epoch.0 != vm.epoch.0 + 1 {
+        let reason = format!("epoch {epoch} is not the one after {}", vm.epoch);
+        return Outcome::Refused(ErrorCode::StaleEpoch, reason);
+    }
+    vm.epoch = epoch;
+    vm.assignment = Some(Assignment { node, epoch });
+    vm.placement = placement;
+    next_incarnation(vm, VmPhase::Starting, String::new(), now)
+}
+
+/// The user wants it stopped.
+pub fn stop(vm: &mut VmRecord, now: Wall) -> Outcome {
+    match (vm.desired, vm.phase) {
+        (VmDesired::Deleted, _) => {
+            Outcome::Refused(ErrorCode::FailedPrecondition, format!("VM {} is being deleted", vm.name))
+        }
+        (VmDesired::Stopped, _) => Outcome::Same,
+        (VmDesired::Running, VmPhase::Pending | VmPhase::Failed) => {
+            vm.desired = VmDesired::Stopped;
+            enter(vm, VmPhase::Stopped, "stopped before it ran".into(), now)
+        }
+        (VmDesired::Running, _) => {
+            vm.desired = VmDesired::Stopped;
+            enter(vm, VmPhase::Stopping, String::new(), now)
+        }
+    }
+}
+
+/// The user wants it to run (again).
+pub fn start(vm: &mut VmRecord, now: Wall) -> Outcome {
+    match (vm.desired, vm.phase) {
+        (VmDesired::Deleted, _) => {
+            Outcome::Refused(ErrorCode::FailedPrecondition, format!("VM {} is being deleted", vm.name))
+        }
+        (VmDesired::Running, phase) if phase != VmPhase::Failed => Outcome::Same,
+        (_, VmPhase::Stopping) => {
+            // The stop is under way; the report of its end starts it again.
+            vm.desired = VmDesired::Running;
+            Outcome::Same
+        }
+        _ => {
+            vm.desired = VmDesired::Running;
+            vm.restarts = 0;
+            if vm.assignment.is_none() {
+                return enter(vm, VmPhase::Pending, String::new(), now);
+            }
+            next_incarnation(vm, VmPhase::Starting, String::new(), now)
+        }
+    }
+}
+
+/// The user wants it gone.
+pub fn delete(vm: &mut VmRecord, now: Wall) -> Outcome {
+    if vm.assignment.is_none() {
+        return Outcome::Gone;
+    }
+    if vm.desired == VmDesired::Deleted {
+        return Outcome::Same;
+    }
+    vm.desired = VmDesired::Deleted;
+    enter(vm, VmPhase::Deleting, String::new(), now)
+}
+
+/// A node says what happened. Nothing is believed under another epoch or incarnation than the current one.
+pub fn report(vm: &mut VmRecord, node: NodeId, report: &VmReport, now: Wall) -> Outcome {
+    let current = vm.assignment == Some(Assignment { node, epoch: report.epoch });
+    // A removal is about the assignment, not about one start.
+    let removed = report.event == VmReportEvent::Removed;
+    if !current || (report.incarnation != vm.incarnation && !removed) {
+        let reason = format!(
+            "report under epoch {} incarnation {} from node {node}, but VM {} is at epoch {} incarnation {}",
+            report.epoch, report.incarnation, vm.name, vm.epoch, vm.incarnation
+        );
+        return Outcome::Refused(ErrorCode::StaleEpoch, reason);
+    }
+    match &report.event {
+        VmReportEvent::Started if vm.phase == VmPhase::Starting || vm.phase == VmPhase::Restarting => {
+            enter(vm, VmPhase::Booting, String::new(), now)
+        }
+        VmReportEvent::Ready if matches!(vm.phase, VmPhase::Starting | VmPhase::Restarting | VmPhase::Booting) => {
+            enter(vm, VmPhase::Running, String::new(), now)
+        }
+        VmReportEvent::Started | VmReportEvent::Ready => Outcome::Same,
+        VmReportEvent::Exited { reason } => exited(vm, reason, now),
+        VmReportEvent::Failed { reason } if vm.desired == VmDesired::Running => {
+            enter(vm, VmPhase::Failed, reason.clone(), now)
+        }
+        VmReportEvent::Failed { reason } => stopped(vm, reason, now),
+        VmReportEvent::Stopped => stopped(vm, "", now),
+        VmReportEvent::Removed if vm.desired == VmDesired::Deleted => Outcome::Gone,
+        VmReportEvent::Removed => Outcome::Same,
+    }
+}
+
+fn exited(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
+    if vm.phase == VmPhase::Failed || vm.phase == VmPhase::Stopped {
+        return Outcome::Same;
+    }
+    if vm.desired != VmDesired::Running || reason == "guest-shutdown" {
+        return stopped(vm, reason, now);
+    }
+    let ran_long = vm.phase == VmPhase::Running && now.0 - vm.changed.0 > SHORT_RUN_MS;
+    vm.restarts = if ran_long { 1 } else { vm.restarts + 1 };
+    if vm.restarts > VM_RESTARTS_MAX {
+        let reason = format!("ended {} times in a row, last: {reason}; `muster vm start` tries again", vm.restarts);
+        return enter(vm, VmPhase::Failed, reason, now);
+    }
+    next_incarnation(vm, VmPhase::Restarting, reason.to_owned(), now)
+}
+
+fn stopped(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
+    match (vm.desired, vm.phase) {
+        // The node's removal report follows.
+        (VmDesired::Deleted, _) => Outcome::Same,
+        // Started again while the stop was under way.
+        (VmDesired::Running, VmPhase::Stopping) => next_incarnation(vm, VmPhase::Starting, String::new(), now),
+        _ => {
+            vm.desired = VmDesired::Stopped;
+            enter(vm, VmPhase::Stopped, reason.to_owned(), now)
+        }
+    }
+}
+
+fn next_incarnation(vm: &mut VmRecord, phase: VmPhase, reason: String, now: Wall) -> Outcome {
+    vm.incarnation = VmIncarnation(vm.incarnation.0 + 1);
+    enter(vm, phase, reason, now)
+}
+
+fn enter(vm: &mut VmRecord, phase: VmPhase, reason: String, now: Wall) -> Outcome {
+    vm.phase = phase;
+    vm.reason = reason;
+    vm.changed = now;
+    Outcome::Changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::VmSpec;
+    use base::VmId;
+
+    fn pending() -> VmRecord {
+        VmRecord {
+            id: VmId(1),
+            name: "web".into(),
+            spec: VmSpec { cpus: 1, memory_mib: 128, image: "minimal".into(), node: None },
+            desired: VmDesired::Running,
+            phase: VmPhase::Pending,
+            assignment: None,
+            incarnation: VmIncarnation(0),
+            reason: String::new(),
+            created: Wall(0),
+            changed: Wall(0),
+            restarts: 0,
+            epoch: VmEpoch(0),
+            placement: String::new(),
+        }
+    }
+
+    fn running() -> VmRecord {
+        let mut vm = pending();
+        assert_eq!(assign(&mut vm, NodeId(1), VmEpoch(1), "why".into(), Wall(1)), Outcome::Changed);
+        say(&mut vm, 1, 1, VmReportEvent::Started, 2);
+        say(&mut vm, 1, 1, VmReportEvent::Ready, 3);
+        assert_eq!(vm.phase, VmPhase::Running);
+        vm
+    }
+
+    fn say(vm: &mut VmRecord, epoch: u64, incarnation: u64, event: VmReportEvent, at: i64) -> Outcome {
+        let said = VmReport { vm: vm.id, epoch: VmEpoch(epoch), incarnation: VmIncarnation(incarnation), event };
+        report(vm, NodeId(1), &said, Wall(at))
+    }
+
+    fn killed() -> VmReportEvent {
+        VmReportEvent::Exited { reason: "killed".into() }
+    }
+
+    #[test]
+    fn a_killed_vm_restarts_under_the_next_incarnation() {
+        let mut vm = running();
+        assert_eq!(say(&mut vm, 1, 1, killed(), 10), Outcome::Changed);
+        assert_eq!((vm.phase, vm.incarnation, vm.reason.as_str()), (VmPhase::Restarting, VmIncarnation(2), "killed"));
+        assert!(matches!(say(&mut vm, 1, 1, VmReportEvent::Ready, 11), Outcome::Refused(ErrorCode::StaleEpoch, _)));
+    }
+
+    #[test]
+    fn reports_under_another_epoch_or_node_are_refused() {
+        let mut vm = running();
+        assert!(matches!(say(&mut vm, 2, 1, killed(), 10), Outcome::Refused(ErrorCode::StaleEpoch, _)));
+        let said = VmReport { vm: vm.id, epoch: VmEpoch(1), incarnation: VmIncarnation(1), event: killed() };
+        assert!(matches!(report(&mut vm, NodeId(2), &said, Wall(9)), Outcome::Refused(ErrorCode::StaleEpoch, _)));
+        assert_eq!(vm.phase, VmPhase::Running);
+    }
+
+    #[test]
+    fn a_crash_loop_ends_in_failed_and_start_tries_again() {
+        let mut vm = running();
+        for n in 1..=u64::from(VM_RESTARTS_MAX) + 1 {
+            say(&mut vm, 1, n, killed(), 10);
+        }
+        assert_eq!(vm.phase, VmPhase::Failed);
+        assert_eq!(start(&mut vm, Wall(20)), Outcome::Changed);
+        assert_eq!((vm.phase, vm.restarts), (VmPhase::Starting, 0));
+    }
+
+    #[test]
+    fn a_long_run_forgives_earlier_ends() {
+        let mut vm = running();
+        vm.restarts = VM_RESTARTS_MAX;
+        say(&mut vm, 1, 1, killed(), 3 + SHORT_RUN_MS + 1);
+        assert_eq!((vm.phase, vm.restarts), (VmPhase::Restarting, 1));
+    }
+
+    #[test]
+    fn stop_start_and_delete() {
+        let mut vm = running();
+        assert_eq!(stop(&mut vm, Wall(4)), Outcome::Changed);
+        assert_eq!(start(&mut vm, Wall(5)), Outcome::Same);
+        assert_eq!(say(&mut vm, 1, 1, VmReportEvent::Stopped, 6), Outcome::Changed);
+        assert_eq!((vm.phase, vm.incarnation), (VmPhase::Starting, VmIncarnation(2)));
+        assert_eq!(delete(&mut vm, Wall(7)), Outcome::Changed);
+        assert!(matches!(stop(&mut vm, Wall(8)), Outcome::Refused(..)));
+        assert_eq!(say(&mut vm, 1, 2, VmReportEvent::Stopped, 9), Outcome::Same);
+        assert_eq!(say(&mut vm, 1, 2, VmReportEvent::Removed, 9), Outcome::Gone);
+        assert_eq!(delete(&mut pending(), Wall(1)), Outcome::Gone);
+    }
+
+    #[test]
+    fn a_guest_that_powers_off_stays_off() {
+        let mut vm = running();
+        say(&mut vm, 1, 1, VmReportEvent::Exited { reason: "guest-shutdown".into() }, 10);
+        assert_eq!((vm.phase, vm.desired), (VmPhase::Stopped, VmDesired::Stopped));
+    }
+
+    #[test]
+    fn an_assignment_is_taken_once() {
+        let mut vm = pending();
+        assert!(matches!(assign(&mut vm, NodeId(1), VmEpoch(2), String::new(), Wall(1)), Outcome::Refused(..)));
+        assert_eq!(assign(&mut vm, NodeId(1), VmEpoch(1), String::new(), Wall(1)), Outcome::Changed);
+        assert!(matches!(assign(&mut vm, NodeId(2), VmEpoch(2), String::new(), Wall(1)), Outcome::Refused(..)));
+    }
+}

@@ -1,0 +1,81 @@
+//! Applying a command: exactly once per session and sequence, then one module per subject.
+
+use base::{ErrorCode, TopicId, Wall, hash64};
+
+use crate::{Command, CommandEnvelope, CommandResult, Metadata};
+
+/// What every command may need besides its own fields.
+#[derive(Clone, Copy)]
+pub(crate) struct Context {
+    /// Index of the entry.
+    pub index: u64,
+    /// The proposing leader's clock.
+    pub now: Wall,
+}
+
+pub(crate) fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandResult {
+    CommandResult::Refused { code, message: message.into() }
+}
+
+impl Metadata {
+    /// Applies the command at `index`. A command that was applied before (same session and sequence) changes nothing
+    /// and gives the same result again; one of an unknown session is refused.
+    pub fn apply(&mut self, index: u64, envelope: &CommandEnvelope) -> CommandResult {
+        debug_assert!(index > self.applied, "index {index} applied twice");
+        self.applied = index;
+        let context = Context { index, now: envelope.wall };
+        let Some(origin) = envelope.origin else {
+            return self.dispatch(context, &envelope.command);
+        };
+        if let Err(known) = self.begin_in_session(origin) {
+            return known;
+        }
+        let result = self.dispatch(context, &envelope.command);
+        self.end_in_session(origin, result.clone());
+        result
+    }
+
+    /// Notes that an entry without effect on the tables (a Noop, a membership change) is applied.
+    pub fn skip(&mut self, index: u64) {
+        self.applied = index;
+    }
+
+    fn dispatch(&mut self, context: Context, command: &Command) -> CommandResult {
+        match command {
+            Command::OpenSession { node, incarnation } => self.open_session(*node, *incarnation),
+            Command::AdmitNode { token_id, secret, member } => self.admit_node(context, *token_id, secret, member),
+            Command::UpdateNode { member } => self.update_node(context, member),
+            Command::CreateToken { secret_hash, expires, uses } => {
+                self.create_token(context, *secret_hash, *expires, *uses)
+            }
+            Command::RevokeToken { token_id } => self.revoke_token(*token_id),
+            Command::CreateTopic { name, topic_id, partitions, replication_factor, config } => {
+                self.create_topic(context, name, *topic_id, *partitions, *replication_factor, config)
+            }
+            Command::DeleteTopic { name } => self.delete_topic(context, name),
+            Command::AddReplica { group, node } => self.add_replica(*group, *node),
+            Command::ReplicaVoter { group, replica } => self.replica_voter(*group, *replica),
+            Command::CreateVm { name, spec } => self.create_vm(context, name, spec),
+            Command::StopVm { name } => self.change_vm(context, name, |vm| compute::lifecycle::stop(vm, context.now)),
+            Command::StartVm { name } => self.change_vm(context, name, |vm| compute::lifecycle::start(vm, context.now)),
+            Command::DeleteVm { name } => {
+                self.change_vm(context, name, |vm| compute::lifecycle::delete(vm, context.now))
+            }
+            Command::AssignVm { vm, node, epoch, placement } => {
+                self.assign_vm(context, *vm, *node, *epoch, placement.clone())
+            }
+            Command::ExplainVm { vm, reason } => self.explain_vm(context, *vm, reason),
+            Command::ReportVm { node, report } => self.report_vm(context, *node, report),
+            Command::TrimOutbox { through } => self.trim_outbox(*through),
+        }
+    }
+
+    /// A topic id that follows from the entry that makes the topic.
+    pub(crate) fn derived_topic_id(&self, index: u64) -> TopicId {
+        let cluster = u64::from_le_bytes(self.cluster.0[..8].try_into().expect("a cluster id has 16 bytes"));
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&hash64(&[cluster, index, 1]).to_be_bytes());
+        id[8..].copy_from_slice(&hash64(&[cluster, index, 2]).to_be_bytes());
+        TopicId(id)
+    }
+}

@@ -1,0 +1,97 @@
+//! Members: how the cluster is born, and how nodes are admitted.
+
+use base::limits::NODES_MAX;
+use base::{ClusterId, ErrorCode, NodeId, ReplicaId, Wall};
+use serde_json::json;
+use wire::Member;
+
+use crate::apply::{Context, refuse};
+use crate::{Command, CommandEnvelope, CommandResult, EVENTS_TOPIC, Metadata, NodeRecord};
+
+impl Metadata {
+    /// The state that a new cluster is born with: its first node, which holds the first replica of `__meta`, and the
+    /// topic of its events. Covers index 1.
+    #[must_use]
+    pub fn bootstrap(cluster: ClusterId, member: Member, now: Wall) -> Metadata {
+        let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, ..Metadata::default() };
+        let context = Context { index: 1, now };
+        let node = metadata.insert_node(context, member);
+        debug_assert_eq!(node, (NodeId(1), ReplicaId(1)));
+        let create = Command::CreateTopic {
+            name: EVENTS_TOPIC.into(),
+            topic_id: metadata.derived_topic_id(1),
+            partitions: 1,
+            replication_factor: None,
+            config: Vec::new(),
+        };
+        metadata.applied = 0;
+        metadata.apply(1, &CommandEnvelope { origin: None, wall: now, command: create });
+        metadata
+    }
+
+    /// A member by its endpoint.
+    #[must_use]
+    pub fn node_of(&self, endpoint: &base::EndpointId) -> Option<&NodeRecord> {
+        self.nodes.values().find(|node| node.member.address.endpoint == *endpoint)
+    }
+
+    pub(crate) fn admit_node(
+        &mut self,
+        context: Context,
+        token_id: u64,
+        secret: &[u8; 32],
+        member: &Member,
+    ) -> CommandResult {
+        if let Some(known) = self.node_of(&member.address.endpoint) {
+            // The first answer was lost: the same endpoint is the same node. No use of the token is taken.
+            return CommandResult::NodeAdmitted { node: known.member.node, meta_replica: known.meta_replica };
+        }
+        if self.nodes.len() >= NODES_MAX {
+            return refuse(ErrorCode::FailedPrecondition, format!("the cluster has {NODES_MAX} nodes, its maximum"));
+        }
+        if let Err(refused) = self.use_token(context.now, token_id, secret) {
+            return refused;
+        }
+        let (node, meta_replica) = self.insert_node(context, member.clone());
+        CommandResult::NodeAdmitted { node, meta_replica }
+    }
+
+    pub(crate) fn update_node(&mut self, context: Context, member: &Member) -> CommandResult {
+        let Some(record) = self.nodes.get_mut(&member.node) else {
+            return refuse(ErrorCode::NotFound, format!("node {} is not a member", member.node));
+        };
+        if record.member.address.endpoint != member.address.endpoint {
+            let message = format!("node {} has another identity: it must join anew", member.node);
+            return refuse(ErrorCode::PermissionDenied, message);
+        }
+        if record.member == *member {
+            return CommandResult::Done;
+        }
+        record.member = member.clone();
+        let event = json!({ "event": "node.updated", "node": member.node.0, "name": member.name });
+        self.publish(context, &member.name, event);
+        CommandResult::Done
+    }
+
+    fn insert_node(&mut self, context: Context, mut member: Member) -> (NodeId, ReplicaId) {
+        self.next.node += 1;
+        let node = NodeId(self.next.node);
+        let meta_replica = self.next_replica();
+        member.node = node;
+        if member.name.is_empty() || self.nodes.values().any(|n| n.member.name == member.name) {
+            member.name = format!("node-{node}");
+        }
+        let event = json!({
+            "event": "node.joined", "node": node.0, "name": member.name,
+            "endpoint": member.address.endpoint.to_string(),
+        });
+        self.publish(context, &member.name, event);
+        self.nodes.insert(node, NodeRecord { member, meta_replica, joined: context.now });
+        (node, meta_replica)
+    }
+
+    pub(crate) fn next_replica(&mut self) -> ReplicaId {
+        self.next.replica += 1;
+        ReplicaId(self.next.replica)
+    }
+}

@@ -1,0 +1,91 @@
+//! The state as bytes, for checkpoints. Numbered fields; a table that a newer version adds is optional.
+
+use base::{ClusterId, GroupId, Incarnation, NodeId, SessionId, VmId};
+use bytes::Bytes;
+use compute::VmRecord;
+use minicbor::{Decode, Encode};
+use std::collections::BTreeMap;
+
+use crate::state::NextIds;
+use crate::{Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord};
+
+/// A checkpoint that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the state of __meta cannot be read: {0}")]
+pub struct SnapshotError(#[from] wire::WireError);
+
+#[derive(Encode, Decode)]
+struct Snapshot {
+    #[n(0)]
+    cluster: ClusterId,
+    #[n(1)]
+    cluster_incarnation: Incarnation,
+    #[n(2)]
+    applied: u64,
+    #[n(3)]
+    next: NextIds,
+    #[n(4)]
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    #[n(5)]
+    topics: BTreeMap<String, TopicRecord>,
+    #[n(6)]
+    partitions: BTreeMap<GroupId, PartitionRecord>,
+    #[n(7)]
+    vms: BTreeMap<VmId, VmRecord>,
+    #[n(8)]
+    tokens: BTreeMap<u64, TokenRecord>,
+    #[n(9)]
+    sessions: BTreeMap<SessionId, SessionRecord>,
+    #[n(10)]
+    outbox: BTreeMap<u64, OutboxEvent>,
+    #[n(11)]
+    outbox_next: u64,
+}
+
+fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
+    map.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+impl Metadata {
+    /// The whole state as bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        wire::encode(&Snapshot {
+            cluster: self.cluster,
+            cluster_incarnation: self.cluster_incarnation,
+            applied: self.applied,
+            next: self.next,
+            nodes: table(&self.nodes),
+            topics: table(&self.topics),
+            partitions: table(&self.partitions),
+            vms: table(&self.vms),
+            tokens: table(&self.tokens),
+            sessions: table(&self.sessions),
+            outbox: table(&self.outbox),
+            outbox_next: self.outbox_next,
+        })
+    }
+
+    /// The state that `bytes` hold.
+    ///
+    /// # Errors
+    /// If they were not written by [`Metadata::encode`] of this or an older version.
+    pub fn decode(bytes: &[u8]) -> Result<Metadata, SnapshotError> {
+        let snapshot: Snapshot = wire::decode(bytes)?;
+        Ok(Metadata {
+            cluster: snapshot.cluster,
+            cluster_incarnation: snapshot.cluster_incarnation,
+            applied: snapshot.applied,
+            vm_names: snapshot.vms.values().map(|vm| (vm.name.clone(), vm.id)).collect(),
+            nodes: snapshot.nodes.into_iter().collect(),
+            topics: snapshot.topics.into_iter().collect(),
+            partitions: snapshot.partitions.into_iter().collect(),
+            vms: snapshot.vms.into_iter().collect(),
+            tokens: snapshot.tokens.into_iter().collect(),
+            sessions: snapshot.sessions.into_iter().collect(),
+            outbox: snapshot.outbox.into_iter().collect(),
+            outbox_next: snapshot.outbox_next,
+            next: snapshot.next,
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! Topics and where their partitions live.
+
+use std::collections::BTreeMap;
+
+use base::limits::{ELASTIC_REPLICATION_FACTOR, TOPIC_NAME_BYTES_MAX, TOPIC_PARTITIONS_MAX};
+use base::{ErrorCode, GroupId, NodeId, TopicId};
+use serde_json::json;
+
+use crate::apply::{Context, refuse};
+use crate::{CommandResult, EVENTS_TOPIC, Metadata, PartitionRecord, ReplicaRecord, TopicRecord};
+
+/// The topic that holds the console of a VM.
+#[must_use]
+pub fn console_topic(vm: &str) -> String {
+    format!("vm.{vm}.console")
+}
+
+/// Whether Kafka allows the name: 1 to 249 of `[a-zA-Z0-9._-]`, neither `.` nor `..`.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn valid_topic_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name == "." || name == ".." {
+        return Err(format!("\"{name}\" is not a topic name"));
+    }
+    if name.len() > TOPIC_NAME_BYTES_MAX {
+        return Err(format!("a topic name has at most {TOPIC_NAME_BYTES_MAX} characters, this one has {}", name.len()));
+    }
+    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
+        Some(c) => {
+            Err(format!("topic names consist of letters, digits, \".\", \"_\" and \"-\"; {c:?} is none of them"))
+        }
+        None => Ok(()),
+    }
+}
+
+impl Metadata {
+    pub(crate) fn create_topic(
+        &mut self,
+        context: Context,
+        name: &str,
+        topic_id: TopicId,
+        partitions: u32,
+        replication_factor: Option<u16>,
+        config: &[(String, String)],
+    ) -> CommandResult {
+        if let Err(reason) = valid_topic_name(name) {
+            return refuse(ErrorCode::InvalidArgument, reason);
+        }
+        if self.topics.contains_key(name) {
+            return refuse(ErrorCode::AlreadyExists, format!("topic {name} exists already"));
+        }
+        if partitions == 0 || partitions > TOPIC_PARTITIONS_MAX {
+            let message = format!("a topic has 1 to {TOPIC_PARTITIONS_MAX} partitions, not {partitions}");
+            return refuse(ErrorCode::InvalidArgument, message);
+        }
+        let nodes = self.nodes.len();
+        let factor = match replication_factor {
+            Some(0) => return refuse(ErrorCode::InvalidArgument, "the replication factor is at least 1"),
+            Some(factor) if usize::from(factor) > nodes => {
+                let message = format!("replication factor {factor} needs as many nodes, the cluster has {nodes}");
+                return refuse(ErrorCode::InvalidArgument, message);
+            }
+            Some(factor) => usize::from(factor),
+            None => ELASTIC_REPLICATION_FACTOR.min(nodes),
+        };
+        let groups: Vec<_> = (0..partitions).map(|partition| self.create_partition(name, partition, factor)).collect();
+        let record = TopicRecord {
+            name: name.to_owned(),
+            topic_id,
+            partitions: groups.clone(),
+            replication_factor,
+            config: config.to_vec(),
+            created: context.now,
+        };
+        self.topics.insert(name.to_owned(), record);
+        let event = json!({ "event": "topic.created", "topic": name, "partitions": partitions });
+        self.publish(context, name, event);
+        CommandResult::TopicCreated { topic_id, groups }
+    }
+
+    pub(crate) fn delete_topic(&mut self, context: Context, name: &str) -> CommandResult {
+        if name == EVENTS_TOPIC {
+            return refuse(ErrorCode::FailedPrecondition, format!("{EVENTS_TOPIC} is built in and cannot be deleted"));
+        }
+        let Some(topic) = self.topics.remove(name) else {
+            return refuse(ErrorCode::NotFound, format!("there is no topic {name}"));
+        };
+        for group in &topic.partitions {
+            self.partitions.remove(group);
+        }
+        self.publish(context, name, json!({ "event": "topic.deleted", "topic": name }));
+        CommandResult::Done
+    }
+
+    fn create_partition(&mut self, topic: &str, partition: u32, factor: usize) -> GroupId {
+        self.next.group += 1;
+        let group = GroupId(self.next.group);
+        let replicas: Vec<_> = self
+            .emptiest_nodes(factor, group)
+            .into_iter()
+            .map(|node| ReplicaRecord { replica: self.next_replica(), node, voter: true })
+            .collect();
+        let record = PartitionRecord {
+            group,
+            topic: topic.to_owned(),
+            partition,
+            born: replicas.iter().map(|r| r.replica).collect(),
+            replicas,
+            epoch_base: 0,
+        };
+        self.partitions.insert(group, record);
+        group
+    }
+
+    /// `count` nodes with the fewest replicas, in an order that spreads the first places (preferred leaders).
+    fn emptiest_nodes(&self, count: usize, group: GroupId) -> Vec<NodeId> {
+        let mut load: BTreeMap<NodeId, (usize, usize)> = self.nodes.keys().map(|node| (*node, (0, 0))).collect();
+        for partition in self.partitions.values() {
+            for (place, replica) in partition.replicas.iter().enumerate() {
+                if let Some((all, first)) = load.get_mut(&replica.node) {
+                    *all += 1;
+                    *first += usize::from(place == 0);
+                }
+            }
+        }
+        let mut nodes: Vec<_> = load.iter().map(|(node, (all, first))| (*all, *first, *node)).collect();
+        nodes.sort_unstable();
+        nodes.truncate(count);
+        // Among those chosen, whoever leads least comes first; ties rotate with the group.
+        nodes.sort_unstable_by_key(|(_, first, node)| (*first, (node.0 + group.0) % 64, *node));
+        nodes.into_iter().map(|(_, _, node)| node).collect()
+    }
+}
