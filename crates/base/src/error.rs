@@ -65,6 +65,8 @@ codes! {
     ShuttingDown = 19 "shutting_down",
     /// Leadership changed while the request was under way; its outcome is unknown.
     LeaderChanged = 20 "leader_changed",
+    /// A producer's sequence does not follow on what the partition has: something before it is missing.
+    OutOfOrder = 21 "out_of_order",
 }
 
 impl fmt::Display for ErrorCode {

@@ -33,6 +33,14 @@ pub const ROUNDS_IN_FLIGHT_MAX: usize = 2;
 pub const DURABLE_MARK_IDLE: Millis = Millis(100);
 /// Recycled segments kept for reuse.
 pub const WAL_SPARE_SEGMENTS_MAX: usize = 2;
+/// Bytes that recovery reads at once.
+pub const WAL_RECOVERY_READ_BYTES: usize = 1 << 20;
+/// Records of other groups that one read of the log skips over rather than being split in two.
+pub const WAL_READ_GAP_BYTES: u64 = 16 << 10;
+/// Between tries of an operation for which the disk was full.
+pub const DISK_FULL_RETRY: Millis = Millis(200);
+/// Bytes of a checkpoint file written at once, so that the log's small writes come in between.
+pub const CHECKPOINT_WRITE_BYTES: usize = 4 << 20;
 /// The metadata group's log is truncated behind a checkpoint after this many bytes of entries.
 pub const META_CHECKPOINT_BYTES: u64 = 8 << 20;
 /// ... or this many entries.
@@ -88,6 +96,14 @@ pub const RECORD_BATCH_BYTES_MAX: usize = 1_048_588;
 pub const PARTITION_TAIL_BYTES: usize = 1 << 20;
 /// Bytes of one partition proposed and not yet applied; above it produce answers "busy".
 pub const PARTITION_INFLIGHT_BYTES_MAX: usize = 32 << 20;
+/// Batches of one idempotent producer that a partition remembers, to recognize retries (Kafka's number).
+pub const PRODUCER_BATCHES_KEPT: usize = 5;
+/// Idempotent producers that one partition remembers; beyond it the one that wrote longest ago is forgotten.
+pub const PARTITION_PRODUCERS_MAX: usize = 10_000;
+/// How far ahead of the leader's clock a record's timestamp may be (Kafka's `message.timestamp.after.max.ms`).
+pub const RECORD_TIMESTAMP_AHEAD_MAX: Millis = Millis(3_600_000);
+/// Batches in one fetch from one partition.
+pub const FETCH_BATCHES_MAX: usize = 1_024;
 /// Partitions of one topic.
 pub const TOPIC_PARTITIONS_MAX: u32 = 1_024;
 /// Length of a topic name (Kafka's bound).
@@ -130,3 +146,24 @@ pub const AGENT_FRAME_BYTES_MAX: usize = 1 << 20;
 pub const CONSOLE_LINE_BYTES_MAX: usize = 16 << 10;
 /// Starts of one VM before it is held in `Failed`, when each ends within a minute.
 pub const VM_RESTARTS_MAX: u32 = 10;
+
+// ---- Operations and doors ----
+
+/// (principal, operation) pairs whose rates one node tracks at once.
+pub const OPERATION_LIMITS_TRACKED_MAX: usize = 4_096;
+/// Results that one node keeps for retries with the same Idempotency-Key.
+pub const IDEMPOTENCY_RESULTS_MAX: usize = 1_024;
+/// How long it keeps them.
+pub const IDEMPOTENCY_KEPT: Millis = Millis(600_000);
+/// Length of an Idempotency-Key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Body of one API request.
+pub const API_BODY_BYTES_MAX: usize = 1 << 20;
+/// Connections on the API's listener.
+pub const API_CONNECTIONS_MAX: usize = 1_024;
+/// An API connection that has not sent a whole request head after this long is closed.
+pub const API_HEADER_TIMEOUT: Millis = Millis(10_000);
+/// A request body must arrive within this.
+pub const API_BODY_TIMEOUT: Millis = Millis(30_000);
+/// Bytes of one request head.
+pub const API_HEAD_BYTES_MAX: usize = 64 << 10;
