@@ -72,6 +72,8 @@ pub struct Packages {
     declared: BTreeMap<String, BTreeSet<String>>,
     /// Every package of the graph by name, with the names of its resolved normal dependencies.
     resolved: BTreeMap<String, BTreeSet<String>>,
+    /// What every package that is not of the workspace says of its licence, by name.
+    licences: BTreeMap<String, String>,
 }
 
 impl Packages {
@@ -96,6 +98,7 @@ impl Packages {
     fn from_metadata(answer: &Value) -> Option<Self> {
         let mut packages = Packages::default();
         let mut names = BTreeMap::new();
+        let mut licences = BTreeMap::new();
         let members: BTreeSet<&str> =
             answer["workspace_members"].as_array()?.iter().filter_map(Value::as_str).collect();
         for package in answer["packages"].as_array()? {
@@ -106,9 +109,15 @@ impl Packages {
                 let declared = dependencies.iter().filter_map(|dependency| dependency["name"].as_str());
                 packages.declared.insert(name.into(), declared.map(str::to_owned).collect());
             }
+            let licence = package["license"].as_str().unwrap_or_default();
+            licences.insert(id, licence);
         }
         for node in answer["resolve"]["nodes"].as_array()? {
-            let name = names.get(node["id"].as_str()?)?;
+            let id = node["id"].as_str()?;
+            let name = names.get(id)?;
+            if !members.contains(id) {
+                packages.licences.insert((*name).to_owned(), licences.get(id).copied().unwrap_or_default().to_owned());
+            }
             let normal = |dependency: &&Value| {
                 dependency["dep_kinds"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind["kind"].is_null()))
             };
@@ -123,6 +132,11 @@ impl Packages {
     /// Names of the workspace's crates.
     pub fn crates(&self) -> impl Iterator<Item = &str> {
         self.declared.keys().map(String::as_str)
+    }
+
+    /// Packages that are not of the workspace, each with the licence that it names.
+    pub fn licences(&self) -> &BTreeMap<String, String> {
+        &self.licences
     }
 
     /// Whether any crate of the workspace declares `library`.
@@ -210,7 +224,7 @@ mod tests {
         };
         let mut resolved = table(members);
         resolved.extend(table(libraries));
-        Packages { declared: table(members), resolved }
+        Packages { declared: table(members), resolved, licences: BTreeMap::new() }
     }
 
     #[track_caller]

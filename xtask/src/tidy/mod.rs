@@ -8,6 +8,7 @@ mod bans;
 mod documents;
 mod layers;
 mod lengths;
+mod licences;
 mod source;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
         findings.extend(bans::check(source));
         findings.extend(lengths::check(source));
     }
+    let list = std::fs::read_to_string(root.join("deny.toml")).context("cannot read deny.toml")?;
+    findings.extend(licences::check(&list, metadata.licences()));
     findings.extend(documents::check(root, &sources, &metadata)?);
     Ok(allow::without_exceptions(findings, allow::EXCEPTIONS))
 }
