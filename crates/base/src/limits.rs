@@ -77,6 +77,26 @@ pub const PEER_FRAME_BYTES_MAX: usize = 32 << 20;
 pub const PEER_QUEUE_MAX: usize = 4_096;
 /// One hello or join frame, before the other side is known.
 pub const HELLO_FRAME_BYTES_MAX: usize = 64 << 10;
+/// Bytes of messages queued for one peer on the bulk channel, over all its streams.
+pub const PEER_BULK_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of messages queued for one peer on the control channel.
+pub const PEER_CONTROL_QUEUE_BYTES_MAX: usize = 16 << 20;
+/// Streams of one peer's bulk channel; a Raft group always takes the same one.
+pub const PEER_BULK_STREAMS: usize = 4;
+/// Frames received on one channel that wait for the engine.
+pub const INBOX_FRAMES_MAX: usize = 1_024;
+/// Bytes of frames received on one channel that wait for the engine.
+pub const INBOX_BYTES_MAX: usize = 64 << 20;
+/// QUIC handshakes and hellos of incoming connections under way at once.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Endpoints that are no members and are connected at once, to join or to be refused.
+pub const STRANGERS_MAX: usize = 32;
+/// A hello that has not arrived after this long ends the connection.
+pub const HELLO_DEADLINE: Millis = Millis(5_000);
+/// How long a join may take to be decided.
+pub const JOIN_DEADLINE: Millis = Millis(30_000);
+/// The answer to a join, which names every member.
+pub const JOIN_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Between a node's gossip messages (who leads what).
 pub const GOSSIP_INTERVAL: Millis = Millis(150);
 /// A node not heard of for this long is shown as unreachable.
@@ -121,10 +141,11 @@ pub const KAFKA_PIPELINE_MAX: usize = 64;
 pub const NODES_MAX: usize = 512;
 /// Voters of `__meta`, at most.
 pub const META_VOTERS_MAX: usize = 5;
-/// Events waiting in the outbox; above it the oldest are dropped and counted.
+/// Events waiting in the outbox; above it new ones are dropped and counted.
 pub const OUTBOX_EVENTS_MAX: usize = 65_536;
-/// Events in one outbox publication.
-pub const OUTBOX_BATCH_MAX: usize = 256;
+/// Events published and not yet trimmed: as many as a partition remembers of one producer, so that a new leader that
+/// publishes them again is recognised.
+pub const OUTBOX_WINDOW: usize = 5;
 /// Join tokens outstanding.
 pub const JOIN_TOKENS_MAX: usize = 1_024;
 /// How long a join token is good for, if not said otherwise.
