@@ -1,0 +1,43 @@
+# The commands of this repository. `make` alone lists them.
+
+# `dev` shares its build of the dependencies (optimized there too) with the tests; `make run PROFILE=release` is faster
+# once it runs, but builds everything a second time.
+PROFILE ?= dev
+SIM_SEEDS ?= 200
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+MUSTER := $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/muster
+
+.PHONY: help
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make setup   install what is missing (apt), saying what and why
+.PHONY: setup
+setup:
+	@scripts/setup
+
+## make build   build the binary `muster` (PROFILE=release for one to keep)
+.PHONY: build
+build:
+	$(CARGO) build --profile $(PROFILE) -p muster
+	@echo "built $(MUSTER)"
+
+## make run     set up, build, and run the demo: three nodes, a VM, its console read from Kafka
+.PHONY: run
+run: setup build
+	$(MUSTER) demo
+
+## make test    set up, build, and run every test: units, tidy, the simulator over 200 seeds, real clusters
+.PHONY: test
+test: setup
+	$(CARGO) build -p muster -p sim
+	$(CARGO) test --workspace --exclude testkit --no-fail-fast
+	$(TARGET_DIR)/debug/muster-sim run --seed 1 --seeds $(SIM_SEEDS)
+	MUSTER_BIN=$(TARGET_DIR)/debug/muster $(CARGO) test -p testkit --no-fail-fast
+
+## make ci      what must pass before a change lands: formatting, tidy, clippy, then `make test`
+.PHONY: ci
+ci: setup
+	$(CARGO) xtask ci
