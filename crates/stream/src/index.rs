@@ -71,7 +71,7 @@ impl BatchIndex {
     }
 
     /// The batches from the one that contains `offset` on; `offset` is below the end. Before the first batch: all.
-    pub(crate) fn from_offset(&self, offset: i64) -> impl Iterator<Item = Place> + '_ {
+    pub(crate) fn places_from(&self, offset: i64) -> impl Iterator<Item = Place> + '_ {
         let chunk = self.chunks.partition_point(|chunk| chunk.base_offset <= offset).saturating_sub(1);
         let slot = self.chunks.get(chunk).map_or(0, |chunk| {
             let after = |slot: &Slot| chunk.base_offset + i64::from(slot.offset_delta) <= offset;

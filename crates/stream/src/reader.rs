@@ -51,6 +51,8 @@ pub enum FetchPlan {
         high: u64,
         bytes_max: u32,
         from_offset: i64,
+        /// What the batches in the range come to.
+        bytes: usize,
     },
     /// Nothing yet: the offset is the high watermark.
     Wait,
@@ -175,7 +177,7 @@ impl Reader {
             return 0;
         }
         let mut sum = 0;
-        for place in self.index.from_offset(offset) {
+        for place in self.index.places_from(offset) {
             sum += place.bytes as usize;
             if sum >= enough {
                 break;
@@ -207,26 +209,27 @@ impl Reader {
             return FetchPlan::Wait;
         }
         if self.tail.front().is_some_and(|batch| batch.base_offset <= offset) {
-            return FetchPlan::Tail(self.from_tail(offset, bytes_max, min_one));
+            return FetchPlan::Tail(self.tail_from(offset, bytes_max, min_one));
         }
         let mut range: Option<(u64, u64)> = None;
         let mut bytes = 0usize;
-        for (count, place) in self.index.from_offset(offset).enumerate() {
-            bytes = bytes.saturating_add(place.bytes as usize);
-            let first = range.is_none() && min_one;
-            if (bytes > bytes_max && !first) || count >= FETCH_BATCHES_MAX {
+        for (count, place) in self.index.places_from(offset).enumerate() {
+            let sum = bytes.saturating_add(place.bytes as usize);
+            let insist = range.is_none() && min_one;
+            if (sum > bytes_max && !insist) || count >= FETCH_BATCHES_MAX {
                 break;
             }
+            bytes = sum;
             range = Some((range.map_or(place.index, |(low, _)| low), place.index));
         }
         let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
         match range {
-            Some((low, high)) => FetchPlan::ReadLog { low, high, bytes_max, from_offset: offset },
+            Some((low, high)) => FetchPlan::ReadLog { low, high, bytes_max, from_offset: offset, bytes },
             None => FetchPlan::Tail(Vec::new()),
         }
     }
 
-    fn from_tail(&self, offset: i64, bytes_max: usize, min_one: bool) -> Vec<Bytes> {
+    fn tail_from(&self, offset: i64, bytes_max: usize, min_one: bool) -> Vec<Bytes> {
         let first = self.tail.partition_point(|batch| batch.last_offset < offset);
         let mut out: Vec<Bytes> = Vec::new();
         let mut bytes = 0usize;
