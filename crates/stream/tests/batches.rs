@@ -1,4 +1,5 @@
 //! Record batches: what is written can be read, what is damaged is refused, and no bytes panic.
+#![allow(clippy::unwrap_used)] // A test's failure is its message.
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
 //! One partition on a leader and on its followers.
+#![allow(clippy::unwrap_used)] // A test's failure is its message.
 
 use base::limits::{PARTITION_INFLIGHT_BYTES_MAX, PARTITION_PRODUCERS_MAX};
 use base::{SplitMix64, Wall};

@@ -1,4 +1,5 @@
 //! The reader against a naive model that keeps every batch in a list.
+#![allow(clippy::unwrap_used)] // A test's failure is its message.
 
 use base::SplitMix64;
 use base::limits::{FETCH_BATCHES_MAX, PARTITION_TAIL_BYTES};

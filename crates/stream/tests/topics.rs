@@ -1,4 +1,5 @@
 //! Names, counts and configuration of topics.
+#![allow(clippy::unwrap_used)] // A test's failure is its message.
 
 use stream::topic::{
     TopicError, check_collision, check_config, check_name, check_partitions, check_replication_factor,
