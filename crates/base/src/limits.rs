@@ -134,6 +134,21 @@ pub const ELASTIC_REPLICATION_FACTOR: usize = 3;
 pub const KAFKA_CONNECTIONS_MAX: usize = 4_096;
 /// Requests of one Kafka connection under way at once.
 pub const KAFKA_PIPELINE_MAX: usize = 64;
+/// Bytes of one Kafka connection's requests under way, with the most that their answers may take; above it nothing
+/// more is read until answers are gone. One request passes however large.
+pub const KAFKA_CONNECTION_BYTES_MAX: usize = 128 << 20;
+/// Topics, partitions and other elements named in one Kafka request.
+pub const KAFKA_REQUEST_ELEMENTS_MAX: usize = 100_000;
+/// A Kafka connection with nothing under way is closed after this long (Kafka's `connections.max.idle.ms`).
+pub const KAFKA_IDLE_TIMEOUT: Millis = Millis(600_000);
+/// A Kafka client that takes no byte of its answer for this long is given up.
+pub const KAFKA_WRITE_TIMEOUT: Millis = Millis(60_000);
+/// Bytes of records in one fetch answer (Kafka's `fetch.max.bytes`).
+pub const FETCH_BYTES_MAX: usize = 57_671_680;
+/// Longest that a fetch waits for records.
+pub const FETCH_WAIT_MAX: Millis = Millis(30_000);
+/// How long a request that made a topic waits for its partitions to have leaders.
+pub const TOPIC_READY_WAIT: Millis = Millis(3_000);
 
 // ---- Cluster ----
 

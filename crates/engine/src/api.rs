@@ -27,7 +27,12 @@ pub struct CoreConfig {
     /// Least election timeout; see [`base::limits::ELECTION_TIMEOUT_MIN`].
     pub election_timeout: base::Millis,
     pub heartbeat_interval: base::Millis,
-    /// Emit [`Effect::Applied`] for checkers.
+    /// `__meta` is checkpointed, and its log truncated, after this many entries;
+    /// [`base::limits::META_CHECKPOINT_ENTRIES`] outside simulations.
+    pub checkpoint_entries: u64,
+    /// Entries that stay readable behind a checkpoint; [`base::limits::META_CHECKPOINT_KEEP_ENTRIES`].
+    pub checkpoint_keep_entries: u64,
+    /// Emit [`Effect::Applied`] and [`Effect::Role`] for checkers.
     pub observe: bool,
 }
 
@@ -44,18 +49,35 @@ pub enum Formation {
 
 /// What happened outside.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "short-lived, moved once, and boxing would cost an allocation each")]
 pub enum Event {
     /// At least every 10 ms or so; the core keeps its own pace.
     Tick,
     /// A disk operation ended.
-    Disk { op: OpId, result: Result<DiskDone, DiskError> },
+    Disk {
+        op: OpId,
+        result: Result<DiskDone, DiskError>,
+    },
     /// A peer spoke (its hello was accepted).
-    Peer { from: NodeId, messages: Vec<PeerMessage> },
+    Peer {
+        from: NodeId,
+        messages: Vec<PeerMessage>,
+    },
     /// A connection to a peer came up, with the peer's process incarnation.
-    PeerUp { node: NodeId, incarnation: Incarnation },
-    PeerDown { node: NodeId },
+    PeerUp {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
+    PeerDown {
+        node: NodeId,
+    },
     /// Somebody on this node asks for something; exactly one [`Effect::Reply`] follows, by the deadline.
-    Request { id: RequestId, deadline: Mono, target: Target, request: Request },
+    Request {
+        id: RequestId,
+        deadline: Mono,
+        target: Target,
+        request: Request,
+    },
     /// The hypervisor side reports.
     Vm(VmReport),
 }
@@ -73,6 +95,7 @@ pub enum Target {
 
 /// What can be asked of a core. Encodable, because it may be forwarded.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[expect(clippy::large_enum_variant, reason = "short-lived, moved once, and boxing would cost an allocation each")]
 pub enum Request {
     /// A change to the cluster's state; target `Leader(GroupId::META)`. Applied once, however often it is retried inside.
     #[n(0)]
@@ -101,6 +124,9 @@ pub enum Request {
     /// Hands away every leadership this node has, before it stops; target `Here`.
     #[n(6)]
     StepDown,
+    /// Asks the leader of `__meta` for an index such that a read after it is linearizable; used by [`Request::Barrier`].
+    #[n(7)]
+    ReadPoint,
 }
 
 /// When the producer wants its answer.
@@ -176,6 +202,11 @@ pub enum Reply {
     Status(#[n(0)] Box<NodeStatus>),
     #[n(4)]
     Done,
+    #[n(5)]
+    ReadPoint {
+        #[n(0)]
+        index: u64,
+    },
 }
 
 /// Why a request failed.
@@ -253,12 +284,24 @@ pub struct GroupView {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     Disk(DiskOp),
-    Send { to: NodeId, channel: Channel, messages: Vec<PeerMessage> },
-    Reply { id: RequestId, outcome: Result<Reply, RequestError> },
+    Send {
+        to: NodeId,
+        channel: Channel,
+        messages: Vec<PeerMessage>,
+    },
+    Reply {
+        id: RequestId,
+        outcome: Result<Reply, RequestError>,
+    },
     /// News for the readers of a partition.
-    Publish { group: GroupId, update: stream::Update },
+    Publish {
+        group: GroupId,
+        update: stream::Update,
+    },
     /// The partition is gone from this node.
-    Unpublish { group: GroupId },
+    Unpublish {
+        group: GroupId,
+    },
     /// Groups whose leader, as far as this node knows, changed.
     Leaders(Vec<LeaderInfo>),
     /// The cluster's state changed; a cheap clone.
@@ -269,9 +312,19 @@ pub enum Effect {
     /// Recovery is done; requests are carried out from now on (before, they wait).
     Recovered,
     /// For checkers, if [`CoreConfig::observe`].
-    Applied { group: GroupId, index: u64, term: u64, digest: u64 },
+    Applied {
+        group: GroupId,
+        index: u64,
+        term: u64,
+        digest: u64,
+    },
     /// For checkers, if [`CoreConfig::observe`]: a role in force (its term and vote are durable).
-    Role { group: GroupId, replica: ReplicaId, role: Role, term: u64 },
+    Role {
+        group: GroupId,
+        replica: ReplicaId,
+        role: Role,
+        term: u64,
+    },
     /// The node must stop, and say why.
     Fatal(String),
 }

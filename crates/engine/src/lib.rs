@@ -1,33 +1,40 @@
-//! The node's core, pure.
+//! The core of a node: everything that decides, and nothing that acts.
+//!
+//! [`NodeCore`] joins the journal, the Raft groups, the tables of `__meta`, the partitions and the planners on one
+//! thread, without I/O: [`Event`]s in, [`Effect`]s out. A driver hands in what happened, then calls
+//! [`NodeCore::flush`] once, which gives one journal round for all groups. The simulator runs this same object over
+//! virtual disks and networks.
+//!
+//! ```text
+//!              Event                                                        Effect
+//!   Tick, Peer, Request, Vm ──▶ requests ─▶ propose ─┐              ┌─▶ Send, Reply, Vm, Publish, Metadata
+//!                                                    ▼              │
+//!                                               multiraft ──────────┤
+//!                                                    │ rounds       │ committed entries
+//!   Disk (completions) ───────▶ journal ◀────────────┘              └─▶ apply ─▶ metadata, stream
+//!                                  └─▶ Disk (operations)
+//! ```
+//!
+//! Never here: tokio, files, sockets, clocks, randomness. Every queue has a bound in [`base::limits`].
 
 mod api;
+mod apply;
+mod checkpoints;
+mod core;
+mod directory;
+mod gossip;
+mod groups;
+mod journal_events;
+mod membership;
+mod outbox;
+mod planner;
+mod produce;
+mod raft_io;
+mod replay;
+mod requests;
+mod session;
+mod status;
+mod vms;
+
 pub use api::*;
-
-use base::Now;
-
-/// Everything of one node that decides: groups, tables, journal, planner. Events in, effects out.
-pub struct NodeCore {}
-
-impl NodeCore {
-    /// A core at rest; the first [`NodeCore::flush`] starts recovery.
-    #[must_use]
-    pub fn new(_config: CoreConfig, _now: Now) -> Self {
-        NodeCore {}
-    }
-    /// Takes in what happened. Cheap; several events may come before one flush.
-    pub fn handle(&mut self, _now: Now, _event: Event) {}
-    /// Gives out what follows from all events since the last flush.
-    pub fn flush(&mut self, _now: Now) -> Vec<Effect> {
-        Vec::new()
-    }
-    /// The state of the cluster, as far as this node has applied it.
-    #[must_use]
-    pub fn metadata(&self) -> &metadata::Metadata {
-        unimplemented!()
-    }
-    /// This node's view of itself.
-    #[must_use]
-    pub fn status(&self) -> NodeStatus {
-        NodeStatus::default()
-    }
-}
+pub use core::NodeCore;

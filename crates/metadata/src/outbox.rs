@@ -9,6 +9,11 @@ use crate::{CommandResult, Metadata, OutboxEvent};
 impl Metadata {
     /// Puts an event into the outbox. `key` becomes the record's key; `event` gets the time and the index added.
     pub(crate) fn publish(&mut self, context: Context, key: &str, mut event: Value) {
+        if self.outbox.len() >= OUTBOX_EVENTS_MAX {
+            // Nobody has published for long. What is there keeps its unbroken sequence; the loss is counted and told.
+            self.outbox_dropped += 1;
+            return;
+        }
         let sequence = self.outbox_next;
         self.outbox_next += 1;
         event["time_ms"] = json!(context.now.0);
@@ -16,11 +21,6 @@ impl Metadata {
         event["sequence"] = json!(sequence);
         let event = OutboxEvent { sequence, wall: context.now, key: key.to_owned(), json: event.to_string() };
         self.outbox.insert(sequence, event);
-        if self.outbox.len() > OUTBOX_EVENTS_MAX
-            && let Some((oldest, _)) = self.outbox.get_min().cloned()
-        {
-            self.outbox.remove(&oldest);
-        }
     }
 
     pub(crate) fn trim_outbox(&mut self, through: u64) -> CommandResult {

@@ -7,6 +7,12 @@ use crate::apply::refuse;
 use crate::{CommandResult, Metadata, PartitionRecord, ReplicaRecord};
 
 impl Metadata {
+    /// Every group with an id up to this one exists or existed; a higher one is not known here yet.
+    #[must_use]
+    pub fn groups_given_out(&self) -> u64 {
+        self.next.group
+    }
+
     /// How many replicas the partition should have now.
     #[must_use]
     pub fn replica_target(&self, partition: &PartitionRecord) -> usize {

@@ -40,6 +40,8 @@ struct Snapshot {
     outbox: BTreeMap<u64, OutboxEvent>,
     #[n(11)]
     outbox_next: u64,
+    #[n(12)]
+    outbox_dropped: u64,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -63,6 +65,7 @@ impl Metadata {
             sessions: table(&self.sessions),
             outbox: table(&self.outbox),
             outbox_next: self.outbox_next,
+            outbox_dropped: self.outbox_dropped,
         })
     }
 
@@ -85,6 +88,7 @@ impl Metadata {
             sessions: snapshot.sessions.into_iter().collect(),
             outbox: snapshot.outbox.into_iter().collect(),
             outbox_next: snapshot.outbox_next,
+            outbox_dropped: snapshot.outbox_dropped,
             next: snapshot.next,
         })
     }

@@ -23,6 +23,8 @@ pub struct Metadata {
     pub outbox: OrdMap<u64, OutboxEvent>,
     /// Sequence of the next outbox event, from 1 up.
     pub outbox_next: u64,
+    /// Events lost because the outbox was full.
+    pub outbox_dropped: u64,
     pub(crate) next: NextIds,
 }
 

@@ -23,7 +23,9 @@ impl Metadata {
             .collect();
         // Spent tokens are kept so that their use is told apart from a foreign token, until there are too many.
         if self.tokens.len() >= JOIN_TOKENS_MAX {
-            dead.iter().for_each(|id| drop(self.tokens.remove(id)));
+            for id in &dead {
+                self.tokens.remove(id);
+            }
         }
         if self.tokens.len() >= JOIN_TOKENS_MAX {
             return refuse(ErrorCode::Busy, format!("{JOIN_TOKENS_MAX} join tokens are outstanding: revoke some"));

@@ -84,11 +84,9 @@ pub struct Forward {
     /// Milliseconds left of the caller's deadline.
     #[n(1)]
     pub deadline_ms: u64,
-    /// Nodes passed so far; bounded, so that wrong beliefs about leaders cannot make it circle.
-    #[n(2)]
-    pub hops: u8,
-    /// The engine's request, encoded.
-    #[cbor(n(3), with = "crate::blob")]
+    /// The engine's request, encoded. The addressee carries it out or refuses it; it never passes it on, so that wrong
+    /// beliefs about leaders cannot make a request circle.
+    #[cbor(n(2), with = "crate::blob")]
     pub body: Bytes,
 }
 

@@ -1,0 +1,113 @@
+//! The one ordered applier: committed entries to state machines, and answers to whoever waits for them.
+
+use base::{ErrorCode, GroupId, hash64};
+use metadata::{CommandEnvelope, CommandResult};
+use multiraft::Role;
+use wire::{Entry, EntryKind};
+
+use crate::core::NodeCore;
+use crate::groups::{Awaited, Machine, Waiter};
+use crate::requests::error;
+use crate::{Effect, Reply};
+
+impl NodeCore {
+    /// Applies one committed entry. An error is fatal: an entry is never skipped.
+    pub(crate) fn apply_entry(&mut self, group: GroupId, entry: &Entry) {
+        let Some(replica) = self.groups.get_mut(&group) else { return };
+        if entry.index <= replica.applied {
+            return self.fatal(format!("group {group}: entry {} would be applied twice", entry.index));
+        }
+        let mut result = None;
+        match &mut replica.machine {
+            Machine::Partition(partition) => {
+                match partition.apply(entry.index, entry.term, entry.kind, &entry.data) {
+                    Ok(Some(batch)) => replica.committed(batch),
+                    Ok(None) => {}
+                    Err(error) => return self.fatal(format!("group {group}: {error}")),
+                }
+                self.unpublished.insert(group);
+            }
+            Machine::Meta => match apply_meta(&mut self.metadata, entry) {
+                Ok(outcome) => {
+                    self.metadata_changed |= entry.kind == EntryKind::Command;
+                    result = outcome;
+                }
+                Err(reason) => return self.fatal(format!("__meta entry {}: {reason}", entry.index)),
+            },
+        }
+        self.applied(group, entry, result);
+    }
+
+    fn applied(&mut self, group: GroupId, entry: &Entry, result: Option<CommandResult>) {
+        let Some(replica) = self.groups.get_mut(&group) else { return };
+        replica.applied = entry.index;
+        replica.applied_term = entry.term;
+        let mut settled: Vec<(u64, Waiter)> = Vec::new();
+        if let Some(waiter) = replica.waiters.remove(&entry.index) {
+            settled.push((entry.index, waiter));
+        }
+        // An entry of a newer term at or below a waiter's place means that the waiter's entry is gone.
+        if replica.waiters.first_key_value().is_some_and(|(_, w)| w.term < entry.term) {
+            let (lost, kept) = std::mem::take(&mut replica.waiters).into_iter().partition(|(_, w)| w.term < entry.term);
+            replica.waiters = kept;
+            let lost: std::collections::BTreeMap<u64, Waiter> = lost;
+            settled.extend(lost);
+        }
+        let leads = replica.role == Role::Leader && replica.term == entry.term;
+        if self.config.observe {
+            let digest = hash64(&[entry.kind as u64, u64::from(crc32c::crc32c(&entry.data))]);
+            self.effects.push(Effect::Applied { group, index: entry.index, term: entry.term, digest });
+        }
+        for (index, waiter) in settled {
+            self.settle(index, entry, waiter, result.clone());
+        }
+        if group == GroupId::META {
+            self.checkpoints.count(entry.data.len());
+            self.meta_advanced();
+            if result.is_some() {
+                self.peers.follow(&self.metadata);
+            }
+        } else {
+            self.settle_repeats(group);
+        }
+        if entry.kind == EntryKind::Noop && leads {
+            self.activate(group, entry.term);
+        }
+    }
+
+    fn settle(&mut self, index: u64, entry: &Entry, waiter: Waiter, result: Option<CommandResult>) {
+        let kept = index == entry.index && waiter.term == entry.term;
+        match waiter.what {
+            Awaited::Command(origin) => {
+                let outcome = match result {
+                    Some(result) if kept => Ok(Reply::Command { index, result }),
+                    _ => Err(error(ErrorCode::LeaderChanged, "leadership changed before the command was committed")),
+                };
+                self.answer(origin, outcome);
+            }
+            Awaited::Produced { origin, base_offset } => {
+                let outcome = match kept {
+                    true => Ok(Reply::Produced { base_offset, log_start_offset: 0 }),
+                    false => {
+                        Err(error(ErrorCode::LeaderChanged, "leadership changed before the records were committed"))
+                    }
+                };
+                self.answer(origin, outcome);
+            }
+        }
+    }
+}
+
+fn apply_meta(metadata: &mut metadata::Metadata, entry: &Entry) -> Result<Option<CommandResult>, String> {
+    match entry.kind {
+        EntryKind::Noop | EntryKind::Membership => {
+            metadata.skip(entry.index);
+            Ok(None)
+        }
+        EntryKind::Command => {
+            let envelope: CommandEnvelope = wire::decode(&entry.data).map_err(|e| e.to_string())?;
+            Ok(Some(metadata.apply(entry.index, &envelope)))
+        }
+        EntryKind::Batch => Err("a record batch does not belong here".into()),
+    }
+}

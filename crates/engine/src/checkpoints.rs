@@ -1,0 +1,258 @@
+//! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
+
+use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
+use base::{GroupId, Millis, Mono, NodeId};
+use bytes::Bytes;
+use journal::{Checkpoint, CheckpointPart};
+use multiraft::{Install, Role};
+use wire::{Channel, CheckpointChunk, CheckpointPull, PeerMessage, RaftMessage, SnapshotMeta};
+
+use crate::Effect;
+use crate::core::NodeCore;
+use crate::groups::GroupStage;
+use crate::journal_events::ReadFor;
+
+/// A part that does not come is asked for again after this long, ...
+const PULL_RETRY: Millis = Millis(500);
+/// ... and a pull that gets nothing is given up after this long; the leader offers its checkpoint again.
+const PULL_GIVE_UP: Millis = Millis(10_000);
+
+/// A checkpoint that is being pulled from a leader.
+struct Pull {
+    from: NodeId,
+    group: GroupId,
+    message: RaftMessage,
+    meta: SnapshotMeta,
+    data: Vec<u8>,
+    asked: Mono,
+    progressed: Mono,
+}
+
+/// What is under way with checkpoints.
+#[derive(Default)]
+pub(crate) struct Checkpoints {
+    /// Index of the latest durable one of `__meta`.
+    latest: u64,
+    /// Bytes and entries applied since.
+    bytes: u64,
+    entries: u64,
+    /// The one that is being written.
+    writing: Option<(SnapshotMeta, u64)>,
+    pull: Option<Pull>,
+    /// Pulled whole and checked, waiting for Raft to accept it.
+    pulled: Option<(SnapshotMeta, Bytes)>,
+    /// Being installed.
+    installing: Option<(SnapshotMeta, Bytes)>,
+}
+
+impl Checkpoints {
+    pub fn count(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.entries += 1;
+    }
+}
+
+impl NodeCore {
+    /// Takes a checkpoint of `__meta` when its log has grown enough. State, index, term and membership are of one
+    /// moment: the tables are cloned between two entries.
+    pub(crate) fn drive_checkpoints(&mut self) {
+        let due = self.checkpoints.entries >= self.config.checkpoint_entries
+            || self.checkpoints.bytes >= META_CHECKPOINT_BYTES;
+        let busy = self.checkpoints.writing.is_some() || self.checkpoints.installing.is_some() || self.disk_full;
+        if !due || busy {
+            return;
+        }
+        let Some(group) = self.groups.get(&GroupId::META).filter(|g| g.running()) else { return };
+        if group.applied != self.metadata.applied {
+            return;
+        }
+        let meta =
+            SnapshotMeta { index: group.applied, term: group.applied_term, membership: group.membership.clone() };
+        let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
+        let checkpoint = Checkpoint {
+            group: GroupId::META,
+            replica: group.replica,
+            meta: meta.clone(),
+            state: self.metadata.encode(),
+            install: false,
+            keep_from,
+            hard_state: None,
+        };
+        self.checkpoints.writing = Some((meta, keep_from));
+        self.checkpoints.entries = 0;
+        self.checkpoints.bytes = 0;
+        self.journal.checkpoint(checkpoint);
+    }
+
+    /// A checkpoint is durable: a birth, one of our own, or an installed one.
+    pub(crate) fn checkpoint_done(&mut self, group: GroupId, index: u64) {
+        let Some(entry) = self.groups.get(&group) else { return };
+        if let GroupStage::Birth(birth) = &entry.stage {
+            if birth.meta.index == index {
+                self.born(group);
+            }
+            return;
+        }
+        if let Some((meta, state)) = self.checkpoints.installing.take_if(|(meta, _)| meta.index == index) {
+            return self.installed(group, meta, &state);
+        }
+        if let Some((meta, keep_from)) = self.checkpoints.writing.take_if(|(meta, _)| meta.index == index) {
+            self.checkpoints.latest = index;
+            self.raft.checkpointed(group, meta, keep_from);
+        }
+    }
+
+    // ---- Pulling, as a follower ----
+
+    /// A leader wants its checkpoint installed. The bytes come first: Raft sees the message when they are here.
+    pub(crate) fn pull_checkpoint(&mut self, from: NodeId, group: GroupId, message: RaftMessage) {
+        let Some(meta) = message.snapshot.clone() else { return };
+        let behind = self.groups.get(&group).is_some_and(|g| g.running() && meta.index > g.applied);
+        if !behind || group != GroupId::META || self.checkpoints.installing.is_some() {
+            // Raft knows what to answer to a snapshot that is not needed.
+            let _ = self.raft.step(group, message);
+            return;
+        }
+        if let Some(pull) = &mut self.checkpoints.pull
+            && pull.from == from
+            && pull.meta == meta
+        {
+            pull.message = message;
+            return;
+        }
+        let now = self.now.mono;
+        self.checkpoints.pull =
+            Some(Pull { from, group, message, meta, data: Vec::new(), asked: now, progressed: now });
+        self.ask_for_part();
+    }
+
+    fn ask_for_part(&mut self) {
+        let Some(pull) = &mut self.checkpoints.pull else { return };
+        pull.asked = self.now.mono;
+        let ask = CheckpointPull { group: pull.group, index: pull.meta.index, offset: pull.data.len() as u64 };
+        let to = pull.from;
+        self.send(to, Channel::Bulk, PeerMessage::CheckpointPull(ask));
+    }
+
+    pub(crate) fn checkpoints_tick(&mut self) {
+        let Some(pull) = &self.checkpoints.pull else { return };
+        if self.now.mono.since(pull.progressed) > PULL_GIVE_UP {
+            self.checkpoints.pull = None;
+        } else if self.now.mono.since(pull.asked) > PULL_RETRY {
+            self.ask_for_part();
+        }
+    }
+
+    pub(crate) fn take_chunk(&mut self, from: NodeId, chunk: CheckpointChunk) {
+        let Some(pull) = &mut self.checkpoints.pull else { return };
+        if pull.from != from || pull.group != chunk.group || pull.meta.index != chunk.index {
+            return;
+        }
+        if chunk.total == 0 || chunk.total > CHECKPOINT_BYTES_MAX {
+            self.checkpoints.pull = None;
+            return;
+        }
+        if chunk.offset != pull.data.len() as u64 || chunk.data.is_empty() {
+            return;
+        }
+        pull.data.extend_from_slice(&chunk.data);
+        pull.progressed = self.now.mono;
+        if (pull.data.len() as u64) < chunk.total {
+            return self.ask_for_part();
+        }
+        let Some(pull) = self.checkpoints.pull.take() else { return };
+        if pull.data.len() as u64 != chunk.total || crc32c::crc32c(&pull.data) != chunk.crc {
+            return; // Damaged on the way; the leader offers it again.
+        }
+        self.checkpoints.pulled = Some((pull.meta, Bytes::from(pull.data)));
+        let _ = self.raft.step(pull.group, pull.message);
+    }
+
+    /// Raft accepted the snapshot: state and log are replaced, together, once the checkpoint is durable.
+    pub(crate) fn install(&mut self, install: Install) {
+        let state = match self.checkpoints.pulled.take() {
+            Some((meta, state)) if meta == install.meta => state,
+            _ => {
+                return self
+                    .fatal(format!("Raft installs a checkpoint of group {} that was not pulled", install.group));
+            }
+        };
+        let Some(group) = self.groups.get(&install.group) else { return };
+        let checkpoint = Checkpoint {
+            group: install.group,
+            replica: group.replica,
+            meta: install.meta.clone(),
+            state: state.clone(),
+            install: true,
+            keep_from: install.meta.index + 1,
+            hard_state: install.hard_state,
+        };
+        self.checkpoints.writing = None;
+        self.checkpoints.installing = Some((install.meta, state));
+        self.journal.checkpoint(checkpoint);
+    }
+
+    fn installed(&mut self, group: GroupId, meta: SnapshotMeta, state: &[u8]) {
+        match metadata::Metadata::decode(state) {
+            Ok(metadata) => self.adopt_metadata(metadata),
+            Err(error) => return self.fatal(format!("the installed checkpoint of __meta is unreadable: {error}")),
+        }
+        self.checkpoints.latest = meta.index;
+        self.checkpoints.entries = 0;
+        self.checkpoints.bytes = 0;
+        if let Some(entry) = self.groups.get_mut(&group) {
+            entry.applied = meta.index;
+            entry.applied_term = meta.term;
+            entry.membership = meta.membership;
+        }
+        self.raft.snapshot_installed(group, meta.index);
+        self.effects.push(Effect::Formed);
+        self.meta_advanced();
+    }
+
+    // ---- Serving, as a leader ----
+
+    pub(crate) fn take_pull(&mut self, from: NodeId, pull: &CheckpointPull) {
+        let token = self.reads.begin(ReadFor::Serve { to: from, group: pull.group, index: pull.index });
+        self.journal.read_checkpoint(token, pull.group, pull.offset, CHECKPOINT_CHUNK_BYTES);
+    }
+
+    pub(crate) fn serve_part(&mut self, to: NodeId, group: GroupId, index: u64, part: Option<CheckpointPart>) {
+        let chunk = match part.filter(|part| part.meta.index == index) {
+            Some(part) => {
+                CheckpointChunk { group, index, offset: part.offset, total: part.total, crc: part.crc, data: part.data }
+            }
+            None => {
+                // Replaced by a newer one meanwhile: Raft is told, so that it offers that.
+                let leads = self.groups.get(&group).is_some_and(|g| g.role == Role::Leader);
+                if let Some(replica) = self.replica_on(group, to).filter(|_| leads) {
+                    self.raft.snapshot_reported(group, replica, false);
+                }
+                CheckpointChunk { group, index, offset: 0, total: 0, crc: 0, data: Bytes::new() }
+            }
+        };
+        self.send(to, Channel::Bulk, PeerMessage::CheckpointChunk(chunk));
+    }
+
+    // ---- Loading our own, at recovery ----
+
+    pub(crate) fn load_checkpoint(&mut self, group: GroupId, offset: u64, total: u64) {
+        debug_assert!(offset < total);
+        self.load_next(group, Vec::new());
+    }
+
+    fn load_next(&mut self, group: GroupId, loaded: Vec<u8>) {
+        let offset = loaded.len() as u64;
+        let token = self.reads.begin(ReadFor::Load { group, loaded });
+        self.journal.read_checkpoint(token, group, offset, CHECKPOINT_CHUNK_BYTES);
+    }
+
+    pub(crate) fn load_part(&mut self, group: GroupId, mut loaded: Vec<u8>, part: CheckpointPart) {
+        loaded.extend_from_slice(&part.data);
+        if (loaded.len() as u64) < part.total && !part.data.is_empty() {
+            return self.load_next(group, loaded);
+        }
+        self.checkpoints.latest = part.meta.index;
+        self.checkpoint_loaded(group, &loaded);
+    }
+}

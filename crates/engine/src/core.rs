@@ -1,0 +1,227 @@
+//! The object itself: what it holds, how events come in and effects go out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::{GroupId, NodeId, Now};
+use journal::{Journal, JournalConfig, RecoveredGroup};
+use metadata::Metadata;
+use multiraft::{MultiRaft, MultiRaftConfig};
+use wire::{Channel, PeerMessage};
+
+use crate::checkpoints::Checkpoints;
+use crate::directory::{Leaders, Peers};
+use crate::groups::Group;
+use crate::journal_events::Reads;
+use crate::outbox::Outbox;
+use crate::planner::Planner;
+use crate::requests::Requests;
+use crate::session::Session;
+use crate::vms::VmSide;
+use crate::{CoreConfig, Effect, Event, Formation};
+
+/// How far this process has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Before the first flush.
+    New,
+    /// The journal is being read.
+    Recovering,
+    /// `__meta` is there; requests are carried out.
+    Running,
+    /// After [`Effect::Fatal`]: nothing is done any more.
+    Stopped,
+}
+
+/// Everything of one node that decides: groups, tables, journal, planners. Events in, effects out.
+pub struct NodeCore {
+    pub(crate) config: CoreConfig,
+    pub(crate) stage: Stage,
+    pub(crate) now: Now,
+    pub(crate) journal: Journal,
+    pub(crate) raft: MultiRaft,
+    pub(crate) next_round: u64,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    /// Replicas found in the journal whose record in `__meta` is not (yet) known.
+    pub(crate) parked: BTreeMap<GroupId, RecoveredGroup>,
+    /// Groups whose removal from the journal is under way.
+    pub(crate) removing: BTreeSet<GroupId>,
+    pub(crate) metadata: Metadata,
+    pub(crate) metadata_changed: bool,
+    /// Partitions with news for their readers.
+    pub(crate) unpublished: BTreeSet<GroupId>,
+    pub(crate) leaders: Leaders,
+    pub(crate) peers: Peers,
+    pub(crate) requests: Requests,
+    pub(crate) session: Session,
+    pub(crate) planner: Planner,
+    pub(crate) vms: VmSide,
+    pub(crate) outbox: Outbox,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) reads: Reads,
+    pub(crate) disk_full: bool,
+    pub(crate) effects: Vec<Effect>,
+    pub(crate) sends: BTreeMap<(NodeId, Channel), Vec<PeerMessage>>,
+}
+
+impl NodeCore {
+    /// A core at rest; the first [`NodeCore::flush`] starts recovery.
+    #[must_use]
+    pub fn new(config: CoreConfig, now: Now) -> Self {
+        let tick_ms = base::limits::TICK.0.max(1);
+        let ticks = |span: base::Millis| u32::try_from((span.0 / tick_ms).max(1)).unwrap_or(u32::MAX);
+        let raft = MultiRaft::new(MultiRaftConfig {
+            seed: config.seed,
+            heartbeat_ticks: ticks(config.heartbeat_interval),
+            election_ticks: ticks(config.election_timeout),
+        });
+        let mut core = NodeCore {
+            stage: Stage::New,
+            now,
+            journal: Journal::new(JournalConfig { segment_bytes: config.segment_bytes }),
+            raft,
+            next_round: 1,
+            groups: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            removing: BTreeSet::new(),
+            metadata: Metadata::default(),
+            metadata_changed: false,
+            unpublished: BTreeSet::new(),
+            leaders: Leaders::default(),
+            peers: Peers::default(),
+            requests: Requests::default(),
+            session: Session::default(),
+            planner: Planner::default(),
+            vms: VmSide::default(),
+            outbox: Outbox::default(),
+            checkpoints: Checkpoints::default(),
+            reads: Reads::default(),
+            disk_full: false,
+            effects: Vec::new(),
+            sends: BTreeMap::new(),
+            config,
+        };
+        if let Formation::Join(accepted) = core.config.formation.clone() {
+            core.peers.introduce(&accepted);
+        }
+        core
+    }
+
+    /// Takes in what happened. Several events may come before one flush, at most
+    /// [`base::limits::EVENTS_PER_FLUSH_MAX`].
+    pub fn handle(&mut self, now: Now, event: Event) {
+        self.now = now;
+        if self.stage == Stage::Stopped {
+            return self.refuse_when_stopped(event);
+        }
+        match event {
+            Event::Tick => self.tick(),
+            Event::Disk { op, result } => self.journal.complete(op, result),
+            Event::Peer { from, messages } => self.take_messages(from, messages),
+            Event::PeerUp { node, incarnation } => self.peer_up(node, incarnation),
+            Event::PeerDown { node } => self.peer_down(node),
+            Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
+            Event::Vm(report) => self.take_vm_report(report),
+        }
+    }
+
+    /// Gives out what follows from all events since the last flush.
+    pub fn flush(&mut self, now: Now) -> Vec<Effect> {
+        self.now = now;
+        if self.stage == Stage::New {
+            self.stage = Stage::Recovering;
+            self.journal.start();
+        }
+        // Each pass may cause more work (a persisted round commits entries, a commit makes proposals); the bound is
+        // far above what one flush needs and keeps a mistake from turning into a hang.
+        for _ in 0..64 {
+            let journal = self.pump_journal();
+            let raft = self.pump_raft();
+            if !(journal || raft) || self.stage == Stage::Stopped {
+                break;
+            }
+        }
+        if self.stage == Stage::Running {
+            self.after_changes();
+        }
+        self.publish();
+        self.collect_sends();
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The state of the cluster, as far as this node has applied it.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn tick(&mut self) {
+        self.journal.tick(self.now.mono);
+        self.watch_disk();
+        self.raft.tick(self.now);
+        self.gossip();
+        self.requests_tick();
+        self.checkpoints_tick();
+        self.session_tick();
+        self.planner.due = true;
+    }
+
+    /// What follows from changed tables and roles: planners, reconciler, publication. Runs once per flush.
+    fn after_changes(&mut self) {
+        if self.metadata_changed {
+            self.sync_partitions();
+        }
+        self.drive_session();
+        self.drive_membership();
+        self.drive_planner();
+        self.drive_vms();
+        self.drive_outbox();
+        self.drive_checkpoints();
+        // Proposals made just now leave with this flush.
+        while self.pump_raft() || self.pump_journal() {
+            if self.stage == Stage::Stopped {
+                return;
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        for group in std::mem::take(&mut self.unpublished) {
+            if let Some(update) = self.groups.get_mut(&group).and_then(Group::take_update) {
+                self.effects.push(Effect::Publish { group, update });
+            }
+        }
+        let changed = self.leaders.take_changed(&self.peers, self.now.mono);
+        if !changed.is_empty() {
+            self.effects.push(Effect::Leaders(changed));
+        }
+        if self.metadata_changed && self.stage == Stage::Running {
+            self.metadata_changed = false;
+            self.effects.push(Effect::Metadata(Box::new(self.metadata.clone())));
+        }
+    }
+
+    fn collect_sends(&mut self) {
+        for ((to, channel), messages) in std::mem::take(&mut self.sends) {
+            self.effects.push(Effect::Send { to, channel, messages });
+        }
+    }
+
+    pub(crate) fn send(&mut self, to: NodeId, channel: Channel, message: PeerMessage) {
+        if to != self.config.me.node {
+            self.sends.entry((to, channel)).or_default().push(message);
+        }
+    }
+
+    /// The node must stop. What waits is answered, so that nobody hangs.
+    pub(crate) fn fatal(&mut self, reason: String) {
+        if self.stage != Stage::Stopped {
+            self.stage = Stage::Stopped;
+            self.fail_all_requests(&reason);
+            self.effects.push(Effect::Fatal(reason));
+        }
+    }
+
+    pub(crate) fn me(&self) -> NodeId {
+        self.config.me.node
+    }
+}

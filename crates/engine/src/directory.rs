@@ -1,0 +1,193 @@
+//! Who is where: peers and when they were heard of, and who leads which group.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::limits::NODE_UNREACHABLE_AFTER;
+use base::{GroupId, Incarnation, Millis, Mono, NodeId, ReplicaId};
+use metadata::Metadata;
+use wire::JoinAccepted;
+
+use crate::LeaderInfo;
+
+/// What this node knows of one other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Peer {
+    pub heard: Option<Mono>,
+    pub incarnation: Incarnation,
+    pub connected: bool,
+}
+
+/// The other nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    known: BTreeMap<NodeId, Peer>,
+    /// Where replicas of `__meta` live, as the join said: needed until `__meta` itself is here.
+    introduced: BTreeMap<ReplicaId, NodeId>,
+}
+
+impl Peers {
+    /// What a joining node was told about the members.
+    pub fn introduce(&mut self, accepted: &JoinAccepted) {
+        for (member, replica) in accepted.members.iter().zip(&accepted.meta_replicas) {
+            self.introduced.insert(*replica, member.node);
+            self.known.entry(member.node).or_default();
+        }
+    }
+
+    pub fn heard(&mut self, node: NodeId, now: Mono) {
+        self.known.entry(node).or_default().heard = Some(now);
+    }
+
+    pub fn set_connected(&mut self, node: NodeId, incarnation: Option<Incarnation>) {
+        let peer = self.known.entry(node).or_default();
+        peer.connected = incarnation.is_some();
+        peer.incarnation = incarnation.unwrap_or(peer.incarnation);
+    }
+
+    /// Heard of lately.
+    pub fn reachable(&self, node: NodeId, now: Mono) -> bool {
+        self.silence(node, now).is_some_and(|silence| silence < NODE_UNREACHABLE_AFTER)
+    }
+
+    /// How long since the node was heard of; `None`: never.
+    pub fn silence(&self, node: NodeId, now: Mono) -> Option<Millis> {
+        self.known.get(&node)?.heard.map(|heard| now.since(heard))
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.known.keys().copied()
+    }
+
+    /// Follows the table of members.
+    pub fn follow(&mut self, metadata: &Metadata) {
+        for node in metadata.nodes.keys() {
+            self.known.entry(*node).or_default();
+        }
+    }
+
+    /// The node that holds a replica of `__meta`.
+    pub fn meta_node(&self, metadata: &Metadata, replica: ReplicaId) -> Option<NodeId> {
+        let member = metadata.nodes.values().find(|node| node.meta_replica == replica);
+        member.map(|node| node.member.node).or_else(|| self.introduced.get(&replica).copied())
+    }
+}
+
+/// The node that holds a replica of a group.
+pub(crate) fn node_of(metadata: &Metadata, peers: &Peers, group: GroupId, replica: ReplicaId) -> Option<NodeId> {
+    if group == GroupId::META {
+        return peers.meta_node(metadata, replica);
+    }
+    let partition = metadata.partitions.get(&group)?;
+    partition.replicas.iter().find(|r| r.replica == replica).map(|r| r.node)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Belief {
+    term: u64,
+    leader: Option<NodeId>,
+    /// What was last given out.
+    told: Option<LeaderInfo>,
+}
+
+/// Who leads what: monotone by term, unknown rather than guessed.
+#[derive(Debug, Default)]
+pub(crate) struct Leaders {
+    beliefs: BTreeMap<GroupId, Belief>,
+    changed: BTreeSet<GroupId>,
+    /// When reachability was last looked at.
+    checked: Option<Mono>,
+    /// When gossip was last sent.
+    pub gossiped: Option<Mono>,
+    /// The last group named in it, if there were too many for one message.
+    pub gossiped_through: GroupId,
+}
+
+impl Leaders {
+    /// Somebody says that `leader` leads in `term` (`None`: that the term has no leader yet).
+    pub fn learn(&mut self, group: GroupId, term: u64, leader: Option<NodeId>) {
+        let belief = self.beliefs.entry(group).or_insert(Belief { term: 0, leader: None, told: None });
+        if term < belief.term || (term == belief.term && (leader.is_none() || belief.leader.is_some())) {
+            return;
+        }
+        belief.term = term;
+        belief.leader = leader;
+        self.changed.insert(group);
+    }
+
+    /// The leader of `term` stepped down or was found not to lead.
+    pub fn unlearn(&mut self, group: GroupId, term: u64) {
+        if let Some(belief) = self.beliefs.get_mut(&group)
+            && belief.term <= term
+            && belief.leader.is_some()
+        {
+            belief.leader = None;
+            self.changed.insert(group);
+        }
+    }
+
+    pub fn forget(&mut self, group: GroupId) {
+        self.beliefs.remove(&group);
+        self.changed.remove(&group);
+    }
+
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.beliefs.get(&group)?.leader
+    }
+
+    pub fn term(&self, group: GroupId) -> u64 {
+        self.beliefs.get(&group).map_or(0, |belief| belief.term)
+    }
+
+    /// What is to be told: changes, and leaders whose node fell silent or was heard of again.
+    pub fn take_changed(&mut self, peers: &Peers, now: Mono) -> Vec<LeaderInfo> {
+        let due = self.checked.is_none_or(|at| now.since(at) >= Millis(250));
+        let mut groups = std::mem::take(&mut self.changed);
+        if due {
+            self.checked = Some(now);
+            groups.extend(self.beliefs.keys().copied());
+        }
+        let mut out = Vec::new();
+        for group in groups {
+            let Some(belief) = self.beliefs.get_mut(&group) else { continue };
+            let silent = |node: &NodeId| peers.silence(*node, now).is_none_or(|s| s < NODE_UNREACHABLE_AFTER);
+            let info = LeaderInfo { group, leader: belief.leader.filter(silent), term: belief.term };
+            if belief.told != Some(info) {
+                belief.told = Some(info);
+                out.push(info);
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: GroupId = GroupId(7);
+
+    #[test]
+    fn an_older_term_never_replaces_a_newer_belief() {
+        let mut leaders = Leaders::default();
+        leaders.learn(GROUP, 5, Some(NodeId(1)));
+        leaders.learn(GROUP, 4, Some(NodeId(2)));
+        assert_eq!(leaders.leader(GROUP), Some(NodeId(1)));
+        leaders.learn(GROUP, 6, None);
+        assert_eq!((leaders.leader(GROUP), leaders.term(GROUP)), (None, 6));
+        leaders.unlearn(GROUP, 5);
+        leaders.learn(GROUP, 6, Some(NodeId(3)));
+        assert_eq!(leaders.leader(GROUP), Some(NodeId(3)));
+    }
+
+    #[test]
+    fn a_leader_whose_node_fell_silent_is_told_as_unknown() {
+        let (mut leaders, mut peers) = (Leaders::default(), Peers::default());
+        peers.heard(NodeId(1), Mono(0));
+        leaders.learn(GROUP, 2, Some(NodeId(1)));
+        assert_eq!(leaders.take_changed(&peers, Mono(0))[0].leader, Some(NodeId(1)));
+        let late = Mono(0).plus(NODE_UNREACHABLE_AFTER);
+        assert_eq!(leaders.take_changed(&peers, late)[0].leader, None);
+        peers.heard(NodeId(1), late);
+        assert_eq!(leaders.take_changed(&peers, late.plus(Millis(250)))[0].leader, Some(NodeId(1)));
+    }
+}

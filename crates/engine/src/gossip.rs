@@ -1,0 +1,46 @@
+//! Node-level heartbeats: "I am here, and I lead these".
+
+use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS_MAX};
+use base::{GroupId, NodeId};
+use wire::{Channel, Gossip, LeaderClaim, PeerMessage};
+
+use crate::core::{NodeCore, Stage};
+
+impl NodeCore {
+    /// Tells every node what this one leads, if the interval has passed.
+    pub(crate) fn gossip(&mut self) {
+        let due = self.leaders.gossiped.is_none_or(|at| self.now.mono.since(at) >= GOSSIP_INTERVAL);
+        if self.stage == Stage::Running && due {
+            self.gossip_now();
+        }
+    }
+
+    pub(crate) fn gossip_now(&mut self) {
+        self.leaders.gossiped = Some(self.now.mono);
+        let claim = |(group, replica): (&GroupId, &crate::groups::Group)| LeaderClaim {
+            group: *group,
+            term: replica.term,
+            replica: replica.replica,
+        };
+        let mut leaders: Vec<_> = self.groups.iter().filter(|(_, g)| g.active).map(claim).collect();
+        if leaders.len() > GOSSIP_LEADERS_MAX {
+            // In turn: each message continues where the last one ended.
+            let start = leaders.partition_point(|claim| claim.group <= self.leaders.gossiped_through);
+            leaders.rotate_left(start);
+            leaders.truncate(GOSSIP_LEADERS_MAX);
+            self.leaders.gossiped_through = leaders.last().map_or(GroupId(0), |claim| claim.group);
+        }
+        let gossip = Gossip { incarnation: self.config.incarnation, leaders, meta_applied: self.metadata.applied };
+        let me = self.me();
+        let nodes: Vec<_> = self.peers.nodes().filter(|node| *node != me).collect();
+        for node in nodes {
+            self.send(node, Channel::Control, PeerMessage::Gossip(gossip.clone()));
+        }
+    }
+
+    pub(crate) fn take_gossip(&mut self, from: NodeId, gossip: Gossip) {
+        for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
+            self.leaders.learn(claim.group, claim.term, Some(from));
+        }
+    }
+}

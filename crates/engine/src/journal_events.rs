@@ -1,0 +1,137 @@
+//! What the journal reports, and the reads that are under way in it.
+
+use std::collections::BTreeMap;
+
+use base::{GroupId, Millis, NodeId};
+use journal::{CheckpointPart, Output, ReadError};
+use wire::Entry;
+
+use crate::core::{NodeCore, Stage};
+use crate::requests::Origin;
+use crate::{Effect, Reply};
+
+/// Why something is being read from the journal.
+pub(crate) enum ReadFor {
+    /// Recovery of a replica.
+    Replay(GroupId),
+    /// Raft, for a follower that lags.
+    Raft { group: GroupId, token: u64 },
+    /// A consumer.
+    Consumer(Origin),
+    /// Our own checkpoint, at recovery.
+    Load { group: GroupId, loaded: Vec<u8> },
+    /// Our checkpoint, for a joiner.
+    Serve { to: NodeId, group: GroupId, index: u64 },
+}
+
+/// Reads under way, by token.
+#[derive(Default)]
+pub(crate) struct Reads {
+    next: u64,
+    under_way: BTreeMap<u64, ReadFor>,
+}
+
+impl Reads {
+    pub fn begin(&mut self, what: ReadFor) -> u64 {
+        self.next += 1;
+        self.under_way.insert(self.next, what);
+        self.next
+    }
+}
+
+impl NodeCore {
+    /// Takes everything that the journal has to say; whether there was anything.
+    pub(crate) fn pump_journal(&mut self) -> bool {
+        let mut any = false;
+        while let Some(output) = self.journal.poll() {
+            any = true;
+            match output {
+                Output::Disk(op) => self.effects.push(Effect::Disk(op)),
+                Output::Recovered(groups) => self.journal_recovered(groups),
+                Output::Persisted { round } => self.persisted(round),
+                Output::Read { token, result } => self.log_was_read(token, result),
+                Output::CheckpointDone { group, index } => self.checkpoint_done(group, index),
+                Output::CheckpointRead { token, result } => self.checkpoint_was_read(token, result),
+                Output::Removed { group } => self.removed(group),
+                Output::DiskFull(full) => self.disk_full = full,
+                Output::Fatal(error) => self.fatal(error.to_string()),
+            }
+            if self.stage == Stage::Stopped {
+                return false;
+            }
+        }
+        any
+    }
+
+    fn journal_recovered(&mut self, groups: Vec<journal::RecoveredGroup>) {
+        self.parked = groups.into_iter().map(|group| (group.group, group)).collect();
+        let meta = self.parked.remove(&GroupId::META);
+        self.form_meta(meta);
+    }
+
+    /// `__meta` is there: requests are carried out from now on.
+    pub(crate) fn recovered(&mut self) {
+        if self.stage == Stage::Recovering {
+            self.stage = Stage::Running;
+            self.metadata_changed = true;
+            self.effects.push(Effect::Recovered);
+        }
+    }
+
+    fn persisted(&mut self, round: u64) {
+        self.raft.persisted(round);
+        let mut answers = Vec::new();
+        for group in self.groups.values_mut() {
+            let mut durable = 0;
+            while let Some((number, last)) = group.rounds.front().copied()
+                && number <= round
+            {
+                durable = last;
+                group.rounds.pop_front();
+            }
+            if durable > 0 && !group.unsynced.is_empty() {
+                let rest = group.unsynced.split_off(&(durable + 1));
+                answers.extend(std::mem::replace(&mut group.unsynced, rest).into_values());
+            }
+        }
+        for (origin, base_offset) in answers {
+            self.answer(origin, Ok(Reply::Produced { base_offset, log_start_offset: 0 }));
+        }
+    }
+
+    fn log_was_read(&mut self, token: u64, result: Result<Vec<Entry>, ReadError>) {
+        match (self.reads.under_way.remove(&token), result) {
+            (Some(ReadFor::Replay(group)), Ok(entries)) => self.replay(group, entries),
+            (Some(ReadFor::Replay(group)), Err(error)) if self.groups.contains_key(&group) => {
+                self.fatal(format!("group {group} cannot be recovered: {error}"));
+            }
+            (Some(ReadFor::Raft { group, token }), result) => {
+                self.raft.entries_fetched(group, token, result.ok());
+            }
+            (Some(ReadFor::Consumer(origin)), result) => self.consumer_read(origin, result),
+            _ => {}
+        }
+    }
+
+    fn checkpoint_was_read(&mut self, token: u64, result: Result<CheckpointPart, ReadError>) {
+        match (self.reads.under_way.remove(&token), result) {
+            (Some(ReadFor::Load { group, loaded }), Ok(part)) => self.load_part(group, loaded, part),
+            (Some(ReadFor::Load { group, .. }), Err(error)) => {
+                self.fatal(format!("the checkpoint of group {group} cannot be read: {error}"));
+            }
+            (Some(ReadFor::Serve { to, group, index }), result) => self.serve_part(to, group, index, result.ok()),
+            _ => {}
+        }
+    }
+
+    /// A round that has been outstanding for longer than an election timeout is a stuck disk: leadership goes
+    /// elsewhere, and this node does not campaign until the disk moves again.
+    pub(crate) fn watch_disk(&mut self) {
+        let waited = self.journal.oldest_pending_since().map_or(Millis(0), |since| self.now.mono.since(since));
+        let stuck = waited > self.config.election_timeout;
+        self.raft.set_electable(!stuck);
+        if stuck {
+            self.hand_over_leaderships();
+        }
+    }
+}

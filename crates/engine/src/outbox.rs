@@ -1,0 +1,104 @@
+//! Publishing the outbox: the leader of `__meta` appends each event to `muster.events` under one producer id with the
+//! event's sequence, so that a new leader that publishes it again is recognised, and nothing is lost or doubled.
+
+use std::collections::BTreeSet;
+
+use base::limits::OUTBOX_WINDOW;
+use base::{GroupId, Millis, Mono};
+use bytes::Bytes;
+use metadata::{Command, EVENTS_TOPIC, OutboxEvent};
+use stream::{ProducerStamp, Record, encode_batch};
+
+use crate::core::NodeCore;
+use crate::requests::Internal;
+use crate::{Acks, Produce, Request, Target};
+
+/// The producer id of the outbox; the ids given to clients start above 1,000.
+const PRODUCER_ID: i64 = 1;
+/// After a failed publication.
+const RETRY: Millis = Millis(200);
+
+/// What of the outbox is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    under_way: BTreeSet<u64>,
+    done: BTreeSet<u64>,
+    trimmed: u64,
+    retry_at: Option<Mono>,
+}
+
+impl Outbox {
+    /// Leadership changed: what this node had under way is forgotten. Publishing again does no harm.
+    pub fn reset(&mut self) {
+        *self = Outbox::default();
+    }
+}
+
+impl NodeCore {
+    pub(crate) fn drive_outbox(&mut self) {
+        if !self.groups.get(&GroupId::META).is_some_and(|g| g.active) || self.metadata.outbox.is_empty() {
+            return;
+        }
+        if self.outbox.retry_at.is_some_and(|at| at > self.now.mono) {
+            return;
+        }
+        self.outbox.retry_at = None;
+        let Some(group) = self.metadata.topics.get(EVENTS_TOPIC).and_then(|t| t.partitions.first()).copied() else {
+            return;
+        };
+        // The first event of all opens the producer's sequence: nothing may overtake it.
+        let window = if self.metadata.outbox.contains_key(&1) { 1 } else { OUTBOX_WINDOW };
+        let events: Vec<_> = self
+            .metadata
+            .outbox
+            .range(self.outbox.trimmed + 1..)
+            .take(window)
+            .map(|(_, event)| event)
+            .filter(|e| !self.outbox.under_way.contains(&e.sequence) && !self.outbox.done.contains(&e.sequence))
+            .cloned()
+            .collect();
+        for event in events {
+            self.publish_event(group, &event);
+        }
+    }
+
+    fn publish_event(&mut self, group: GroupId, event: &OutboxEvent) {
+        let record = Record {
+            key: Some(Bytes::copy_from_slice(event.key.as_bytes())),
+            value: Some(Bytes::copy_from_slice(event.json.as_bytes())),
+            headers: Vec::new(),
+            timestamp: event.wall.0,
+        };
+        // Kafka's sequences have 31 bits and wrap to 0.
+        let base_sequence = i32::try_from((event.sequence - 1) % (1 << 31)).expect("31 bits fit");
+        let stamp = ProducerStamp { id: PRODUCER_ID, epoch: 0, base_sequence };
+        let Ok(batch) = encode_batch(&[record], Some(stamp)) else {
+            return self.fatal(format!("event {} does not fit a record batch", event.sequence));
+        };
+        self.outbox.under_way.insert(event.sequence);
+        let produce = Request::Produce(Produce { group, acks: Acks::All, batches: vec![batch] });
+        self.ask(Internal::Publish { sequence: event.sequence }, Target::Leader(group), produce);
+    }
+
+    pub(crate) fn published(&mut self, sequence: u64, ok: bool) {
+        if !self.outbox.under_way.remove(&sequence) {
+            return; // Of an earlier leadership.
+        }
+        if !ok {
+            self.outbox.retry_at = Some(self.now.mono.plus(RETRY));
+            return;
+        }
+        self.outbox.done.insert(sequence);
+        let Some(first) = self.metadata.outbox.range(self.outbox.trimmed + 1..).next().map(|(s, _)| *s) else { return };
+        let mut through = None;
+        let mut next = first;
+        while self.outbox.done.remove(&next) {
+            through = Some(next);
+            next += 1;
+        }
+        if let Some(through) = through {
+            self.outbox.trimmed = through;
+            self.propose_command(None, None, Command::TrimOutbox { through });
+        }
+    }
+}

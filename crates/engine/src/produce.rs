@@ -1,0 +1,147 @@
+//! Produce and log reads: the data path of a partition through the core.
+
+use base::{ErrorCode, GroupId};
+use journal::ReadError;
+use multiraft::{Proposal, ProposeError};
+use stream::StageError;
+use wire::{Entry, EntryKind};
+
+use crate::core::NodeCore;
+use crate::groups::{Awaited, Waiter};
+use crate::requests::{Origin, error};
+use crate::{Acks, Produce, ReadLog, Reply, RequestError};
+
+impl NodeCore {
+    /// Assigns offsets, proposes, and notes who waits for what.
+    pub(crate) fn produce(&mut self, origin: Origin, produce: Produce) {
+        if self.disk_full {
+            let message = "this node's disk is full: writes are refused until there is space, reads go on";
+            return self.answer(origin, Err(error(ErrorCode::DiskFull, message)));
+        }
+        let group = produce.group;
+        let Some(replica) = self.groups.get_mut(&group).filter(|g| g.active) else {
+            let refusal = self.not_leader(group);
+            return self.answer(origin, Err(refusal));
+        };
+        let term = replica.term;
+        let Some(partition) = replica.partition() else {
+            let message = format!("group {group} is not a partition");
+            return self.answer(origin, Err(error(ErrorCode::InvalidArgument, message)));
+        };
+        let staged = match partition.stage(&produce.batches, self.now.wall) {
+            Ok(staged) => staged,
+            Err(StageError::Duplicate { base_offset, last_offset }) => {
+                replica.repeats.push((last_offset, origin, base_offset));
+                return self.settle_repeats(group);
+            }
+            Err(refused) => {
+                let code = refused.code().unwrap_or(ErrorCode::Internal);
+                return self.answer(origin, Err(error(code, refused.to_string())));
+            }
+        };
+        let base_offset = staged.first().map_or(-1, |first| first.base_offset);
+        let mut last = None;
+        for batch in &staged {
+            let proposal = Proposal { group, term, kind: EntryKind::Batch, data: batch.data.clone() };
+            match self.raft.propose(proposal) {
+                Ok(proposed) => {
+                    if let Some(partition) = self.groups.get_mut(&group).and_then(|g| g.partition()) {
+                        partition.staged(batch);
+                    }
+                    last = Some(proposed.index);
+                }
+                // Between two proposals of one request nothing happens that could refuse the second but not the first,
+                // so a refusal leaves no trace.
+                Err(refused) => return self.answer(origin, Err(self.refused(group, refused))),
+            }
+        }
+        if let Some(index) = last {
+            self.await_produced(origin, group, produce.acks, Waiting { index, term, base_offset });
+        }
+    }
+
+    fn await_produced(&mut self, origin: Origin, group: GroupId, acks: Acks, waiting: Waiting) {
+        let Waiting { index, term, base_offset } = waiting;
+        let Some(replica) = self.groups.get_mut(&group) else { return };
+        match acks {
+            Acks::None => self.answer(origin, Ok(Reply::Produced { base_offset, log_start_offset: 0 })),
+            Acks::Leader => drop(replica.unsynced.insert(index, (origin, base_offset))),
+            Acks::All => {
+                let what = Awaited::Produced { origin, base_offset };
+                replica.waiters.insert(index, Waiter { term, what });
+            }
+        }
+    }
+
+    pub(crate) fn refused(&self, group: GroupId, refused: ProposeError) -> RequestError {
+        match refused {
+            ProposeError::UnknownGroup | ProposeError::NotLeader => self.not_leader(group),
+            ProposeError::Invalid(reason) => error(ErrorCode::InvalidArgument, reason),
+            ProposeError::Busy => {
+                error(ErrorCode::Busy, format!("group {group} has too much under way: try again later"))
+            }
+        }
+    }
+
+    /// Answers repeats whose original is applied by now.
+    pub(crate) fn settle_repeats(&mut self, group: GroupId) {
+        let Some(replica) = self.groups.get_mut(&group) else { return };
+        if replica.repeats.is_empty() {
+            return;
+        }
+        let Some(next_offset) = replica.partition().map(|partition| partition.next_offset()) else { return };
+        let (done, waiting) =
+            std::mem::take(&mut replica.repeats).into_iter().partition(|(last, ..)| *last < next_offset);
+        replica.repeats = waiting;
+        let done: Vec<_> = done;
+        for (_, origin, base_offset) in done {
+            self.answer(origin, Ok(Reply::Produced { base_offset, log_start_offset: 0 }));
+        }
+    }
+
+    /// After a step-down: who waits only for this node's disk, or for an original that may be lost, is told.
+    pub(crate) fn fail_unsynced(&mut self, group: GroupId) {
+        let Some(replica) = self.groups.get_mut(&group) else { return };
+        let mut origins: Vec<_> =
+            std::mem::take(&mut replica.unsynced).into_values().map(|(origin, _)| origin).collect();
+        origins.extend(std::mem::take(&mut replica.repeats).into_iter().map(|(_, origin, _)| origin));
+        for origin in origins {
+            let lost = error(ErrorCode::LeaderChanged, "leadership changed while the records were under way");
+            self.answer(origin, Err(lost));
+        }
+    }
+
+    /// Reads committed batches from this node's journal.
+    pub(crate) fn read_log(&mut self, origin: Origin, read: &ReadLog) {
+        let applied = self.groups.get(&read.group).filter(|g| g.running()).map_or(0, |g| g.applied);
+        let high = read.high.min(applied);
+        if read.low > high {
+            let message = format!("group {} has nothing committed at index {}", read.group, read.low);
+            return self.answer(origin, Err(error(ErrorCode::OffsetOutOfRange, message)));
+        }
+        let bytes_max = (read.bytes_max as usize).min(base::limits::LOG_READ_BYTES_MAX);
+        let token = self.reads.begin(crate::journal_events::ReadFor::Consumer(origin));
+        self.journal.read(token, read.group, read.low, high, bytes_max);
+    }
+
+    pub(crate) fn consumer_read(&mut self, origin: Origin, result: Result<Vec<Entry>, ReadError>) {
+        let outcome = match result {
+            Ok(entries) => {
+                let batches: Vec<_> = entries.into_iter().filter(|e| e.kind == EntryKind::Batch).collect();
+                Ok(Reply::Batches {
+                    indexes: batches.iter().map(|e| e.index).collect(),
+                    batches: batches.into_iter().map(|e| e.data).collect(),
+                })
+            }
+            Err(reason) => Err(error(ErrorCode::OffsetOutOfRange, reason.to_string())),
+        };
+        self.answer(origin, outcome);
+    }
+}
+
+/// What a produce request waits for.
+struct Waiting {
+    index: u64,
+    term: u64,
+    base_offset: i64,
+}

@@ -1,0 +1,211 @@
+//! Between Raft and the rest: messages in and out, rounds, roles.
+
+use base::{GroupId, Incarnation, NodeId};
+use journal::{GroupAppend, Round};
+use multiraft::{Output, Role, RoleChange};
+use wire::{Channel, PeerMessage, RaftMessage, RaftMessageKind};
+
+use crate::Effect;
+use crate::core::{NodeCore, Stage};
+use crate::directory::node_of;
+use crate::groups::Machine;
+use crate::journal_events::ReadFor;
+
+/// Which stream a Raft message takes: what keeps leadership alive never waits behind data.
+fn channel(kind: RaftMessageKind) -> Channel {
+    match kind {
+        RaftMessageKind::Append | RaftMessageKind::AppendResponse | RaftMessageKind::Snapshot => Channel::Bulk,
+        _ => Channel::Control,
+    }
+}
+
+impl NodeCore {
+    pub(crate) fn take_messages(&mut self, from: NodeId, messages: Vec<PeerMessage>) {
+        self.peers.heard(from, self.now.mono);
+        for message in messages {
+            match message {
+                PeerMessage::Raft { group, message } => self.take_raft(from, group, message),
+                PeerMessage::Gossip(gossip) => self.take_gossip(from, gossip),
+                PeerMessage::Forward(forward) => self.take_forward(from, forward),
+                PeerMessage::ForwardReply(reply) => self.take_forward_reply(from, reply),
+                PeerMessage::CheckpointPull(pull) => self.take_pull(from, &pull),
+                PeerMessage::CheckpointChunk(chunk) => self.take_chunk(from, chunk),
+            }
+        }
+    }
+
+    fn take_raft(&mut self, from: NodeId, group: GroupId, message: RaftMessage) {
+        // A message that names another node's replica as its sender is not believed.
+        let sender = node_of(&self.metadata, &self.peers, group, message.from);
+        if sender.is_some_and(|node| node != from) {
+            return;
+        }
+        if message.kind == RaftMessageKind::Snapshot {
+            return self.pull_checkpoint(from, group, message);
+        }
+        // Refusals are the expected fate of late and stray messages; `multiraft` counts them.
+        let _ = self.raft.step(group, message);
+    }
+
+    pub(crate) fn peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
+        self.peers.set_connected(node, Some(incarnation));
+        self.peers.heard(node, self.now.mono);
+    }
+
+    pub(crate) fn peer_down(&mut self, node: NodeId) {
+        self.peers.set_connected(node, None);
+        self.retry_forwarded_to(node);
+        for group in self.raft.groups().collect::<Vec<_>>() {
+            let Some(replica) = self.replica_on(group, node) else { continue };
+            if self.groups.get(&group).is_some_and(|g| g.role == Role::Leader) {
+                self.raft.unreachable(group, replica);
+                self.raft.snapshot_reported(group, replica, false);
+            }
+        }
+    }
+
+    pub(crate) fn replica_on(&self, group: GroupId, node: NodeId) -> Option<base::ReplicaId> {
+        if group == GroupId::META {
+            return self.metadata.nodes.get(&node).map(|n| n.meta_replica);
+        }
+        let partition = self.metadata.partitions.get(&group)?;
+        partition.replicas.iter().find(|r| r.node == node).map(|r| r.replica)
+    }
+
+    /// Carries out what Raft asks for; whether it asked for anything.
+    pub(crate) fn pump_raft(&mut self) -> bool {
+        let out = self.raft.flush(self.next_round);
+        if out == Output::default() {
+            return false;
+        }
+        self.append(out.round, out.appends);
+        for outgoing in out.sends {
+            let to = node_of(&self.metadata, &self.peers, outgoing.group, outgoing.message.to);
+            if let Some(node) = to {
+                let channel = channel(outgoing.message.kind);
+                self.send(node, channel, PeerMessage::Raft { group: outgoing.group, message: outgoing.message });
+            }
+        }
+        for role in out.roles {
+            self.role_changed(role);
+        }
+        for (group, membership) in out.memberships {
+            if let Some(entry) = self.groups.get_mut(&group) {
+                entry.membership = membership;
+            }
+            self.planner.due = true;
+        }
+        for committed in out.committed {
+            for entry in &committed.entries {
+                self.apply_entry(committed.group, entry);
+                if self.stage == Stage::Stopped {
+                    return false;
+                }
+            }
+            if let Some(last) = committed.entries.last() {
+                self.raft.applied(committed.group, last.index);
+            }
+        }
+        for install in out.installs {
+            self.install(install);
+        }
+        for read in out.reads {
+            let token = self.reads.begin(ReadFor::Raft { group: read.group, token: read.token });
+            self.journal.read(token, read.group, read.low, read.high, read.bytes_max);
+        }
+        for state in out.read_states {
+            self.read_point(&state.context, state.index);
+        }
+        true
+    }
+
+    fn append(&mut self, round: u64, appends: Vec<multiraft::GroupAppend>) {
+        if appends.is_empty() {
+            return;
+        }
+        debug_assert_eq!(round, self.next_round);
+        self.next_round += 1;
+        let mut groups = Vec::with_capacity(appends.len());
+        for append in appends {
+            if let (Some(last), Some(group)) = (append.entries.last(), self.groups.get_mut(&append.group)) {
+                group.rounds.push_back((round, last.index));
+            }
+            groups.push(GroupAppend { group: append.group, hard_state: append.hard_state, entries: append.entries });
+        }
+        self.journal.append(Round { number: round, groups });
+    }
+
+    fn role_changed(&mut self, change: RoleChange) {
+        let Some(group) = self.groups.get_mut(&change.group) else { return };
+        let led = group.role == Role::Leader;
+        if led && (change.role != Role::Leader || change.term != group.term) {
+            group.active = false;
+            if let Some(partition) = group.partition() {
+                partition.step_down();
+            }
+        }
+        group.role = change.role;
+        group.term = change.term;
+        let replica = group.replica;
+        self.unpublished.insert(change.group);
+        if led && change.role != Role::Leader {
+            self.stepped_down(change.group);
+        }
+        let leader = match change.role {
+            Role::Leader => None, // Told once it is active.
+            _ => node_of(&self.metadata, &self.peers, change.group, change.leader),
+        };
+        self.leaders.learn(change.group, change.term, leader);
+        if self.config.observe {
+            self.effects.push(Effect::Role { group: change.group, replica, role: change.role, term: change.term });
+        }
+    }
+
+    /// This node led and does not any more.
+    fn stepped_down(&mut self, group: GroupId) {
+        if group == GroupId::META {
+            self.outbox.reset();
+            self.planner.reset();
+        }
+        let me = self.me();
+        if self.leaders.leader(group) == Some(me) {
+            let term = self.leaders.term(group);
+            self.leaders.unlearn(group, term);
+        }
+        self.fail_unsynced(group);
+    }
+
+    /// The leader of `term` has applied its own Noop: everything before its term is in its state, so offsets may be
+    /// assigned and requests taken.
+    pub(crate) fn activate(&mut self, group: GroupId, term: u64) {
+        let me = self.me();
+        let Some(entry) = self.groups.get_mut(&group) else { return };
+        entry.active = true;
+        match &mut entry.machine {
+            Machine::Partition(partition) => partition.lead(term),
+            Machine::Meta => {
+                self.planner.reset();
+                self.outbox.reset();
+            }
+        }
+        self.unpublished.insert(group);
+        self.leaders.learn(group, term, Some(me));
+        self.gossip_now();
+    }
+
+    /// Moves every leadership to the voter that is furthest, because this node stops or its disk is stuck.
+    pub(crate) fn hand_over_leaderships(&mut self) {
+        let led: Vec<_> = self.groups.iter().filter(|(_, g)| g.role == Role::Leader).map(|(id, _)| *id).collect();
+        for group in led {
+            let Some(status) = self.raft.status(group) else { continue };
+            let best = status
+                .progress
+                .iter()
+                .filter(|p| p.replica != status.replica && p.active && status.membership.voters.contains(&p.replica))
+                .max_by_key(|p| p.matched);
+            if let Some(best) = best {
+                self.raft.transfer_leader(group, best.replica);
+            }
+        }
+    }
+}

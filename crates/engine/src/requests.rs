@@ -1,0 +1,564 @@
+//! Requests: taken anywhere, carried out where they belong, answered exactly once, by the deadline.
+//!
+//! A request that this node took is *pending* here until it is answered, wherever it is carried out. It waits while no
+//! leader is known, is forwarded to the leader (which carries it out or refuses it, and never passes it on), and is
+//! tried again when that is safe: commands carry a session and sequence, so a retry is applied once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX};
+use base::{ErrorCode, GroupId, Mono, NodeId, RequestId};
+use bytes::Bytes;
+use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
+use minicbor::{Decode, Encode};
+use multiraft::Proposal;
+use wire::{Channel, EntryKind, Forward, ForwardReply, PeerMessage};
+
+use crate::core::{NodeCore, Stage};
+use crate::groups::{Awaited, Group, Waiter};
+use crate::{Effect, Event, Reply, Request, RequestError, Target};
+
+/// Forwarded requests above this size take the bulk channel.
+const CONTROL_BYTES_MAX: usize = 16 << 10;
+
+/// Who is to be answered by whoever carries a request out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A pending request of this node.
+    Local(u64),
+    /// Another node's.
+    Remote { node: NodeId, id: u64 },
+}
+
+/// Who is to be told in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Client {
+    /// Somebody outside.
+    Request(RequestId),
+    /// The core itself.
+    Internal(Internal),
+}
+
+/// What the core asks of the cluster on its own behalf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Internal {
+    OpenSession,
+    UpdateNode,
+    VmReport,
+    VmBarrier,
+    Publish { sequence: u64 },
+    Promoted(GroupId),
+}
+
+/// Where a pending request stands.
+#[derive(Clone, Debug, PartialEq)]
+enum Wait {
+    /// For a leader, a session, or the end of recovery: tried again each tick.
+    Queued,
+    /// For another node's answer.
+    Forwarded(NodeId),
+    /// Carried out here.
+    Executing,
+    /// Done elsewhere; this node has yet to apply that index.
+    Applied { index: u64, reply: Reply },
+}
+
+struct Pending {
+    client: Client,
+    deadline: Mono,
+    target: Target,
+    request: Request,
+    command: Option<CommandOrigin>,
+    wait: Wait,
+}
+
+/// The requests that this node took.
+#[derive(Default)]
+pub(crate) struct Requests {
+    next: u64,
+    pending: BTreeMap<u64, Pending>,
+    queued: BTreeSet<u64>,
+    deadlines: BTreeSet<(Mono, u64)>,
+    applied: BTreeSet<(u64, u64)>,
+    /// Read points asked of Raft, by context.
+    reads: BTreeMap<u64, Origin>,
+    next_read: u64,
+}
+
+/// A request on its way to another node.
+#[derive(Encode, Decode)]
+struct ForwardBody {
+    #[n(0)]
+    request: Request,
+    #[n(1)]
+    command: Option<CommandOrigin>,
+}
+
+/// Its outcome on the way back.
+#[derive(Encode, Decode)]
+enum ForwardOutcome {
+    #[n(0)]
+    Done(#[n(0)] Reply),
+    #[n(1)]
+    Failed(#[n(0)] RequestError),
+}
+
+pub(crate) fn error(code: ErrorCode, message: impl Into<String>) -> RequestError {
+    RequestError { code, message: message.into(), leader: None }
+}
+
+impl NodeCore {
+    pub(crate) fn take_request(&mut self, id: RequestId, deadline: Mono, target: Target, request: Request) {
+        if self.requests.pending.len() >= REQUESTS_PENDING_MAX {
+            let busy =
+                error(ErrorCode::Busy, format!("{REQUESTS_PENDING_MAX} requests are under way: try again later"));
+            return self.effects.push(Effect::Reply { id, outcome: Err(busy) });
+        }
+        let (target, request) = match (target, request) {
+            // A barrier is a read point of the leader that is then waited for here.
+            (_, Request::Barrier) => (Target::Leader(GroupId::META), Request::ReadPoint),
+            other => other,
+        };
+        self.submit(Client::Request(id), deadline, target, request);
+    }
+
+    /// Asks something of the cluster on the core's own behalf.
+    pub(crate) fn ask(&mut self, what: Internal, target: Target, request: Request) {
+        let deadline = self.now.mono.plus(REQUEST_DEADLINE_MAX);
+        self.submit(Client::Internal(what), deadline, target, request);
+    }
+
+    fn submit(&mut self, client: Client, deadline: Mono, target: Target, request: Request) {
+        self.requests.next += 1;
+        let key = self.requests.next;
+        let pending = Pending { client, deadline, target, request, command: None, wait: Wait::Queued };
+        self.requests.pending.insert(key, pending);
+        self.requests.deadlines.insert((deadline, key));
+        self.requests.queued.insert(key);
+        self.advance(key);
+    }
+
+    /// Takes a queued request as far as it gets now.
+    fn advance(&mut self, key: u64) {
+        let Some(pending) = self.requests.pending.get_mut(&key) else { return };
+        if pending.wait != Wait::Queued {
+            return;
+        }
+        if self.stage < Stage::Running {
+            if pending.request == Request::Status {
+                let status = self.status();
+                self.resolve(key, Ok(Reply::Status(Box::new(status))));
+            }
+            return;
+        }
+        if matches!(&pending.request, Request::Command(command) if !matches!(command, Command::OpenSession { .. }))
+            && pending.command.is_none()
+        {
+            match self.session.next() {
+                Some(origin) => pending.command = Some(origin),
+                None => return,
+            }
+        }
+        let (request, command, target) = (pending.request.clone(), pending.command, pending.target);
+        match target {
+            Target::Here => self.execute_pending(key, request, command),
+            Target::Node(node) if node == self.me() => self.execute_pending(key, request, command),
+            Target::Node(node) => self.forward(key, node, request, command),
+            Target::Leader(group) if self.groups.get(&group).is_some_and(|g| g.active) => {
+                self.execute_pending(key, request, command);
+            }
+            Target::Leader(group) => {
+                let leader = self.leaders.leader(group).filter(|node| *node != self.me());
+                if let Some(node) = leader.filter(|node| self.peers.reachable(*node, self.now.mono)) {
+                    self.forward(key, node, request, command);
+                }
+            }
+        }
+    }
+
+    fn execute_pending(&mut self, key: u64, request: Request, command: Option<CommandOrigin>) {
+        self.set_wait(key, Wait::Executing);
+        self.execute(Origin::Local(key), request, command);
+    }
+
+    fn set_wait(&mut self, key: u64, wait: Wait) {
+        match wait {
+            Wait::Queued => drop(self.requests.queued.insert(key)),
+            _ => drop(self.requests.queued.remove(&key)),
+        }
+        if let Some(pending) = self.requests.pending.get_mut(&key) {
+            pending.wait = wait;
+        }
+    }
+
+    /// Carries a request out on this node, or refuses it.
+    fn execute(&mut self, origin: Origin, request: Request, command: Option<CommandOrigin>) {
+        match request {
+            Request::Command(body) => self.propose_command(Some(origin), command, body),
+            Request::Produce(produce) => self.produce(origin, produce),
+            Request::ReadLog(read) => self.read_log(origin, &read),
+            Request::Status => {
+                let status = self.status();
+                self.answer(origin, Ok(Reply::Status(Box::new(status))));
+            }
+            Request::ReadPoint => self.ask_read_point(origin),
+            Request::Barrier => {
+                self.answer(origin, Err(error(ErrorCode::InvalidArgument, "a barrier is not forwarded")));
+            }
+            Request::TransferLeader { group, to } => self.transfer(origin, group, to),
+            Request::StepDown => {
+                self.hand_over_leaderships();
+                self.answer(origin, Ok(Reply::Done));
+            }
+        }
+    }
+
+    /// Proposes a command as leader of `__meta`. Without an origin it is the planner's own, and nobody waits for it.
+    pub(crate) fn propose_command(&mut self, origin: Option<Origin>, command: Option<CommandOrigin>, body: Command) {
+        let reply = |core: &mut NodeCore, failure| {
+            if let Some(origin) = origin {
+                core.answer(origin, Err(failure));
+            }
+        };
+        if self.disk_full {
+            let message = "the leader's disk is full: writes are refused until there is space, reads go on";
+            return reply(self, error(ErrorCode::DiskFull, message));
+        }
+        let Some(term) = self.groups.get(&GroupId::META).filter(|g| g.active).map(|g| g.term) else {
+            let refusal = self.not_leader(GroupId::META);
+            return reply(self, refusal);
+        };
+        let data = wire::encode(&CommandEnvelope { origin: command, wall: self.now.wall, command: body });
+        if data.len() > base::limits::COMMAND_BYTES_MAX {
+            let message = format!("the command has {} bytes, more than is allowed", data.len());
+            return reply(self, error(ErrorCode::TooLarge, message));
+        }
+        match self.raft.propose(Proposal { group: GroupId::META, term, kind: EntryKind::Command, data }) {
+            Ok(proposed) => {
+                self.planner.proposed(proposed.index);
+                if let (Some(origin), Some(meta)) = (origin, self.groups.get_mut(&GroupId::META)) {
+                    meta.waiters.insert(proposed.index, Waiter { term, what: Awaited::Command(origin) });
+                }
+            }
+            Err(refused) => {
+                let refusal = self.refused(GroupId::META, refused);
+                reply(self, refusal);
+            }
+        }
+    }
+
+    pub(crate) fn not_leader(&self, group: GroupId) -> RequestError {
+        let leader = self.leaders.leader(group).filter(|node| *node != self.me());
+        let message = match leader {
+            Some(node) => format!("node {} does not lead group {group}, node {node} does", self.me()),
+            None => format!("node {} does not lead group {group} and knows of no leader", self.me()),
+        };
+        RequestError { code: ErrorCode::NotLeader, message, leader }
+    }
+
+    fn ask_read_point(&mut self, origin: Origin) {
+        self.requests.next_read += 1;
+        let context = self.requests.next_read;
+        let bytes = Bytes::copy_from_slice(&context.to_le_bytes());
+        match self.raft.read_index(GroupId::META, bytes) {
+            Ok(()) => drop(self.requests.reads.insert(context, origin)),
+            Err(refused) => {
+                let refusal = self.refused(GroupId::META, refused);
+                self.answer(origin, Err(refusal));
+            }
+        }
+    }
+
+    /// Raft answered a read point, or dropped it.
+    pub(crate) fn read_point(&mut self, context: &[u8], index: Option<u64>) {
+        let Some(context) = context.try_into().ok().map(u64::from_le_bytes) else { return };
+        let Some(origin) = self.requests.reads.remove(&context) else { return };
+        let outcome = match index {
+            Some(index) => Ok(Reply::ReadPoint { index }),
+            None => Err(error(ErrorCode::LeaderChanged, "leadership changed during the read")),
+        };
+        self.answer(origin, outcome);
+    }
+
+    fn transfer(&mut self, origin: Origin, group: GroupId, to: NodeId) {
+        let outcome = match self.replica_on(group, to) {
+            Some(replica) => {
+                self.raft.transfer_leader(group, replica);
+                Ok(Reply::Done)
+            }
+            None => Err(error(ErrorCode::NotFound, format!("node {to} has no replica of group {group}"))),
+        };
+        self.answer(origin, outcome);
+    }
+
+    // ---- Between nodes ----
+
+    fn forward(&mut self, key: u64, to: NodeId, request: Request, command: Option<CommandOrigin>) {
+        let Some(pending) = self.requests.pending.get(&key) else { return };
+        let deadline_ms = pending.deadline.since(self.now.mono).0;
+        let body = wire::encode(&ForwardBody { request, command });
+        let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
+        self.set_wait(key, Wait::Forwarded(to));
+        self.send(to, channel, PeerMessage::Forward(Forward { id: key, deadline_ms, body }));
+    }
+
+    pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
+        let origin = Origin::Remote { node: from, id: forward.id };
+        if self.stage != Stage::Running {
+            return self.answer(origin, Err(self.not_leader(GroupId::META)));
+        }
+        match wire::decode::<ForwardBody>(&forward.body) {
+            Ok(body) => self.execute(origin, body.request, body.command),
+            Err(reason) => {
+                let message = format!("node {} cannot read the request: {reason}", self.me());
+                self.answer(origin, Err(error(ErrorCode::UnsupportedVersion, message)));
+            }
+        }
+    }
+
+    pub(crate) fn take_forward_reply(&mut self, from: NodeId, reply: ForwardReply) {
+        let waits_for_it = |p: &Pending| p.wait == Wait::Forwarded(from);
+        if !self.requests.pending.get(&reply.id).is_some_and(waits_for_it) {
+            return; // Answered already (a deadline), or another node was asked since.
+        }
+        let outcome = match wire::decode::<ForwardOutcome>(&reply.body) {
+            Ok(ForwardOutcome::Done(reply)) => Ok(reply),
+            Ok(ForwardOutcome::Failed(failure)) => Err(failure),
+            Err(reason) => {
+                Err(error(ErrorCode::UnsupportedVersion, format!("node {from}'s answer is unreadable: {reason}")))
+            }
+        };
+        self.resolve(reply.id, outcome);
+    }
+
+    pub(crate) fn retry_forwarded_to(&mut self, node: NodeId) {
+        let waits = |p: &Pending| p.wait == Wait::Forwarded(node);
+        let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| waits(p)).map(|(key, _)| *key).collect();
+        for key in keys {
+            let lost = error(ErrorCode::LeaderChanged, format!("the connection to node {node} was lost"));
+            self.resolve(key, Err(lost));
+        }
+    }
+
+    // ---- Answers ----
+
+    /// Tells whoever asked how a request that was carried out here ended.
+    pub(crate) fn answer(&mut self, origin: Origin, outcome: Result<Reply, RequestError>) {
+        match origin {
+            Origin::Local(key) => self.resolve(key, outcome),
+            Origin::Remote { node, id } => {
+                let body = wire::encode(&match outcome {
+                    Ok(reply) => ForwardOutcome::Done(reply),
+                    Err(failure) => ForwardOutcome::Failed(failure),
+                });
+                let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
+                self.send(node, channel, PeerMessage::ForwardReply(ForwardReply { id, body }));
+            }
+        }
+    }
+
+    /// A pending request has an outcome: final, or a reason to try again.
+    fn resolve(&mut self, key: u64, outcome: Result<Reply, RequestError>) {
+        let Some(pending) = self.requests.pending.get(&key) else { return };
+        match outcome {
+            Err(failure) if may_retry(pending, &failure) => {
+                if let (Target::Leader(group), ErrorCode::NotLeader) = (pending.target, failure.code) {
+                    let term = self.leaders.term(group);
+                    let asked = match pending.wait {
+                        Wait::Forwarded(node) => Some(node),
+                        _ => None,
+                    };
+                    if asked.is_some() && self.leaders.leader(group) == asked {
+                        self.leaders.unlearn(group, term);
+                    }
+                }
+                self.set_wait(key, Wait::Queued);
+            }
+            Ok(Reply::Command { index, result }) if index > self.metadata.applied => {
+                self.requests.applied.insert((index, key));
+                self.set_wait(key, Wait::Applied { index, reply: Reply::Command { index, result } });
+            }
+            Ok(Reply::ReadPoint { index }) if index > self.metadata.applied => {
+                self.requests.applied.insert((index, key));
+                self.set_wait(key, Wait::Applied { index, reply: Reply::Done });
+            }
+            Ok(Reply::ReadPoint { .. }) => self.finish(key, Ok(Reply::Done)),
+            outcome => self.finish(key, outcome),
+        }
+    }
+
+    /// `__meta` was applied further: whoever waited for that is told.
+    pub(crate) fn meta_advanced(&mut self) {
+        while let Some((index, key)) = self.requests.applied.first().copied()
+            && index <= self.metadata.applied
+        {
+            self.requests.applied.pop_first();
+            let reply = match self.requests.pending.get(&key).map(|p| &p.wait) {
+                Some(Wait::Applied { reply, .. }) => reply.clone(),
+                _ => continue,
+            };
+            self.finish(key, Ok(reply));
+        }
+    }
+
+    fn finish(&mut self, key: u64, outcome: Result<Reply, RequestError>) {
+        let Some(pending) = self.requests.pending.remove(&key) else { return };
+        self.requests.queued.remove(&key);
+        self.requests.deadlines.remove(&(pending.deadline, key));
+        if let Wait::Applied { index, .. } = pending.wait {
+            self.requests.applied.remove(&(index, key));
+        }
+        if let Some(command) = pending.command {
+            self.session.settled(command.sequence);
+        }
+        if let Ok(Reply::Command { result: CommandResult::Refused { code: ErrorCode::UnknownSession, .. }, .. }) =
+            &outcome
+        {
+            self.session.lost();
+        }
+        match pending.client {
+            Client::Request(id) => self.effects.push(Effect::Reply { id, outcome: refusal_as_error(outcome) }),
+            Client::Internal(what) => self.internal_done(what, pending.request, outcome),
+        }
+    }
+
+    fn internal_done(&mut self, what: Internal, request: Request, outcome: Result<Reply, RequestError>) {
+        match what {
+            Internal::OpenSession => self.session_opened(outcome),
+            Internal::UpdateNode => self.node_updated(outcome),
+            Internal::VmReport => self.vm_report_done(request, outcome),
+            Internal::VmBarrier => self.vm_barrier_done(outcome.is_ok()),
+            Internal::Publish { sequence } => self.published(sequence, outcome.is_ok()),
+            Internal::Promoted(group) => self.planner.promotion_told(group),
+        }
+    }
+
+    /// Deadlines, and another try for what is queued.
+    pub(crate) fn requests_tick(&mut self) {
+        while let Some((deadline, key)) = self.requests.deadlines.first().copied()
+            && deadline <= self.now.mono
+        {
+            self.requests.deadlines.pop_first();
+            let failure = self.deadline_failure(key);
+            self.finish(key, Err(failure));
+        }
+        for key in self.requests.queued.iter().copied().collect::<Vec<_>>() {
+            self.advance(key);
+        }
+    }
+
+    fn deadline_failure(&self, key: u64) -> RequestError {
+        let Some(pending) = self.requests.pending.get(&key) else {
+            return error(ErrorCode::DeadlineExceeded, "the deadline passed");
+        };
+        match (&pending.wait, pending.target) {
+            (Wait::Queued, _) if self.stage < Stage::Running => {
+                error(ErrorCode::NoLeader, "this node is still joining or recovering")
+            }
+            (Wait::Queued, Target::Leader(group)) => error(ErrorCode::NoLeader, self.no_leader_yet(group)),
+            (Wait::Forwarded(node), _) if !self.peers.reachable(*node, self.now.mono) => {
+                error(ErrorCode::Unreachable, format!("node {node} did not answer before the deadline"))
+            }
+            (Wait::Forwarded(node), _) => {
+                let message = format!("node {node} has the request and did not answer before the deadline");
+                error(ErrorCode::DeadlineExceeded, message)
+            }
+            _ => error(
+                ErrorCode::DeadlineExceeded,
+                "the deadline passed before a majority confirmed; the outcome is unknown",
+            ),
+        }
+    }
+
+    /// What keeps a group without a leader, as far as this node can tell.
+    pub(crate) fn no_leader_yet(&self, group: GroupId) -> String {
+        let now = self.now.mono;
+        let me = self.me();
+        let heard: Vec<String> = self
+            .peers
+            .nodes()
+            .filter(|node| *node != me)
+            .map(|node| match self.peers.silence(node, now) {
+                Some(silence) => format!("node {node} heard {silence} ago"),
+                None => format!("node {node} never heard"),
+            })
+            .collect();
+        let heard = if heard.is_empty() { "no other node known".to_owned() } else { heard.join(", ") };
+        match self.raft.status(group) {
+            Some(status) => format!(
+                "no leader yet for group {group}: term {}, voted for replica {}, voters {:?}; {heard}",
+                status.term,
+                status.vote,
+                status.membership.voters.iter().map(|r| r.0).collect::<Vec<_>>()
+            ),
+            None => format!("no leader known for group {group}, of which this node has no replica; {heard}"),
+        }
+    }
+
+    /// A group goes away: nobody waits for it any more.
+    pub(crate) fn abandon(&mut self, group: Group, reason: &str) {
+        let mut origins: Vec<_> = group.unsynced.into_values().map(|(origin, _)| origin).collect();
+        origins.extend(group.repeats.into_iter().map(|(_, origin, _)| origin));
+        origins.extend(group.waiters.into_values().map(|waiter| match waiter.what {
+            Awaited::Command(origin) | Awaited::Produced { origin, .. } => origin,
+        }));
+        for origin in origins {
+            self.answer(origin, Err(error(ErrorCode::NotFound, reason)));
+        }
+    }
+
+    pub(crate) fn fail_all_requests(&mut self, reason: &str) {
+        for (_, pending) in std::mem::take(&mut self.requests.pending) {
+            if let Client::Request(id) = pending.client {
+                let outcome = Err(error(ErrorCode::ShuttingDown, format!("this node stops: {reason}")));
+                self.effects.push(Effect::Reply { id, outcome });
+            }
+        }
+    }
+
+    pub(crate) fn refuse_when_stopped(&mut self, event: Event) {
+        if let Event::Request { id, .. } = event {
+            let outcome = Err(error(ErrorCode::ShuttingDown, "this node has stopped"));
+            self.effects.push(Effect::Reply { id, outcome });
+        }
+    }
+}
+
+/// Whether a failed request can be tried again without a risk of doing it twice.
+fn may_retry(pending: &Pending, failure: &RequestError) -> bool {
+    if !matches!(pending.target, Target::Leader(_)) {
+        return false;
+    }
+    match failure.code {
+        // Refused before anything was done.
+        ErrorCode::NotLeader => true,
+        // May have been done: only what is applied once all the same.
+        ErrorCode::LeaderChanged | ErrorCode::Busy => match &pending.request {
+            Request::Command(_) | Request::ReadPoint => true,
+            Request::Produce(produce) => failure.code == ErrorCode::LeaderChanged && stamped(produce),
+            _ => false,
+        },
+        // An idempotent producer's earlier batch is not there yet.
+        ErrorCode::OutOfOrder => {
+            matches!(&pending.request, Request::Produce(produce) if stamped(produce))
+                && matches!(pending.client, Client::Internal(_))
+        }
+        _ => false,
+    }
+}
+
+/// Whether every batch carries a producer id and sequence, so that a repeat is recognised.
+fn stamped(produce: &crate::Produce) -> bool {
+    produce
+        .batches
+        .iter()
+        .all(|batch| stream::batch::BatchHeader::read(batch).is_ok_and(|header| header.has_producer()))
+}
+
+/// To the outside, a command that was refused is an error.
+fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, RequestError> {
+    match outcome {
+        Ok(Reply::Command { result: CommandResult::Refused { code, message }, .. }) => Err(error(code, message)),
+        other => other,
+    }
+}

@@ -1,0 +1,87 @@
+//! One node's view of itself.
+
+use base::GroupId;
+use multiraft::Role;
+
+use crate::core::{NodeCore, Stage};
+use crate::directory::node_of;
+use crate::groups::{Group, GroupStage, Machine};
+use crate::{GroupView, NodeStatus};
+
+impl NodeCore {
+    /// This node's view of itself and of its peers.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let (ready, reason) = self.readiness();
+        let now = self.now.mono;
+        let me = self.me();
+        let on_nodes = |replicas: &[base::ReplicaId]| {
+            replicas.iter().filter_map(|r| node_of(&self.metadata, &self.peers, GroupId::META, *r)).collect()
+        };
+        let meta = self.groups.get(&GroupId::META).map(|g| &g.membership);
+        NodeStatus {
+            node: me,
+            incarnation: self.config.incarnation,
+            ready,
+            reason,
+            meta_applied: self.metadata.applied,
+            groups: self.groups.iter().map(|(id, group)| self.view(*id, group)).collect(),
+            peers: self
+                .peers
+                .nodes()
+                .filter(|node| *node != me)
+                .filter_map(|node| self.peers.silence(node, now).map(|silence| (node, silence.0)))
+                .collect(),
+            disk_full: self.disk_full,
+            vms_running: u32::try_from(self.vms.reconciler.running()).unwrap_or(u32::MAX),
+            meta_voters: meta.map(|m| on_nodes(&m.voters)).unwrap_or_default(),
+            meta_learners: meta.map(|m| on_nodes(&m.learners)).unwrap_or_default(),
+        }
+    }
+
+    fn readiness(&self) -> (bool, String) {
+        match self.stage {
+            Stage::New | Stage::Recovering => return (false, "recovering".into()),
+            Stage::Stopped => return (false, "stopped".into()),
+            Stage::Running => {}
+        }
+        let me = self.me();
+        if !self.metadata.nodes.contains_key(&me) {
+            return (false, "joining: waits for the cluster's state".into());
+        }
+        if self.leaders.leader(GroupId::META).is_none() {
+            return (false, self.no_leader_yet(GroupId::META));
+        }
+        if !self.session.is_open() {
+            return (false, "waits for the leader to register this process".into());
+        }
+        (true, String::new())
+    }
+
+    fn view(&self, id: GroupId, group: &Group) -> GroupView {
+        let raft = self.raft.status(id);
+        let learner = group.membership.learners.contains(&group.replica);
+        let role = match (&group.stage, group.role) {
+            (GroupStage::Birth(_) | GroupStage::Replay { .. }, _) => "recovering",
+            (_, Role::Leader) => "leader",
+            (_, Role::Candidate | Role::PreCandidate) => "candidate",
+            (_, Role::Follower) if learner => "learner",
+            (_, Role::Follower) => "follower",
+        };
+        let high_watermark = match &group.machine {
+            Machine::Partition(partition) => Some(partition.next_offset()),
+            Machine::Meta => None,
+        };
+        GroupView {
+            group: id,
+            replica: group.replica,
+            role: role.into(),
+            term: raft.as_ref().map_or(group.term, |s| s.term),
+            leader: self.leaders.leader(id),
+            commit: raft.as_ref().map_or(0, |s| s.commit),
+            applied: group.applied,
+            last_index: raft.as_ref().map_or(group.applied, |s| s.last_index),
+            high_watermark,
+        }
+    }
+}
