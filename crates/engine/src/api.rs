@@ -80,6 +80,8 @@ pub enum Event {
     },
     /// The hypervisor side reports.
     Vm(VmReport),
+    /// The driver's answer to [`Effect::ListTasks`].
+    TasksListed { ticket: u64, tasks: Vec<TaskLine> },
 }
 
 /// Where a request is carried out; any node takes any request and passes it on.
@@ -127,6 +129,9 @@ pub enum Request {
     /// Asks the leader of `__meta` for an index such that a read after it is linearizable; used by [`Request::Barrier`].
     #[n(7)]
     ReadPoint,
+    /// The tasks of this node's supervision tree; target `Here` or `Node`. The driver answers ([`Effect::ListTasks`]).
+    #[n(8)]
+    Tasks,
 }
 
 /// When the producer wants its answer.
@@ -207,6 +212,28 @@ pub enum Reply {
         #[n(0)]
         index: u64,
     },
+    #[n(6)]
+    Tasks(#[n(0)] Vec<TaskLine>),
+}
+
+/// One task of a node's supervision tree.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TaskLine {
+    /// Its place in the tree, such as `transport/peer/2`.
+    #[n(0)]
+    pub path: String,
+    /// `running`, `restarting`, `ended`, `failed`.
+    #[n(1)]
+    pub state: String,
+    /// Milliseconds in that state.
+    #[n(2)]
+    pub since_ms: u64,
+    /// Starts after the first.
+    #[n(3)]
+    pub restarts: u64,
+    /// Why it was restarted or ended last.
+    #[n(4)]
+    pub cause: Option<String>,
 }
 
 /// Why a request failed.
@@ -307,6 +334,8 @@ pub enum Effect {
     /// The cluster's state changed; a cheap clone.
     Metadata(Box<Metadata>),
     Vm(VmAction),
+    /// Somebody asks for the tasks of this node's supervision tree; answer with [`Event::TasksListed`].
+    ListTasks { ticket: u64 },
     /// The node's own `__meta` replica is durable: from now on it restarts with [`Formation::Restart`].
     Formed,
     /// Recovery is done; requests are carried out from now on (before, they wait).

@@ -80,6 +80,9 @@ pub(crate) struct Requests {
     queued: BTreeSet<u64>,
     deadlines: BTreeSet<(Mono, u64)>,
     applied: BTreeSet<(u64, u64)>,
+    /// Questions that the driver answers, by ticket.
+    tasks: BTreeMap<u64, Origin>,
+    next_ticket: u64,
     /// Read points asked of Raft, by context.
     reads: BTreeMap<u64, Origin>,
     next_read: u64,
@@ -202,6 +205,12 @@ impl NodeCore {
                 self.answer(origin, Ok(Reply::Status(Box::new(status))));
             }
             Request::ReadPoint => self.ask_read_point(origin),
+            Request::Tasks => {
+                self.requests.next_ticket += 1;
+                let ticket = self.requests.next_ticket;
+                self.requests.tasks.insert(ticket, origin);
+                self.effects.push(Effect::ListTasks { ticket });
+            }
             Request::Barrier => {
                 self.answer(origin, Err(error(ErrorCode::InvalidArgument, "a barrier is not forwarded")));
             }
@@ -266,6 +275,12 @@ impl NodeCore {
                 let refusal = self.refused(GroupId::META, refused);
                 self.answer(origin, Err(refusal));
             }
+        }
+    }
+
+    pub(crate) fn tasks_listed(&mut self, ticket: u64, tasks: Vec<crate::TaskLine>) {
+        if let Some(origin) = self.requests.tasks.remove(&ticket) {
+            self.answer(origin, Ok(Reply::Tasks(tasks)));
         }
     }
 
