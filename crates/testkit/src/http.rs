@@ -1,0 +1,89 @@
+//! A small HTTP client for a node's API.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use ureq::Agent;
+
+/// Longest time that one call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
+
+/// The API of one node.
+#[derive(Clone, Debug)]
+pub struct Api {
+    address: SocketAddr,
+    agent: Agent,
+}
+
+/// What the API said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    pub status: u16,
+    /// JSON null if the body is no JSON.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The body, if the call succeeded.
+    ///
+    /// # Errors
+    /// With status and body otherwise.
+    pub fn ok(self) -> anyhow::Result<Value> {
+        ensure!((200..300).contains(&self.status), "the API answered {}: {}", self.status, self.body);
+        Ok(self.body)
+    }
+}
+
+impl Api {
+    /// A client of the API at `address`.
+    #[must_use]
+    pub fn at(address: SocketAddr) -> Self {
+        Self::with_limit(address, CALL_LIMIT)
+    }
+
+    /// As [`Api::at`], giving up after `limit`.
+    #[must_use]
+    pub fn with_limit(address: SocketAddr, limit: Duration) -> Self {
+        let config = Agent::config_builder().timeout_global(Some(limit)).http_status_as_error(false).build();
+        Api { address, agent: config.into() }
+    }
+
+    /// GET.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        let answer = self.agent.get(self.url(path)).call();
+        Self::read(answer).with_context(|| format!("GET {}", self.url(path)))
+    }
+
+    /// POST with a JSON body.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        let request = self.agent.post(self.url(path)).header("content-type", "application/json");
+        Self::read(request.send(body.to_string())).with_context(|| format!("POST {}", self.url(path)))
+    }
+
+    /// DELETE.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn delete(&self, path: &str) -> anyhow::Result<Answer> {
+        let answer = self.agent.delete(self.url(path)).call();
+        Self::read(answer).with_context(|| format!("DELETE {}", self.url(path)))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    fn read(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Answer> {
+        let mut answer = answer?;
+        let text = answer.body_mut().read_to_string()?;
+        Ok(Answer { status: answer.status().as_u16(), body: serde_json::from_str(&text).unwrap_or(Value::Null) })
+    }
+}
