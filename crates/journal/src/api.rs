@@ -21,6 +21,50 @@ pub enum FileId {
     CheckpointTemporary { group: GroupId, index: u64 },
 }
 
+impl FileId {
+    /// The file's name in the folder.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            FileId::Wal(sequence) => format!("wal-{sequence:020}"),
+            FileId::Spare(number) => format!("spare-{number:020}"),
+            FileId::Checkpoint { group, index } => format!("checkpoint-{group}-{index}"),
+            FileId::CheckpointTemporary { group, index } => format!("checkpoint-{group}-{index}.tmp"),
+        }
+    }
+
+    /// The file of that name; `None` for a stranger.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<FileId> {
+        let (kind, rest) = name.split_once('-')?;
+        let file = match kind {
+            "wal" => FileId::Wal(rest.parse().ok()?),
+            "spare" => FileId::Spare(rest.parse().ok()?),
+            "checkpoint" => {
+                let (group, index) = rest.split_once('-')?;
+                let group = GroupId(group.parse().ok()?);
+                match index.strip_suffix(".tmp") {
+                    Some(index) => FileId::CheckpointTemporary { group, index: index.parse().ok()? },
+                    None => FileId::Checkpoint { group, index: index.parse().ok()? },
+                }
+            }
+            _ => return None,
+        };
+        (file.name() == name).then_some(file)
+    }
+}
+
+impl JournalConfig {
+    /// Smallest segment.
+    pub const SEGMENT_BYTES_MIN: u64 = 16 << 10;
+
+    /// Largest data of one entry that fits beside the states of a few groups.
+    #[must_use]
+    pub fn entry_bytes_max(&self) -> usize {
+        usize::try_from(self.segment_bytes / 2).unwrap_or(usize::MAX)
+    }
+}
+
 /// One operation on the disk. Operations in flight may complete in any order; the journal issues dependent ones only
 /// after the completion of what they depend on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,13 +76,16 @@ pub struct DiskOp {
 /// What to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DiskOpKind {
-    /// All files of the folder that have a [`FileId`], with their lengths; strangers are left alone.
+    /// All files of the folder that have a [`FileId`] ([`FileId::parse`]), with their lengths; strangers are left
+    /// alone. The folder is synced first, so that what is listed is durable under its name: a rename that an earlier
+    /// process made may not be.
     List,
-    /// Makes the file with `len` zero bytes really written (not sparse), durable with its name.
+    /// Makes the file with `len` zero bytes really written (not sparse), durable with its name; replaces an old one.
     Create { file: FileId, len: u64 },
     /// Reads up to `len` bytes; fewer at the end of the file.
     Read { file: FileId, offset: u64, len: usize },
-    /// Writes `data` (in order, one after the other) at `offset`. With `sync` it is durable on completion.
+    /// Writes `data` (in order, one after the other) at `offset` of an existing file, making it longer if need be.
+    /// With `sync` it is durable on completion.
     Write { file: FileId, offset: u64, data: Vec<Bytes>, sync: bool },
     /// Renames, replacing; durable on completion.
     Rename { from: FileId, to: FileId },
@@ -69,7 +116,8 @@ pub enum DiskError {
 /// What the journal is told once, when a node or a simulated node starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JournalConfig {
-    /// Bytes of one segment; [`base::limits::WAL_SEGMENT_BYTES`] outside tests and simulations.
+    /// Bytes of one segment; [`base::limits::WAL_SEGMENT_BYTES`] outside tests and simulations. A multiple of 4096, from
+    /// [`JournalConfig::SEGMENT_BYTES_MIN`] to below 4 GiB.
     pub segment_bytes: u64,
 }
 
@@ -96,6 +144,7 @@ pub struct Round {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Checkpoint {
     pub group: GroupId,
+    /// A group that is here under another replica must be removed first.
     pub replica: ReplicaId,
     /// Index, term and membership that `state` covers.
     pub meta: SnapshotMeta,
@@ -189,4 +238,26 @@ pub enum JournalError {
     /// Written by a newer version.
     #[error("{file} was written by a newer version (format {format})")]
     NewerFormat { file: String, format: u32 },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back_as_files_and_strangers_do_not() {
+        let group = GroupId(7);
+        for file in [
+            FileId::Wal(1),
+            FileId::Spare(u64::MAX),
+            FileId::Checkpoint { group, index: 3 },
+            FileId::CheckpointTemporary { group, index: 3 },
+        ] {
+            assert_eq!(FileId::parse(&file.name()), Some(file));
+        }
+        let many = "9".repeat(40);
+        for stranger in ["", "wal", "wal-1", "wal-+0000000000000000001", "lost+found", "checkpoint-1-2.bak", &many] {
+            assert_eq!(FileId::parse(stranger), None, "{stranger}");
+        }
+    }
 }
