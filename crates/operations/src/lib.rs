@@ -1,1 +1,57 @@
-//! operations
+//! What can be asked of a cluster: one operation, one file.
+//!
+//! [`operations`] is the one table of them all; REST routes, OpenAPI, the command line and its help are drawn from it.
+//! What handlers need of a node they ask for through [`Ports`].
+//!
+//! Invariants: this crate knows no door, and decides nothing that the cluster's state machines decide. An operation
+//! over every node lists each member, and one that did not answer with the reason: never left out, never invented.
+
+mod cluster;
+mod common;
+mod group;
+mod node;
+mod ports;
+mod task;
+#[cfg(test)]
+mod testing;
+mod token;
+mod topic;
+mod vm;
+
+pub use ports::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, LineStream, Ports, Random, TaskView, Tasks};
+
+use ops::{Operation, Registry, RegistryError};
+
+/// All operations.
+#[must_use]
+pub fn operations() -> Vec<Operation<Ports>> {
+    vec![
+        cluster::status::operation(),
+        group::list::operation(),
+        node::list::operation(),
+        task::list::operation(),
+        token::create::operation(),
+        token::list::operation(),
+        token::revoke::operation(),
+        topic::create::operation(),
+        topic::delete::operation(),
+        topic::describe::operation(),
+        topic::list::operation(),
+        vm::create::operation(),
+        vm::delete::operation(),
+        vm::inspect::operation(),
+        vm::list::operation(),
+        vm::logs::operation(),
+        vm::start::operation(),
+        vm::stop::operation(),
+        vm::wait::operation(),
+    ]
+}
+
+/// A registry of all operations.
+///
+/// # Errors
+/// If they contradict each other, which a test excludes.
+pub fn registry() -> Result<Registry<Ports>, RegistryError> {
+    Registry::new(operations())
+}

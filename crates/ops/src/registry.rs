@@ -89,6 +89,9 @@ fn check(spec: &Spec) -> Result<(), RegistryError> {
             return error("a schema refers to itself".into());
         }
     }
+    if spec.streams && spec.output.pointer("/properties/error").is_some() {
+        return error("its items have a field `error`, which marks the failure of a stream".into());
+    }
     let fields: BTreeSet<&str> = spec.fields().map(|(name, _)| name).collect();
     let named = spec.route.parameters().chain(spec.positional.iter().copied());
     for name in named.chain(spec.short.iter().map(|(name, _)| *name)) {

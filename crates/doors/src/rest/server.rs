@@ -1,0 +1,139 @@
+//! The listener: bounded connections, each in a task of its own, so that whatever bytes arrive on one disturb no other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::Millis;
+use base::limits::{API_CONNECTIONS_MAX, API_HEAD_BYTES_MAX, API_HEADER_TIMEOUT};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::RestDoor;
+use super::handler::router;
+
+/// Bounds of one listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerLimits {
+    pub connections_max: usize,
+    /// A connection that has not sent a whole request head after this long is closed, also between requests.
+    pub header_timeout: Millis,
+    /// How long requests may go on once the server is asked to stop.
+    pub drain: Millis,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        ServerLimits { connections_max: API_CONNECTIONS_MAX, header_timeout: API_HEADER_TIMEOUT, drain: Millis(2_000) }
+    }
+}
+
+/// What a listener did, once it has stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    pub connections: u64,
+    /// Turned away because there were too many.
+    pub refused: u64,
+    /// Still busy when the time to drain was up.
+    pub cut: usize,
+}
+
+/// Serves until `stop` is ready, then lets requests under way end within [`ServerLimits::drain`].
+pub async fn serve<C: Send + Sync + 'static>(
+    listener: TcpListener,
+    door: Arc<RestDoor<C>>,
+    limits: ServerLimits,
+    stop: impl Future<Output = ()> + Send,
+) -> Served {
+    let router = router(door);
+    let room = Arc::new(Semaphore::new(limits.connections_max));
+    let (stopping, watching) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut served = Served::default();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the API listener cannot accept connections now");
+                // Most likely out of file descriptors: trying again at once would only burn the CPU.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            served.refused += 1;
+            turn_away(stream, peer);
+            continue;
+        };
+        served.connections += 1;
+        let (service, watching) = (TowerToHyperService::new(router.clone()), watching.clone());
+        connections.spawn(async move {
+            connection(stream, peer, service, limits.header_timeout, watching).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let _ = stopping.send(true);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_millis(limits.drain.0), drained).await;
+    served.cut = connections.len();
+    connections.shutdown().await;
+    served
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: TowerToHyperService<axum::Router>,
+    header_timeout: Millis,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        service.call(request)
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(header_timeout.0))
+        .max_buf_size(API_HEAD_BYTES_MAX);
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let stop = async {
+        // An error means that the server is gone: stop all the same.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, error = &error as &dyn std::error::Error, "API connection closed");
+    }
+}
+
+/// Says that there are too many connections, without waiting for the other side to listen.
+fn turn_away(stream: TcpStream, peer: SocketAddr) {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
+        content-length: 136\r\nretry-after: 1\r\nconnection: close\r\n\r\n";
+    const BODY: &[u8] = br#"{"type":"urn:muster:error:busy","title":"busy","status":503,"detail":"too many connections","code":"busy","hint":"try again in a while"}"#;
+    tracing::warn!(%peer, "API connection refused: too many connections");
+    let Ok(stream) = stream.into_std() else { return };
+    // The socket is non-blocking and its buffer empty, so that this either fits at once or fails.
+    let mut stream = stream;
+    let _ = std::io::Write::write_all(&mut stream, ANSWER).and_then(|()| std::io::Write::write_all(&mut stream, BODY));
+}

@@ -1,0 +1,4 @@
+//! The cluster as a whole.
+
+pub(crate) mod status;
+mod tolerance;

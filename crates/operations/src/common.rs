@@ -1,0 +1,168 @@
+//! What several operations do alike.
+
+use std::sync::Arc;
+
+use base::{ErrorCode, GroupId, Millis, Mono, NodeId, Wall};
+use engine::{NodeStatus, Reply, Request, RequestError, Target};
+use futures::FutureExt;
+use futures::future::{Either, join_all, select};
+use metadata::{Command, CommandResult, Metadata, NodeRecord};
+use ops::{Call, OpError};
+
+use crate::Ports;
+
+/// What any change to the cluster's state may fail with.
+pub(crate) const WRITE_ERRORS: &[ErrorCode] = &[
+    ErrorCode::NotFound,
+    ErrorCode::AlreadyExists,
+    ErrorCode::FailedPrecondition,
+    ErrorCode::NoLeader,
+    ErrorCode::NotLeader,
+    ErrorCode::LeaderChanged,
+    ErrorCode::Unreachable,
+    ErrorCode::UnknownSession,
+    ErrorCode::DiskFull,
+    ErrorCode::TooLarge,
+    ErrorCode::StaleEpoch,
+    ErrorCode::ShuttingDown,
+];
+
+/// What any read of the cluster's state may fail with.
+pub(crate) const READ_ERRORS: &[ErrorCode] = &[
+    ErrorCode::NotFound,
+    ErrorCode::NoLeader,
+    ErrorCode::NotLeader,
+    ErrorCode::LeaderChanged,
+    ErrorCode::Unreachable,
+    ErrorCode::ShuttingDown,
+];
+
+/// How long a node may take to say how it is, before it counts as unreachable.
+const STATUS_WAIT: Millis = Millis(2_000);
+/// How much of a call's time is kept for putting the answer together.
+const ANSWER_RESERVE: Millis = Millis(100);
+
+/// A core's refusal as an operation's failure.
+pub(crate) fn failure(error: RequestError) -> OpError {
+    let hint = match error.code {
+        ErrorCode::NoLeader => Some("look at `muster status`: a majority of the voters must be reachable"),
+        ErrorCode::NotLeader | ErrorCode::LeaderChanged | ErrorCode::Busy => Some("try again"),
+        ErrorCode::DeadlineExceeded => Some("it may still have been done: look before you ask again"),
+        ErrorCode::DiskFull => Some("free space on the node's data directory; writes then go on by themselves"),
+        ErrorCode::Unreachable => Some("look at `muster status` for what does not answer"),
+        _ => None,
+    };
+    let failed = OpError::new(error.code, error.message);
+    match hint {
+        Some(hint) => failed.hint(hint),
+        None => failed,
+    }
+}
+
+/// Has a command applied, and returns its result with the cluster's state of then or later. Durable on return: a
+/// majority of the voters has it on disk.
+pub(crate) async fn command(call: &Call<Ports>, command: Command) -> Result<(CommandResult, Arc<Metadata>), OpError> {
+    let core = &call.context.core;
+    let target = Target::Leader(GroupId::META);
+    let reply = core.request(target, call.deadline, Request::Command(command)).await.map_err(failure)?;
+    let Reply::Command { index, result } = reply else { return Err(unexpected()) };
+    if let CommandResult::Refused { code, message } = result {
+        return Err(OpError::new(code, message));
+    }
+    Ok((result, core.metadata_after(index.saturating_sub(1)).await))
+}
+
+/// The cluster's state: with everything in it that was committed when the call came, or as far as this node knows.
+pub(crate) async fn read(call: &Call<Ports>, stale: bool) -> Result<Arc<Metadata>, OpError> {
+    if !stale {
+        let barrier = call.context.core.request(Target::Here, call.deadline, Request::Barrier);
+        barrier.await.map_err(|error| {
+            let unknown = matches!(error.code, ErrorCode::NoLeader | ErrorCode::DeadlineExceeded);
+            let failed = failure(error);
+            if unknown { failed.hint("with `--stale` this node answers from what it knows") } else { failed }
+        })?;
+    }
+    Ok(call.context.core.metadata())
+}
+
+/// One node and how it says it is.
+pub(crate) struct Asked {
+    pub record: NodeRecord,
+    pub answer: Result<NodeStatus, RequestError>,
+}
+
+/// Asks every member how it is, all at once, under one deadline.
+pub(crate) async fn ask_every_node(call: &Call<Ports>, metadata: &Metadata) -> Vec<Asked> {
+    let deadline = fan_out_deadline(call);
+    let one = |record: NodeRecord| async move {
+        let node = record.member.node;
+        let target = if node == call.context.core.me() { Target::Here } else { Target::Node(node) };
+        let answer = call.context.core.request(target, deadline, Request::Status);
+        let answer = within(call, deadline, answer).await.and_then(|reply| match reply {
+            Reply::Status(status) => Ok(*status),
+            _ => Err(RequestError {
+                code: ErrorCode::Internal,
+                message: "it answered something else".into(),
+                leader: None,
+            }),
+        });
+        Asked { record, answer }
+    };
+    join_all(metadata.nodes.values().cloned().map(one)).await
+}
+
+/// Until when nodes may answer a question to all of them.
+pub(crate) fn fan_out_deadline(call: &Call<Ports>) -> Mono {
+    let reserve = Mono(call.deadline.0.saturating_sub(ANSWER_RESERVE.0 * 1_000_000));
+    call.clock.now().mono.plus(STATUS_WAIT).min(reserve)
+}
+
+/// The answer, or that there was none by the deadline: one node that hangs must not take the others' answers along.
+pub(crate) async fn within<T>(
+    call: &Call<Ports>,
+    deadline: Mono,
+    answer: impl Future<Output = Result<T, RequestError>> + Send,
+) -> Result<T, RequestError> {
+    match select(answer.boxed(), call.clock.sleep_until(deadline)).await {
+        Either::Left((answer, _)) => answer,
+        Either::Right(_) => Err(RequestError {
+            code: ErrorCode::Unreachable,
+            message: format!("no answer within {STATUS_WAIT}"),
+            leader: None,
+        }),
+    }
+}
+
+/// A member by name or id.
+pub(crate) fn find_node(metadata: &Metadata, wanted: &str) -> Result<NodeId, OpError> {
+    let by_id = wanted.parse().ok().filter(|id| metadata.nodes.contains_key(id));
+    let by_name = || metadata.nodes.values().find(|node| node.member.name == wanted).map(|node| node.member.node);
+    by_id.or_else(by_name).ok_or_else(|| {
+        let names: Vec<&str> = metadata.nodes.values().map(|node| node.member.name.as_str()).collect();
+        let error = OpError::new(ErrorCode::NotFound, format!("no node is named {wanted:?} or has that id"));
+        match ops::nearest(wanted, names.iter().copied()) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
+            None => error.hint(format!("the nodes are {}", names.join(", "))),
+        }
+    })
+}
+
+/// A member's name; its id if it is not (or no longer) a member.
+pub(crate) fn node_name(metadata: &Metadata, node: NodeId) -> String {
+    metadata.nodes.get(&node).map_or_else(|| format!("#{node}"), |record| record.member.name.clone())
+}
+
+/// Milliseconds from `then` until now, by the wall clock; 0 if it was set back.
+pub(crate) fn age_ms(call: &Call<Ports>, then: Wall) -> u64 {
+    u64::try_from(call.clock.now().wall.0.saturating_sub(then.0)).unwrap_or(0)
+}
+
+pub(crate) fn unexpected() -> OpError {
+    OpError::new(ErrorCode::Internal, "the core answered something that was not asked for")
+        .hint("this is a bug in muster: please report it")
+}
+
+/// `1 node`, `2 nodes`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}

@@ -1,0 +1,3 @@
+//! Raft groups.
+
+pub(crate) mod list;

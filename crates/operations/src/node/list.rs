@@ -1,0 +1,133 @@
+//! `node.list`: every member, and how it is.
+
+use std::collections::BTreeMap;
+
+use engine::NodeStatus;
+use ops::{Call, Cell, Column, Example, Human, Method, NoInput, OpError, Operation, Scope};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::Ports;
+use crate::common::{Asked, ask_every_node};
+
+/// One member.
+#[derive(Clone, Serialize, JsonSchema)]
+pub(crate) struct NodeView {
+    pub id: u64,
+    pub name: String,
+    /// `ready`; `joining`: it answers but cannot take part yet; `unreachable`: it does not answer.
+    pub state: String,
+    /// Why it is not ready; empty if it is.
+    pub reason: String,
+    /// `leader`, `voter` or `learner` of the cluster's own group; null while unknown.
+    pub meta_role: Option<String>,
+    /// Where Kafka clients reach it.
+    pub kafka: String,
+    /// Where its API listens.
+    pub api: String,
+    /// Where its peers reach it (UDP).
+    pub peer: Vec<String>,
+    pub cores: u32,
+    pub memory_mib: u64,
+    pub disk_mib: u64,
+    pub architecture: String,
+    /// Found there, with versions.
+    pub hypervisors: Vec<String>,
+    /// `kvm` or `tcg`; empty without a hypervisor.
+    pub accelerator: String,
+    pub labels: BTreeMap<String, String>,
+    pub version: String,
+    /// VMs that run there now; null while unknown.
+    pub vms_running: Option<u32>,
+    /// Whether its disk is full, so that it takes no writes; null while unknown.
+    pub disk_full: Option<bool>,
+    /// Index of the cluster's own log that it has applied; null while unknown.
+    pub meta_applied: Option<u64>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Output {
+    nodes: Vec<NodeView>,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::plain("NODE", "/name"),
+    Column::plain("ID", "/id"),
+    Column::plain("STATE", "/state"),
+    Column::plain("META", "/meta_role"),
+    Column::plain("KAFKA", "/kafka"),
+    Column::plain("API", "/api"),
+    Column::plain("CORES", "/cores"),
+    Column { title: "MEMORY", pointer: "/memory_mib", cell: Cell::Mebibytes },
+    Column::plain("ACCEL", "/accelerator"),
+    Column::plain("LABELS", "/labels"),
+    Column::plain("REASON", "/reason"),
+];
+
+pub(crate) fn operation() -> Operation<Ports> {
+    Operation::new("node.list", "List the nodes of the cluster", (Method::Get, "/v1/nodes"), run)
+        .docs(
+            "Asks every member how it is, under one deadline of 2 s. A member that does not answer is listed as \
+             unreachable with the reason. Which members there are is answered from what this node knows.",
+        )
+        .examples(&[Example { command: "muster node list", says: "every node, its state, addresses and size" }])
+        .scope(Scope::EveryNode)
+        .aliases(&["ls"])
+        .human(Human::Table { rows: "/nodes", columns: COLUMNS, empty: "no nodes yet" })
+}
+
+async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
+    let metadata = call.context.core.metadata();
+    let asked = ask_every_node(&call, &metadata).await;
+    Ok(Output { nodes: views(&asked) })
+}
+
+/// How the members are, from what they answered.
+pub(crate) fn views(asked: &[Asked]) -> Vec<NodeView> {
+    let best = best_informed(asked);
+    asked.iter().map(|one| view(one, best)).collect()
+}
+
+/// The answer of whoever has applied most of the cluster's log.
+pub(crate) fn best_informed(asked: &[Asked]) -> Option<&NodeStatus> {
+    asked.iter().filter_map(|one| one.answer.as_ref().ok()).max_by_key(|status| status.meta_applied)
+}
+
+fn view(asked: &Asked, best: Option<&NodeStatus>) -> NodeView {
+    let member = &asked.record.member;
+    let (state, reason) = match &asked.answer {
+        Ok(status) if status.ready => ("ready", String::new()),
+        Ok(status) => ("joining", status.reason.clone()),
+        Err(error) => ("unreachable", error.message.clone()),
+    };
+    let answer = asked.answer.as_ref().ok();
+    let leads =
+        |status: &NodeStatus| status.groups.iter().any(|g| g.group == base::GroupId::META && g.role == "leader");
+    let meta_role = match best {
+        _ if answer.is_some_and(leads) => Some("leader"),
+        Some(status) if status.meta_voters.contains(&member.node) => Some("voter"),
+        Some(status) if status.meta_learners.contains(&member.node) => Some("learner"),
+        _ => None,
+    };
+    NodeView {
+        id: member.node.0,
+        name: member.name.clone(),
+        state: state.into(),
+        reason,
+        meta_role: meta_role.map(str::to_owned),
+        kafka: member.address.kafka.clone(),
+        api: member.address.api.clone(),
+        peer: member.address.direct.clone(),
+        cores: member.capabilities.cores,
+        memory_mib: member.capabilities.memory_mib,
+        disk_mib: member.capabilities.disk_mib,
+        architecture: member.capabilities.architecture.clone(),
+        hypervisors: member.capabilities.hypervisors.clone(),
+        accelerator: member.capabilities.accelerator.clone(),
+        labels: member.labels.clone(),
+        version: member.capabilities.version.clone(),
+        vms_running: answer.map(|status| status.vms_running),
+        disk_full: answer.map(|status| status.disk_full),
+        meta_applied: answer.map(|status| status.meta_applied),
+    }
+}

@@ -1,0 +1,3 @@
+//! Members of the cluster.
+
+pub(crate) mod list;

@@ -1,0 +1,3 @@
+//! The tasks that make up a running node.
+
+pub(crate) mod list;

@@ -1,0 +1,101 @@
+//! `token.create`: a line of text with which a new host joins.
+
+use base::{ErrorCode, Millis, Wall};
+use metadata::{Command, CommandResult, Metadata, token_hash};
+use ops::{Call, Example, Human, Idempotency, Method, OpError, Operation, Permission, Scope};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use wire::{JoinToken, TokenSeed};
+
+use crate::Ports;
+use crate::common::{WRITE_ERRORS, command, failure, unexpected};
+
+/// Members that a token names; any one of them that answers is enough.
+const SEEDS_MAX: usize = 16;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// How many nodes it may admit.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 512))]
+    uses: u32,
+    /// Minutes until it expires.
+    #[serde(default = "day")]
+    #[schemars(range(min = 1, max = 525_600))]
+    expires_in_minutes: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn day() -> u32 {
+    u32::try_from(base::limits::JOIN_TOKEN_TTL_DEFAULT.0 / 60_000).unwrap_or(u32::MAX)
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Output {
+    /// The name under which it is listed and revoked.
+    id: u64,
+    /// The token itself. Shown only now: the cluster keeps only a hash of its secret.
+    token: String,
+    uses: u32,
+    /// Milliseconds since 1970.
+    expires_ms: i64,
+    /// What to run on the new host.
+    command: String,
+}
+
+pub(crate) fn operation() -> Operation<Ports> {
+    Operation::new("token.create", "Make a token with which new nodes join", (Method::Post, "/v1/tokens"), run)
+        .docs(
+            "The token holds a secret of 256 random bits and the addresses of members; whoever has it can add nodes \
+             to the cluster until it is used up, expires or is revoked. It is shown once.",
+        )
+        .examples(&[
+            Example { command: "muster token create", says: "a token for one node, good for a day" },
+            Example { command: "muster token create --uses 10 --expires-in-minutes 60", says: "for ten nodes" },
+        ])
+        .permission(Permission::Admin)
+        .scope(Scope::Leader)
+        .idempotency(Idempotency::Keyed)
+        .errors(WRITE_ERRORS)
+        .human(Human::Text(text))
+}
+
+async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
+    let mut secret = [0; 32];
+    call.context.random.fill(&mut secret).map_err(failure)?;
+    let expires = call.clock.now().wall.plus(Millis(u64::from(input.expires_in_minutes) * 60_000));
+    let create = Command::CreateToken { secret_hash: token_hash(&secret), expires, uses: input.uses };
+    let (result, metadata) = command(&call, create).await?;
+    let CommandResult::TokenCreated { token_id } = result else { return Err(unexpected()) };
+    output(&metadata, token_id, secret, input.uses, expires)
+}
+
+fn output(metadata: &Metadata, id: u64, secret: [u8; 32], uses: u32, expires: Wall) -> Result<Output, OpError> {
+    let seeds: Vec<TokenSeed> = metadata
+        .nodes
+        .values()
+        .map(|node| &node.member.address)
+        .take(SEEDS_MAX)
+        .map(|address| TokenSeed {
+            endpoint: address.endpoint,
+            direct: address.direct.clone(),
+            relay_url: address.relay_url.clone(),
+        })
+        .collect();
+    if seeds.is_empty() {
+        return Err(OpError::new(ErrorCode::FailedPrecondition, "this node knows of no member to join through"));
+    }
+    let token = JoinToken { cluster: metadata.cluster, id, secret, seeds }.to_string();
+    let command = format!("muster join {token}");
+    Ok(Output { id, token, uses, expires_ms: expires.0, command })
+}
+
+fn text(output: &Value) -> String {
+    let field = |name: &str| output.get(name).map(ops::human::text).unwrap_or_default();
+    format!("{}\n\nRun on the new host:\n\n  {}", field("token"), field("command"))
+}
