@@ -93,10 +93,13 @@ pub struct Output {
     pub sends: Vec<Outgoing>,
     /// Entries to apply now, in order per group; report with [`crate::MultiRaft::applied`].
     pub committed: Vec<Committed>,
-    /// Changes of term, role or leader, at most one per group.
+    /// Changes of term, role or leader, at most one per group. `Leader` only once the term is durable here. To be taken
+    /// note of before `committed`. A leader that appears in another term than before has stepped down in between.
     pub roles: Vec<RoleChange>,
     /// A snapshot that was accepted: replace state and log by the checkpoint (pulled beforehand), then report with
-    /// [`crate::MultiRaft::snapshot_installed`] once it is durable.
+    /// [`crate::MultiRaft::snapshot_installed`] once it is durable. All rounds of that group are durable when it is
+    /// asked for, and none follows before the report. Entries of that group that were handed out as committed and are
+    /// not applied yet are part of the checkpoint.
     pub installs: Vec<Install>,
     /// Log reads that Raft needs for a follower that lags; answer with [`crate::MultiRaft::entries_fetched`].
     pub reads: Vec<LogRead>,
@@ -169,9 +172,21 @@ pub enum ProposeError {
     /// Not leader, or leader of another term than expected.
     #[error("not the leader in the expected term")]
     NotLeader,
-    /// Too many uncommitted bytes, or a leadership transfer or membership change is under way.
+    /// Too many uncommitted bytes, or a leadership transfer or membership change is under way, or (for a read) nothing
+    /// is committed yet in this term: try again.
     #[error("busy")]
     Busy,
+    /// Can never succeed as it is, such as a membership change that leaves no voters.
+    #[error("cannot be proposed: {0}")]
+    Invalid(&'static str),
+}
+
+/// What a replica cannot run from; see [`GroupInit::check`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("group {group} cannot run: {what}; its durable state was lost or damaged")]
+pub struct InvalidInit {
+    pub group: GroupId,
+    pub what: &'static str,
 }
 
 /// Why a message was not taken. None of these is an error of this node.

@@ -1,98 +1,378 @@
-//! Many Raft groups in one object without I/O, over the `raft` crate.
+//! Many Raft groups in one object without I/O, over the `raft` crate (TiKV's, 0.7).
+//!
+//! Calls bring in what happened; [`MultiRaft::flush`] hands out everything to be done, for all groups at once:
+//!
+//! ```text
+//!  step, tick, propose,          flush(round)           appends  -> journal, one round for all groups
+//!  persisted(round),       ---->   Output       ---->   sends    -> peers, at the same time
+//!  applied, ...                                         committed, roles, installs, reads, ...
+//! ```
+//!
+//! The driver carries out appends and sends at once and in any order between them: whatever must wait for the disk is
+//! held back here and comes out of a flush after [`MultiRaft::persisted`].
+//!
+//! Invariants:
+//! - Nothing of a term leaves before (term, vote) is durable, leaders included; acknowledgements and votes wait for all
+//!   that they promise; answers to heartbeats wait for no entries.
+//! - `Leader` is announced, and a proposal taken, only when the term is durable. Entries are handed out as committed
+//!   only when a quorum and this replica have them durable.
+//! - A campaign begins only when all of the log is durable.
+//! - Whatever a peer sends is refused or harmless: it never panics and never changes what is committed.
+//! - The same calls with the same seed give the same outputs.
+//!
+//! This crate never reads a clock, never draws a random number that matters (the crate below draws election timeouts;
+//! they are replaced at once) and never parses protobuf.
 
+mod admit;
 mod api;
-pub use api::*;
+mod clock;
+mod convert;
+mod group;
+mod init;
+mod log;
+mod planted;
+#[cfg(test)]
+mod tests;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub use api::*;
+use base::limits::REQUESTS_PENDING_MAX;
 use base::{GroupId, Now, ReplicaId};
 use bytes::Bytes;
-use wire::{Entry, MembershipChange, RaftMessage};
+use clock::{Beat, TickClock};
+use group::Group;
+use raft::eraftpb::{Message, MessageType};
+use raft::{ProgressState, SnapshotStatus, StateRole};
+use wire::{Entry, EntryKind, MembershipChange, RaftMessage};
 
 /// All groups of which one node holds a replica.
-pub struct MultiRaft {}
+pub struct MultiRaft {
+    config: MultiRaftConfig,
+    groups: BTreeMap<GroupId, Box<Group>>,
+    /// Touched since the last flush.
+    dirty: BTreeSet<GroupId>,
+    /// Rounds under way, with the groups that they write for.
+    rounds: VecDeque<(u64, Vec<GroupId>)>,
+    clock: TickClock,
+    electable: bool,
+    created: u64,
+    logger: slog::Logger,
+}
 
 impl MultiRaft {
+    /// # Panics
+    /// If the election timeout is not longer than the time between heartbeats, or one of them is zero.
     #[must_use]
-    pub fn new(_config: MultiRaftConfig) -> Self {
-        MultiRaft {}
+    pub fn new(config: MultiRaftConfig) -> Self {
+        assert!(config.heartbeat_ticks > 0, "heartbeats need at least one tick");
+        assert!(config.election_ticks > config.heartbeat_ticks, "elections must take longer than heartbeats");
+        MultiRaft {
+            config,
+            groups: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            rounds: VecDeque::new(),
+            clock: TickClock::default(),
+            electable: true,
+            created: 0,
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+        }
     }
+
     /// Runs a replica. The group must not be there yet.
-    pub fn create(&mut self, _init: GroupInit) {}
+    ///
+    /// # Panics
+    /// If it is, or if [`GroupInit::check`] fails; call that first where the state comes from a disk.
+    pub fn create(&mut self, init: GroupInit) {
+        let group = init.group;
+        if let Err(error) = init.check() {
+            panic!("{error}");
+        }
+        assert!(!self.groups.contains_key(&group), "group {group} runs already");
+        self.created += 1;
+        // Answers to reads of a replica that is gone never match those of its successor.
+        let token = self.created << 32;
+        self.groups.insert(group, Box::new(Group::new(&self.config, init, token, &self.logger)));
+        self.dirty.insert(group);
+    }
+
     /// Forgets a replica; messages to it are refused from now on.
-    pub fn remove(&mut self, _group: GroupId) {}
+    pub fn remove(&mut self, group: GroupId) {
+        self.groups.remove(&group);
+        self.dirty.remove(&group);
+    }
+
     /// Lets time pass for all groups, by whole ticks of real time; after a gap beyond an election timeout (the process
-    /// was paused) leaders step down and the missed ticks are skipped, never replayed.
-    pub fn tick(&mut self, _now: Now) {}
+    /// was paused) leaders step down and the missed ticks are skipped, never replayed. To be called at least once per
+    /// [`base::limits::TICK`]; at most one tick passes per call.
+    pub fn tick(&mut self, now: Now) {
+        let ticks = match self.clock.beat(now, self.config.election_ticks) {
+            Beat::None => return,
+            Beat::Paused => {
+                let stepped_down = self.groups.iter_mut().filter_map(|(id, group)| group.step_down().then_some(*id));
+                self.dirty.extend(stepped_down);
+                return;
+            }
+            Beat::Ticks(ticks) => ticks,
+        };
+        for _ in 0..ticks {
+            for (id, group) in &mut self.groups {
+                if group.tick(self.electable) {
+                    self.dirty.insert(*id);
+                }
+            }
+        }
+    }
+
     /// Takes a message from another node. A `Snapshot` message is to be stepped only after its checkpoint was pulled.
     ///
     /// # Errors
     /// Whatever is not for this replica or would break an invariant is refused and changes nothing.
-    pub fn step(&mut self, _group: GroupId, _message: RaftMessage) -> Result<(), Refused> {
+    pub fn step(&mut self, group: GroupId, message: RaftMessage) -> Result<(), Refused> {
+        let electable = self.electable;
+        let replica = self.touch(group).ok_or(Refused::UnknownGroup)?;
+        replica.admit(&message, electable)?;
+        replica.step(message);
         Ok(())
     }
-    /// Appends to the log as leader of the expected term.
+
+    /// The group, and a note that the next flush must look at it.
+    fn touch(&mut self, group: GroupId) -> Option<&mut Group> {
+        let replica = self.groups.get_mut(&group)?;
+        self.dirty.insert(group);
+        Some(replica)
+    }
+
+    fn leading(&mut self, group: GroupId, term: u64) -> Result<&mut Group, ProposeError> {
+        let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
+        if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
+    }
+
+    /// Appends to the log as leader of the expected term. Not durable on return, and lost if another leader takes over.
     ///
     /// # Errors
     /// Without a trace.
-    pub fn propose(&mut self, _proposal: Proposal) -> Result<Proposed, ProposeError> {
-        Err(ProposeError::UnknownGroup)
+    pub fn propose(&mut self, proposal: Proposal) -> Result<Proposed, ProposeError> {
+        let Proposal { group, term, kind, data } = proposal;
+        if !matches!(kind, EntryKind::Command | EntryKind::Batch) {
+            return Err(ProposeError::Invalid("only commands and batches are proposed"));
+        }
+        let raft = &mut self.leading(group, term)?.raw.raft;
+        let mut message = Message { from: raft.id, ..Default::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(vec![convert::proposal_entry(kind, data)].into());
+        raft.step(message).map_err(|_| ProposeError::Busy)?;
+        Ok(Proposed { index: raft.raft_log.last_index(), term })
     }
-    /// Proposes a membership change, as leader of the expected term, if none is under way.
+
+    /// Proposes a membership change, as leader of the expected term, if none is under way. With more than one step it
+    /// is made through joint consensus, which the leader ends by itself.
     ///
     /// # Errors
     /// Without a trace.
     pub fn propose_membership(
         &mut self,
-        _group: GroupId,
-        _term: u64,
-        _change: &MembershipChange,
+        group: GroupId,
+        term: u64,
+        change: &MembershipChange,
     ) -> Result<Proposed, ProposeError> {
-        Err(ProposeError::UnknownGroup)
+        let replica = self.leading(group, term)?;
+        let joint = !replica.membership.voters_outgoing.is_empty();
+        if replica.raw.raft.has_pending_conf() || (joint && !change.steps.is_empty()) {
+            return Err(ProposeError::Busy);
+        }
+        admit::check_change(replica, change).map_err(ProposeError::Invalid)?;
+        let pending = replica.raw.raft.pending_conf_index;
+        let context = convert::membership_context(change);
+        if replica.raw.propose_conf_change(context, convert::conf_change(change)).is_err() {
+            replica.raw.raft.pending_conf_index = pending;
+            return Err(ProposeError::Busy);
+        }
+        Ok(Proposed { index: replica.raw.raft.raft_log.last_index(), term })
     }
-    /// Asks for a linearizable read point (Raft section 6.4), as leader.
+
+    /// Asks for a linearizable read point (Raft section 6.4), as leader. The answer comes as [`ReadState`] with the
+    /// same `context`, which must be fresh: one that is under way is refused. At most 1 KiB.
     ///
     /// # Errors
-    /// If this replica does not lead, or has not yet committed in its term.
-    pub fn read_index(&mut self, _group: GroupId, _context: Bytes) -> Result<(), ProposeError> {
-        Err(ProposeError::UnknownGroup)
+    /// `NotLeader` if this replica does not lead; `Busy` if it has not yet committed in its term.
+    pub fn read_index(&mut self, group: GroupId, context: Bytes) -> Result<(), ProposeError> {
+        let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
+        if !replica.leads(replica.raw.raft.term) {
+            return Err(ProposeError::NotLeader);
+        }
+        if context.is_empty() || context.len() > admit::CONTEXT_BYTES_MAX {
+            return Err(ProposeError::Invalid("a read context is 1 to 1024 bytes"));
+        }
+        let full = replica.reads.len() >= REQUESTS_PENDING_MAX;
+        if full || replica.reads.contains(&context) || !replica.raw.raft.commit_to_current_term() {
+            return Err(ProposeError::Busy);
+        }
+        replica.raw.read_index(context.to_vec());
+        replica.reads.insert(context);
+        Ok(())
     }
-    /// Hands leadership to another voter, if this replica leads.
-    pub fn transfer_leader(&mut self, _group: GroupId, _to: ReplicaId) {}
-    /// Campaigns now.
-    pub fn campaign(&mut self, _group: GroupId) {}
-    /// Whether this node may campaign at all; `false` while its disk is stuck or full.
-    pub fn set_electable(&mut self, _electable: bool) {}
+
+    /// Hands leadership to another voter, if this replica leads. Until it is done, or an election timeout has passed,
+    /// proposals answer `Busy`.
+    pub fn transfer_leader(&mut self, group: GroupId, to: ReplicaId) {
+        let Some(replica) = self.touch(group) else { return };
+        let voter = replica.membership.voters.contains(&to) && to.0 != replica.replica;
+        if replica.raw.raft.state == StateRole::Leader && voter {
+            replica.raw.transfer_leader(to.0);
+        }
+    }
+
+    /// Campaigns as soon as this replica may: when all of its log is durable and its membership applied.
+    pub fn campaign(&mut self, group: GroupId) {
+        if let Some(replica) = self.touch(group) {
+            replica.campaign_wanted = true;
+        }
+    }
+
+    /// Whether this node may campaign at all; `false` while its disk is stuck or full. Candidacies under way end, and
+    /// nobody can hand leadership to it. What it leads it keeps until it is transferred.
+    pub fn set_electable(&mut self, electable: bool) {
+        if self.electable && !electable {
+            let stopped = self.groups.iter_mut().filter_map(|(id, group)| group.stop_campaign().then_some(*id));
+            self.dirty.extend(stopped);
+        }
+        self.electable = electable;
+    }
+
     /// All rounds up to `round` are durable.
-    pub fn persisted(&mut self, _round: u64) {}
+    pub fn persisted(&mut self, round: u64) {
+        while self.rounds.front().is_some_and(|(number, _)| *number <= round) {
+            let Some((_, groups)) = self.rounds.pop_front() else { break };
+            for group in groups {
+                if let Some(replica) = self.touch(group) {
+                    replica.persisted(round);
+                }
+            }
+        }
+    }
+
     /// The state machine has applied up to `index`.
-    pub fn applied(&mut self, _group: GroupId, _index: u64) {}
-    /// Answers a [`LogRead`]. `None`: the log no longer holds it (a snapshot will be sent).
-    pub fn entries_fetched(&mut self, _group: GroupId, _token: u64, _entries: Option<Vec<Entry>>) {}
+    ///
+    /// # Panics
+    /// If `index` was never handed out as committed.
+    pub fn applied(&mut self, group: GroupId, index: u64) {
+        if let Some(replica) = self.touch(group) {
+            replica.applied(index);
+        }
+    }
+
+    /// Answers a [`LogRead`]: entries from `low` on, as many as there are within the bounds, at least one. `None`: the
+    /// log no longer holds it (a snapshot will be sent).
+    pub fn entries_fetched(&mut self, group: GroupId, token: u64, entries: Option<Vec<Entry>>) {
+        if let Some(replica) = self.touch(group) {
+            replica.entries_fetched(token, entries);
+        }
+    }
+
     /// The checkpoint at `index` is durable; the log on disk now starts at `first_index`. From now on followers that
     /// lag behind it get that snapshot.
-    pub fn checkpointed(&mut self, _group: GroupId, _meta: wire::SnapshotMeta, _first_index: u64) {}
-    /// The snapshot that [`Output::installs`] asked for is durable and in force.
-    pub fn snapshot_installed(&mut self, _group: GroupId, _index: u64) {}
-    /// A snapshot sent to a replica arrived there, or did not.
-    pub fn snapshot_reported(&mut self, _group: GroupId, _to: ReplicaId, _ok: bool) {}
-    /// A replica's node cannot be reached.
-    pub fn unreachable(&mut self, _group: GroupId, _replica: ReplicaId) {}
-    /// Collects what all groups touched since the last flush ask for, as one round. `round` is the number it gets if
-    /// there is something to append.
-    pub fn flush(&mut self, _round: u64) -> Output {
-        Output::default()
+    pub fn checkpointed(&mut self, group: GroupId, meta: wire::SnapshotMeta, first_index: u64) {
+        if let Some(replica) = self.touch(group) {
+            replica.checkpointed(meta, first_index);
+        }
     }
+
+    /// The snapshot that [`Output::installs`] asked for is durable and in force.
+    pub fn snapshot_installed(&mut self, group: GroupId, index: u64) {
+        if let Some(replica) = self.touch(group) {
+            replica.snapshot_installed(index);
+        }
+    }
+
+    /// A snapshot sent to a replica arrived there, or did not. Until this is said, or the replica catches up, or some
+    /// election timeouts have passed, it is sent nothing else; then the `Snapshot` message is repeated, perhaps with a
+    /// newer checkpoint, so whoever pulls checkpoints must know those that it is pulling.
+    pub fn snapshot_reported(&mut self, group: GroupId, to: ReplicaId, ok: bool) {
+        if let Some(replica) = self.touch(group) {
+            let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+            replica.raw.report_snapshot(to.0, status);
+        }
+    }
+
+    /// A replica's node cannot be reached: what was sent to it, a snapshot too, counts as lost.
+    pub fn unreachable(&mut self, group: GroupId, replica: ReplicaId) {
+        if let Some(group) = self.touch(group) {
+            group.raw.report_unreachable(replica.0);
+            group.raw.report_snapshot(replica.0, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Collects what all groups touched since the last flush ask for, as one round. `round` is the number it gets if
+    /// there is something to append; rounds are numbered upwards from 1.
+    ///
+    /// # Panics
+    /// If `round` is not above the rounds under way.
+    pub fn flush(&mut self, round: u64) -> Output {
+        let last = self.rounds.back().map_or(0, |(number, _)| *number);
+        assert!(round > last, "round {round} follows round {last}");
+        let mut out = Output::default();
+        let mut groups = Vec::new();
+        for id in std::mem::take(&mut self.dirty) {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.drain(round, self.electable, &mut out) {
+                groups.push(id);
+            }
+        }
+        if !groups.is_empty() {
+            out.round = round;
+            self.rounds.push_back((round, groups));
+        }
+        out
+    }
+
+    /// Whether a flush would look at any group.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// One replica's view, if it is here.
     #[must_use]
-    pub fn status(&self, _group: GroupId) -> Option<GroupStatus> {
-        None
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        let replica = self.groups.get(&group)?;
+        let raft = &replica.raw.raft;
+        let RoleChange { role, term, leader, .. } = replica.surfaced;
+        let mut progress = Vec::new();
+        if role == Role::Leader && raft.state == StateRole::Leader {
+            progress.extend(raft.prs().iter().map(|(id, known)| ReplicaProgress {
+                replica: ReplicaId(*id),
+                matched: known.matched,
+                active: known.recent_active || *id == raft.id,
+                snapshot: known.state == ProgressState::Snapshot,
+            }));
+            progress.sort_by_key(|known| known.replica);
+        }
+        Some(GroupStatus {
+            group,
+            replica: ReplicaId(replica.replica),
+            role,
+            term,
+            leader,
+            vote: ReplicaId(raft.vote),
+            commit: raft.raft_log.committed,
+            applied: raft.raft_log.applied,
+            first_index: replica.log().first(),
+            last_index: raft.raft_log.last_index(),
+            persisted: raft.raft_log.persisted,
+            membership: replica.membership.clone(),
+            progress,
+        })
     }
-    /// (role, term, leader) of a group: the cheap part of [`MultiRaft::status`].
+
+    /// (role, term, leader) of a group as of the last flush: the cheap part of [`MultiRaft::status`].
     #[must_use]
-    pub fn role(&self, _group: GroupId) -> Option<RoleChange> {
-        None
+    pub fn role(&self, group: GroupId) -> Option<RoleChange> {
+        self.groups.get(&group).map(|replica| replica.surfaced)
     }
+
     /// The groups here, in order.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
-        std::iter::empty()
+        self.groups.keys().copied()
     }
 }

@@ -1,0 +1,94 @@
+//! Ticks from real elapsed time.
+
+use base::limits::TICK;
+use base::{Mono, Now};
+
+use crate::planted::{Bug, planted};
+
+const TICK_NS: u64 = TICK.0 * 1_000_000;
+
+/// What a moment means for the groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beat {
+    /// Nothing yet.
+    None,
+    /// So many ticks: one.
+    Ticks(u64),
+    /// The process did not run for longer than an election timeout: whoever led may have been replaced.
+    Paused,
+}
+
+/// At most one tick per call and per [`TICK`] of real time. At most one more tick is owed, so that a caller whose timer
+/// jitters keeps the pace; what was missed beyond that is skipped, never replayed in a burst.
+#[derive(Debug, Default)]
+pub(crate) struct TickClock {
+    last: Option<Mono>,
+    owed_ns: u64,
+}
+
+impl TickClock {
+    pub(crate) fn beat(&mut self, now: Now, election_ticks: u32) -> Beat {
+        let Some(last) = self.last else {
+            self.last = Some(now.mono);
+            return Beat::None;
+        };
+        self.last = Some(last.max(now.mono));
+        let gap = now.mono.0.saturating_sub(last.0);
+        if planted(Bug::ReplayMissedTicks) {
+            self.owed_ns += gap;
+            let ticks = self.owed_ns / TICK_NS;
+            self.owed_ns %= TICK_NS;
+            return Beat::Ticks(ticks);
+        }
+        if gap > TICK_NS * u64::from(election_ticks) {
+            self.owed_ns = 0;
+            return Beat::Paused;
+        }
+        let owed = self.owed_ns + gap;
+        if owed < TICK_NS {
+            self.owed_ns = owed;
+            return Beat::None;
+        }
+        self.owed_ns = (owed - TICK_NS).min(TICK_NS);
+        Beat::Ticks(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ticks for calls at these milliseconds.
+    fn ticks(times_ms: &[u64]) -> Vec<Beat> {
+        let mut clock = TickClock::default();
+        let now = |ms: &u64| Now { mono: Mono(ms * 1_000_000), ..Now::default() };
+        times_ms.iter().map(|ms| clock.beat(now(ms), 20)).collect()
+    }
+
+    #[test]
+    fn a_jittering_caller_keeps_the_pace() {
+        let times: Vec<u64> = (0..=200).map(|n| n * 50 + [0, 7, 0, 45][n as usize % 4]).collect();
+        let count = ticks(&times).iter().filter(|beat| **beat == Beat::Ticks(1)).count();
+        assert!((199..=200).contains(&count), "{count} ticks in 10 s");
+    }
+
+    #[test]
+    fn missed_ticks_are_skipped_and_never_come_in_a_burst() {
+        let mut times = vec![0, 50, 950];
+        times.extend((951..1000).step_by(3));
+        let beats = ticks(&times);
+        assert_eq!(beats[..3], [Beat::None, Beat::Ticks(1), Beat::Ticks(1)]);
+        let rest = beats[3..].iter().filter(|beat| **beat != Beat::None).count();
+        assert!(rest <= 1, "{rest} ticks right after a stall");
+    }
+
+    #[test]
+    fn a_gap_beyond_an_election_timeout_is_a_pause() {
+        assert_eq!(ticks(&[0, 1000, 2001, 2051]), [Beat::None, Beat::Ticks(1), Beat::Paused, Beat::Ticks(1)]);
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_or_runs_backwards_makes_no_ticks() {
+        assert_eq!(ticks(&[500, 500, 100, 149]), [Beat::None, Beat::None, Beat::None, Beat::None]);
+    }
+}

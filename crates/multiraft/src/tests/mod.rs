@@ -1,0 +1,14 @@
+//! The groups of whole clusters under faults, and each rule on its own.
+
+mod checker;
+mod cluster;
+mod disk;
+mod fuzz;
+mod random;
+mod rules;
+
+use base::GroupId;
+
+/// The group that the tests run.
+const GROUP: GroupId = GroupId(7);
+const ELECTION_TICKS: u32 = 20;
