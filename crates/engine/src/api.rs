@@ -80,8 +80,8 @@ pub enum Event {
     },
     /// The hypervisor side reports.
     Vm(VmReport),
-    /// The driver's answer to [`Effect::ListTasks`].
-    TasksListed { ticket: u64, tasks: Vec<TaskLine> },
+    /// The driver's answer to [`Effect::ListTasks`] or [`Effect::ReadPartition`].
+    Answered { ticket: u64, outcome: Result<Reply, RequestError> },
 }
 
 /// Where a request is carried out; any node takes any request and passes it on.
@@ -132,6 +132,35 @@ pub enum Request {
     /// The tasks of this node's supervision tree; target `Here` or `Node`. The driver answers ([`Effect::ListTasks`]).
     #[n(8)]
     Tasks,
+    /// Committed batches of a partition from an offset on, for readers on nodes without a replica; target
+    /// `Leader(group)`. The driver answers ([`Effect::ReadPartition`]).
+    #[n(9)]
+    ReadPartition(#[n(0)] ReadPartition),
+}
+
+/// Where to read in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ReadPartition {
+    #[n(0)]
+    pub group: GroupId,
+    /// Below the first offset that is kept, reading starts there.
+    #[n(1)]
+    pub offset: i64,
+    /// At least one batch comes back all the same.
+    #[n(2)]
+    pub bytes_max: u32,
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct PartitionBatches {
+    /// In order; the first holds the offset asked for. Empty at the high watermark.
+    #[cbor(n(0), with = "wire::blob::list")]
+    pub batches: Vec<Bytes>,
+    #[n(1)]
+    pub high_watermark: i64,
+    #[n(2)]
+    pub log_start_offset: i64,
 }
 
 /// When the producer wants its answer.
@@ -214,6 +243,8 @@ pub enum Reply {
     },
     #[n(6)]
     Tasks(#[n(0)] Vec<TaskLine>),
+    #[n(7)]
+    PartitionBatches(#[n(0)] PartitionBatches),
 }
 
 /// One task of a node's supervision tree.
@@ -334,8 +365,10 @@ pub enum Effect {
     /// The cluster's state changed; a cheap clone.
     Metadata(Box<Metadata>),
     Vm(VmAction),
-    /// Somebody asks for the tasks of this node's supervision tree; answer with [`Event::TasksListed`].
+    /// Somebody asks for the tasks of this node's supervision tree; answer with [`Event::Answered`].
     ListTasks { ticket: u64 },
+    /// Somebody on another node reads a partition that this node leads; answer with [`Event::Answered`].
+    ReadPartition { ticket: u64, read: ReadPartition },
     /// The node's own `__meta` replica is durable: from now on it restarts with [`Formation::Restart`].
     Formed,
     /// Recovery is done; requests are carried out from now on (before, they wait).

@@ -121,7 +121,7 @@ impl NodeCore {
             Event::PeerDown { node } => self.peer_down(node),
             Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
             Event::Vm(report) => self.take_vm_report(report),
-            Event::TasksListed { ticket, tasks } => self.tasks_listed(ticket, tasks),
+            Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }
     }
 

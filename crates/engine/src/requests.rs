@@ -81,11 +81,20 @@ pub(crate) struct Requests {
     deadlines: BTreeSet<(Mono, u64)>,
     applied: BTreeSet<(u64, u64)>,
     /// Questions that the driver answers, by ticket.
-    tasks: BTreeMap<u64, Origin>,
+    tickets: BTreeMap<u64, Origin>,
     next_ticket: u64,
     /// Read points asked of Raft, by context.
     reads: BTreeMap<u64, Origin>,
     next_read: u64,
+}
+
+impl Requests {
+    /// A question that the driver will answer.
+    fn ticket(&mut self, origin: Origin) -> u64 {
+        self.next_ticket += 1;
+        self.tickets.insert(self.next_ticket, origin);
+        self.next_ticket
+    }
 }
 
 /// A request on its way to another node.
@@ -206,10 +215,16 @@ impl NodeCore {
             }
             Request::ReadPoint => self.ask_read_point(origin),
             Request::Tasks => {
-                self.requests.next_ticket += 1;
-                let ticket = self.requests.next_ticket;
-                self.requests.tasks.insert(ticket, origin);
+                let ticket = self.requests.ticket(origin);
                 self.effects.push(Effect::ListTasks { ticket });
+            }
+            Request::ReadPartition(read) if self.groups.get(&read.group).is_some_and(|g| g.active) => {
+                let ticket = self.requests.ticket(origin);
+                self.effects.push(Effect::ReadPartition { ticket, read });
+            }
+            Request::ReadPartition(read) => {
+                let refusal = self.not_leader(read.group);
+                self.answer(origin, Err(refusal));
             }
             Request::Barrier => {
                 self.answer(origin, Err(error(ErrorCode::InvalidArgument, "a barrier is not forwarded")));
@@ -278,9 +293,9 @@ impl NodeCore {
         }
     }
 
-    pub(crate) fn tasks_listed(&mut self, ticket: u64, tasks: Vec<crate::TaskLine>) {
-        if let Some(origin) = self.requests.tasks.remove(&ticket) {
-            self.answer(origin, Ok(Reply::Tasks(tasks)));
+    pub(crate) fn driver_answered(&mut self, ticket: u64, outcome: Result<Reply, RequestError>) {
+        if let Some(origin) = self.requests.tickets.remove(&ticket) {
+            self.answer(origin, outcome);
         }
     }
 
@@ -549,7 +564,7 @@ fn may_retry(pending: &Pending, failure: &RequestError) -> bool {
         ErrorCode::NotLeader => true,
         // May have been done: only what is applied once all the same.
         ErrorCode::LeaderChanged | ErrorCode::Busy => match &pending.request {
-            Request::Command(_) | Request::ReadPoint => true,
+            Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
             Request::Produce(produce) => failure.code == ErrorCode::LeaderChanged && stamped(produce),
             _ => false,
         },
