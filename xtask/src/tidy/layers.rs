@@ -68,8 +68,10 @@ pub fn layer_of(krate: &str) -> Option<u8> {
 /// The workspace as Cargo sees it.
 #[derive(Debug, Default)]
 pub struct Packages {
-    /// Crates of the workspace, each with the names of what it declares (of any kind: normal, dev, build).
+    /// Crates of the workspace, each with the names of what it declares for what it ships.
     declared: BTreeMap<String, BTreeSet<String>>,
+    /// The same, for tests alone.
+    declared_dev: BTreeMap<String, BTreeSet<String>>,
     /// Every package of the graph by name, with the names of its resolved normal dependencies.
     resolved: BTreeMap<String, BTreeSet<String>>,
     /// What every package that is not of the workspace says of its licence, by name.
@@ -106,8 +108,12 @@ impl Packages {
             names.insert(id, name);
             if members.contains(id) {
                 let dependencies = package["dependencies"].as_array()?;
-                let declared = dependencies.iter().filter_map(|dependency| dependency["name"].as_str());
-                packages.declared.insert(name.into(), declared.map(str::to_owned).collect());
+                let declared = packages.declared.entry(name.into()).or_default();
+                let declared_dev = packages.declared_dev.entry(name.into()).or_default();
+                for dependency in dependencies {
+                    let list = if dependency["kind"] == "dev" { &mut *declared_dev } else { &mut *declared };
+                    list.insert(dependency["name"].as_str()?.to_owned());
+                }
             }
             let licence = package["license"].as_str().unwrap_or_default();
             licences.insert(id, licence);
@@ -141,7 +147,7 @@ impl Packages {
 
     /// Whether any crate of the workspace declares `library`.
     pub fn uses(&self, library: &str) -> bool {
-        self.declared.values().any(|declared| declared.contains(library))
+        self.declared.values().chain(self.declared_dev.values()).any(|declared| declared.contains(library))
     }
 
     /// Every dependency that the house forbids.
@@ -156,6 +162,10 @@ impl Packages {
             };
             for dependency in declared {
                 findings.extend(self.check_declared(krate, layer, dependency));
+            }
+            for dependency in self.declared_dev.get(krate).into_iter().flatten() {
+                let found = self.check_declared(krate, layer, dependency);
+                findings.extend(found.map(|finding| Finding { rule: "layer-of-tests", ..finding }));
             }
             if layer <= LAST_PURE {
                 findings.extend(self.check_below(krate));
@@ -224,7 +234,7 @@ mod tests {
         };
         let mut resolved = table(members);
         resolved.extend(table(libraries));
-        Packages { declared: table(members), resolved, licences: BTreeMap::new() }
+        Packages { declared: table(members), resolved, ..Packages::default() }
     }
 
     #[track_caller]
@@ -282,7 +292,9 @@ mod tests {
         let answer = serde_json::json!({
             "workspace_members": ["a"],
             "packages": [
-                { "id": "a", "name": "engine", "dependencies": [{ "name": "slow" }, { "name": "proptest" }] },
+                { "id": "a", "name": "engine", "dependencies": [
+                    { "name": "slow", "kind": null }, { "name": "proptest", "kind": "dev" }, { "name": "iroh", "kind": "dev" },
+                ] },
                 { "id": "b", "name": "slow", "dependencies": [] },
                 { "id": "c", "name": "proptest", "dependencies": [] },
                 { "id": "d", "name": "tokio", "dependencies": [] },
@@ -298,7 +310,8 @@ mod tests {
         let packages = Packages::from_metadata(&answer).expect("the shape of cargo metadata");
         assert!(packages.uses("proptest") && packages.crates().eq(["engine"]));
         let findings = packages.check();
-        assert_eq!(findings.len(), 1);
-        assert!(findings[0].message.contains("engine -> slow -> tokio"), "{}", findings[0].message);
+        let rules: Vec<_> = findings.iter().map(|finding| (finding.rule, finding.item.as_str())).collect();
+        assert_eq!(rules, [("layer-of-tests", "iroh"), ("layer", "tokio")]);
+        assert!(findings[1].message.contains("engine -> slow -> tokio"), "{}", findings[1].message);
     }
 }

@@ -1,0 +1,118 @@
+//! Leaders die or freeze; the cluster goes on.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use serde_json::json;
+use testkit::{Cluster, Folder, Signal, Start, holds_for, wait_until};
+
+use crate::support::{PATIENCE, machine_alone, machine_shared, terms, wait_caught_up, wait_voters};
+
+/// From `kill -9` of a leader to the next accepted write.
+const FAILOVER_LIMIT: Duration = Duration::from_secs(5);
+
+#[test]
+fn writes_go_on_within_five_seconds_of_a_killed_leader() {
+    let _machine = machine_alone();
+    Folder::scenario("failover", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"before"[..])], &[], &[])?;
+        for topic in ["t", "muster.events"] {
+            wait_voters(&cluster.nodes[0], topic, 3)?;
+        }
+        let leader = cluster.meta_leader(PATIENCE)?;
+        let start = Instant::now();
+        cluster.nodes[leader].kill()?;
+
+        let survivor = (leader + 1) % 3;
+        let mut topic = 0;
+        wait_until(FAILOVER_LIMIT, "the cluster's state can be changed", || {
+            topic += 1;
+            cluster.nodes[survivor].api().post("/v1/topics", &json!({ "name": format!("after{topic}") }))?.ok()
+        })?;
+        let changed = start.elapsed();
+        // Its partitions had this leader or another one; either way they take records.
+        let left = FAILOVER_LIMIT.saturating_sub(start.elapsed());
+        wait_until(left, "the partition takes records", || {
+            let quick = ["-X", "message.timeout.ms=1500", "-X", "topic.metadata.refresh.interval.ms=200"];
+            cluster.nodes[survivor].kcat().produce("t", [(&b"k"[..], &b"after"[..])], &[], &quick)
+        })?;
+        let took = start.elapsed();
+        ensure!(took < FAILOVER_LIMIT, "state after {changed:?}, records after {took:?}");
+
+        cluster.nodes[leader].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        let name = cluster.nodes[leader].name.clone();
+        wait_caught_up(&cluster, &name)
+    });
+}
+
+#[test]
+fn a_frozen_leader_is_replaced_and_thaws_as_a_follower() {
+    let _machine = machine_shared();
+    Folder::scenario("frozen", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"before"[..])], &[], &[])?;
+        wait_voters(&cluster.nodes[0], "t", 3)?;
+        let frozen = cluster.meta_leader(PATIENCE)?;
+        let survivor = (frozen + 1) % 3;
+        cluster.nodes[frozen].signal(Signal::Stop)?;
+        wait_until(PATIENCE, "another node leads __meta", || {
+            let status = cluster.nodes[survivor].api().get("/v1/status")?.ok()?;
+            let leader = status["meta"]["leader"].as_str().unwrap_or_default();
+            let other = cluster.nodes.iter().enumerate().any(|(at, node)| at != frozen && node.name == leader);
+            ensure!(other, "the leader is {leader:?}");
+            // What does not answer is listed, with the reason, never left out.
+            let name = &cluster.nodes[frozen].name;
+            let members = status["nodes"].as_array().cloned().unwrap_or_default();
+            let silent = members.iter().find(|member| member["name"] == name.as_str());
+            let shown = silent.is_some_and(|member| member["state"] == "unreachable" && member["reason"] != "");
+            ensure!(shown, "the frozen node is shown as {silent:?}");
+            Ok(())
+        })?;
+        cluster.nodes[survivor].kcat().produce("t", [(&b"k"[..], &b"during"[..])], &[], &[])?;
+
+        cluster.nodes[frozen].signal(Signal::Continue)?;
+        cluster.wait_ready(PATIENCE)?;
+        let name = cluster.nodes[frozen].name.clone();
+        wait_caught_up(&cluster, &name)?;
+        for node in &cluster.nodes {
+            let values: Vec<String> = node.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+            ensure!(values == ["before", "during"], "{} reads {values:?}", node.name);
+        }
+        let first = terms(&cluster.nodes[survivor])?;
+        holds_for(Duration::from_secs(2), || {
+            let now = terms(&cluster.nodes[survivor])?;
+            ensure!(now == first, "the thawed node disturbs: terms were {first:?} and are {now:?}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn without_a_majority_writes_wait_and_fail_and_go_on_with_it() {
+    let _machine = machine_shared();
+    Folder::scenario("minority", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"before"[..])], &[], &[])?;
+        wait_voters(&cluster.nodes[0], "t", 3)?;
+        cluster.nodes[1].kill()?;
+        cluster.nodes[2].kill()?;
+        let alone = &cluster.nodes[0];
+        let outcome = alone.kcat().produce("t", [(&b"k"[..], &b"lonely"[..])], &[], &["-X", "message.timeout.ms=4000"]);
+        ensure!(outcome.is_err(), "one of three nodes acknowledged a record");
+        let status = alone.api().get("/v1/status")?.ok()?;
+        let tolerance = status["fault_tolerance"].as_str().unwrap_or_default();
+        ensure!(tolerance.contains("no majority"), "status says {tolerance:?}");
+
+        cluster.nodes[1].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_until(PATIENCE, "records are accepted again", || {
+            cluster.nodes[0].kcat().produce("t", [(&b"k"[..], &b"after"[..])], &[], &["-X", "message.timeout.ms=4000"])
+        })?;
+        let values: Vec<String> = cluster.nodes[1].kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+        let kept = values.first().is_some_and(|value| value == "before") && values.contains(&"after".to_owned());
+        ensure!(kept, "the topic holds {values:?}");
+        Ok(())
+    });
+}

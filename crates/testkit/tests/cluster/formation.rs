@@ -1,0 +1,83 @@
+//! Three nodes become one cluster.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use testkit::{Cluster, Folder, Start, holds_for};
+
+use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_alone, machine_shared, numbered, terms, wait_voters};
+
+/// From the start of the first process until every member sees every member ready.
+const HEALTHY_LIMIT: Duration = Duration::from_secs(5);
+/// The highest term after a start in which nothing failed (DESIGN's invariant 4).
+const TERM_MAX: u64 = 2;
+
+#[test]
+fn three_nodes_are_healthy_in_under_five_seconds_without_an_election_too_many() {
+    let _machine = machine_alone();
+    Folder::scenario("healthy", |folder| {
+        let mut cluster = Cluster::prepare(folder, 3)?;
+        let start = Instant::now();
+        cluster.form()?;
+        cluster.wait_ready(PATIENCE)?;
+        let took = start.elapsed();
+        ensure!(took < HEALTHY_LIMIT, "three nodes were healthy only after {took:?}");
+
+        cluster.meta_leader(PATIENCE)?;
+        let first = terms(&cluster.nodes[0])?;
+        ensure!(first.values().all(|term| *term <= TERM_MAX), "terms after a cold start: {first:?}");
+        // Left alone, nothing changes.
+        holds_for(Duration::from_secs(3), || {
+            let now = terms(&cluster.nodes[0])?;
+            let grown = now.iter().find(|(name, term)| first.get(*name).is_some_and(|before| before != *term));
+            ensure!(grown.is_none(), "an election in a healthy cluster: {grown:?} was {first:?}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn a_whole_cluster_stops_and_starts_again() {
+    let _machine = machine_shared();
+    Folder::scenario("whole-restart", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        let records = numbered("kept", 0..100);
+        cluster.nodes[1].kcat().produce("kept", borrowed(&records), &[], &[])?;
+        wait_voters(&cluster.nodes[0], "kept", 3)?;
+        for node in &mut cluster.nodes {
+            node.kill()?;
+        }
+        for node in &mut cluster.nodes {
+            node.start(&Start::Up)?;
+        }
+        cluster.wait_ready(PATIENCE)?;
+        for node in &cluster.nodes {
+            ensure_exactly(&node.kcat().consume("kept")?, &records)?;
+            ensure!(node.members()?.len() == 3, "{} sees {:?}", node.name, node.members()?);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn topics_without_a_factor_grow_with_the_cluster() {
+    let _machine = machine_shared();
+    Folder::scenario("growth", |folder| {
+        let mut cluster = Cluster::start(folder, 1)?;
+        let records = numbered("early", 0..100);
+        cluster.nodes[0].kcat().produce("early", borrowed(&records), &[], &[])?;
+        wait_voters(&cluster.nodes[0], "early", 1)?;
+        let token = cluster.token(2)?;
+        for _ in 0..2 {
+            cluster.add()?.start(&Start::Join(token.clone()))?;
+        }
+        cluster.wait_ready(PATIENCE)?;
+        for topic in ["early", "muster.events"] {
+            wait_voters(&cluster.nodes[2], topic, 3)?;
+        }
+        for node in &cluster.nodes {
+            ensure_exactly(&node.kcat().consume("early")?, &records)?;
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,86 @@
+//! Who may join, and who is told why not.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+use testkit::{Cluster, Finished, Folder, Node, Start, wait_until};
+
+use crate::support::{PATIENCE, machine_shared};
+
+/// A token made for a minute is refused after this at the latest.
+const EXPIRY_LIMIT: Duration = Duration::from_secs(70);
+
+#[test]
+fn tokens_that_are_used_up_revoked_damaged_or_expired_admit_nobody() {
+    let _machine = machine_shared();
+    Folder::scenario("tokens", |folder| {
+        let mut cluster = Cluster::start(folder, 1)?;
+        let expiring = cluster.nodes[0].api().post("/v1/tokens", &json!({ "expires_in_minutes": 1 }))?.ok()?;
+        let expiring = expiring["token"].as_str().context("no token")?.to_owned();
+
+        let used = cluster.token(1)?;
+        cluster.add()?.start(&Start::Join(used.clone()))?;
+        cluster.wait_ready(PATIENCE)?;
+        let stranger = Node::new("stranger", folder.path())?;
+        refused(&cluster, &stranger, &used, &["used"])?;
+
+        let revoked = cluster.nodes[0].api().post("/v1/tokens", &json!({}))?.ok()?;
+        cluster.nodes[0].api().delete(&format!("/v1/tokens/{}", revoked["id"]))?.ok()?;
+        refused(&cluster, &stranger, revoked["token"].as_str().context("no token")?, &["revoked", "unknown"])?;
+
+        let fresh = cluster.token(1)?;
+        refused(&cluster, &stranger, &fresh[..fresh.len() - 3], &["damaged"])?;
+        refused(&cluster, &stranger, "not-a-token", &["muster token create"])?;
+
+        wait_until(EXPIRY_LIMIT, "the token of a minute is refused as expired", || {
+            refused(&cluster, &stranger, &expiring, &["expired"])
+        })?;
+        // After all that the door is still open for who may enter.
+        cluster.add()?.start(&Start::Join(fresh))?;
+        cluster.wait_ready(PATIENCE)?;
+        ensure!(cluster.nodes[0].members()?.len() == 3, "the members are {:?}", cluster.nodes[0].members()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_stays_in_its_cluster() {
+    let _machine = machine_shared();
+    Folder::scenario("foreign", |folder| {
+        let mut ours = Cluster::start(folder, 2)?;
+        let mut theirs = Node::new("theirs", folder.path())?;
+        theirs.start(&Start::Up)?;
+        theirs.wait_ready(PATIENCE)?;
+        let foreign = theirs.api().post("/v1/tokens", &json!({}))?.ok()?;
+        let foreign = foreign["token"].as_str().context("no token")?.to_owned();
+
+        // A member does not change over, and does not mix the two.
+        ours.nodes[1].stop()?;
+        let ended = ours.nodes[1].start_again(&Start::Join(foreign))?;
+        ensure!(!ended.status.success(), "it joined a second cluster:\n{}", ended.text());
+        ensure!(ended.text().contains("cluster"), "the reason is not given:\n{}", ended.text());
+        ensure!(theirs.members()?.len() == 1, "they took in {:?}", theirs.members()?);
+
+        // Nor does a full data directory form a cluster of its own.
+        ours.nodes[1].start(&Start::Up)?;
+        ours.wait_ready(PATIENCE)?;
+        ensure!(ours.nodes[1].members()?.len() == 2, "it sees {:?}", ours.nodes[1].members()?);
+        Ok(())
+    });
+}
+
+/// A stranger is refused with one of `reasons`, on its own side and, if the token was one, in a member's log; and it
+/// is not among the members afterwards.
+fn refused(cluster: &Cluster, stranger: &Node, token: &str, reasons: &[&str]) -> anyhow::Result<()> {
+    let ended: Finished = stranger.start_again(&Start::Join(token.to_owned()))?;
+    let text = ended.text();
+    ensure!(!ended.status.success(), "it was let in:\n{text}");
+    ensure!(reasons.iter().any(|reason| text.contains(reason)), "none of {reasons:?} is given as the reason:\n{text}");
+    let members = cluster.nodes[0].members()?;
+    ensure!(members.iter().all(|member| member["name"] != "stranger"), "the members are {members:?}");
+    let heard = || cluster.nodes.iter().any(|node| reasons.iter().any(|reason| node.log().contains(reason)));
+    let was_a_token = token.starts_with("muster1_") && !reasons.contains(&"damaged");
+    ensure!(!was_a_token || heard(), "no member logged one of {reasons:?}");
+    Ok(())
+}

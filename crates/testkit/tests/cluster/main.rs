@@ -1,0 +1,13 @@
+//! Every test of the built binary, in one test program.
+
+mod bad_input;
+mod damaged_disk;
+mod failover;
+mod formation;
+mod full_disk;
+mod joining;
+mod kafka;
+mod main_job;
+mod single_node;
+mod support;
+mod vms;

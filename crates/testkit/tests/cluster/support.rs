@@ -1,0 +1,136 @@
+//! What several tests do alike.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use testkit::{Cluster, Node, Record, wait_until};
+
+/// Long enough for anything that has no limit of its own.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Held by a test that measures a time, so that no other test takes the machine from it.
+pub fn machine_alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by every other test.
+pub fn machine_shared() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One replica of a group, as its node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    pub node: String,
+    pub term: u64,
+    pub commit: u64,
+    pub applied: u64,
+}
+
+/// Every group by its name, with its replicas on nodes that answer: `GET /v1/groups`.
+pub fn groups(node: &Node) -> anyhow::Result<BTreeMap<String, Vec<Replica>>> {
+    let body = node.api().get("/v1/groups")?.ok()?;
+    let mut groups: BTreeMap<String, Vec<Replica>> = BTreeMap::new();
+    for (node, group) in entries(&body).with_context(|| format!("no list of groups in {body}"))? {
+        let number = |field: &str| group[field].as_u64().with_context(|| format!("no {field} in {group}"));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        groups.entry(text(&group["name"])).or_default().push(Replica {
+            node: text(node),
+            term: number("term")?,
+            commit: number("commit")?,
+            applied: number("applied")?,
+        });
+    }
+    ensure!(groups.contains_key("__meta"), "no group __meta in {body}");
+    Ok(groups)
+}
+
+fn entries(body: &Value) -> Option<Vec<(&Value, &Value)>> {
+    let mut entries = Vec::new();
+    for node in body["nodes"].as_array()? {
+        entries.extend(node["groups"].as_array()?.iter().map(|group| (&node["node"], group)));
+    }
+    Some(entries)
+}
+
+/// The highest term of each group.
+pub fn terms(node: &Node) -> anyhow::Result<BTreeMap<String, u64>> {
+    let highest = |replicas: &[Replica]| replicas.iter().map(|replica| replica.term).max().unwrap_or_default();
+    Ok(groups(node)?.into_iter().map(|(name, replicas)| (name, highest(&replicas))).collect())
+}
+
+/// Waits until `name` has applied, in each of its groups, all that is committed there now.
+pub fn wait_caught_up(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let witness = cluster.running().find(|node| node.name != name).context("nobody else runs")?;
+    let committed: BTreeMap<String, u64> = groups(witness)?
+        .into_iter()
+        .map(|(group, replicas)| (group, replicas.iter().map(|replica| replica.commit).max().unwrap_or_default()))
+        .collect();
+    wait_until(PATIENCE, &format!("{name} has applied all of {committed:?}"), || {
+        let groups = groups(witness)?;
+        for (group, commit) in &committed {
+            let replicas = groups.get(group).with_context(|| format!("{group} is gone"))?;
+            if let Some(replica) = replicas.iter().find(|replica| replica.node == name) {
+                ensure!(replica.applied >= *commit, "{group} is at {} of {commit}", replica.applied);
+            }
+        }
+        let mine = groups["__meta"].iter().any(|replica| replica.node == name);
+        ensure!(mine, "{name} has no replica of __meta: {groups:?}");
+        Ok(())
+    })
+}
+
+/// Waits until every partition of `topic` has that many voters.
+pub fn wait_voters(node: &Node, topic: &str, voters: usize) -> anyhow::Result<()> {
+    wait_until(PATIENCE, &format!("{topic} has {voters} voters"), || {
+        let body = node.api().get(&format!("/v1/topics/{topic}"))?.ok()?;
+        let partitions = body["partitions"].as_array().context("no partitions")?;
+        let enough = |partition: &Value| partition["voters"].as_array().is_some_and(|names| names.len() == voters);
+        ensure!(!partitions.is_empty() && partitions.iter().all(enough), "{body}");
+        Ok(())
+    })
+}
+
+/// Waits until a VM is as `condition` says: `GET /v1/vms/NAME`.
+pub fn wait_vm(
+    node: &Node,
+    name: &str,
+    limit: Duration,
+    what: &str,
+    condition: impl Fn(&Value) -> bool,
+) -> anyhow::Result<Value> {
+    wait_until(limit, &format!("VM {name}: {what}"), || {
+        let vm = node.api().get(&format!("/v1/vms/{name}"))?.ok()?;
+        ensure!(condition(&vm), "{vm}");
+        Ok(vm)
+    })
+}
+
+/// A key and a value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// Keys and values `key-NUMBER`, `PREFIX-NUMBER`.
+pub fn numbered(prefix: &str, numbers: Range<usize>) -> Vec<Pair> {
+    numbers.map(|n| (format!("key-{n}").into_bytes(), format!("{prefix}-{n}").into_bytes())).collect()
+}
+
+/// Borrows what [`numbered`] made.
+pub fn borrowed(records: &[Pair]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    records.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
+}
+
+/// Fails unless `records` are exactly `expect`, in order, with offsets from 0 up.
+pub fn ensure_exactly(records: &[Record], expect: &[Pair]) -> anyhow::Result<()> {
+    ensure!(records.len() == expect.len(), "{} records were read, {} written", records.len(), expect.len());
+    for (number, (record, (key, value))) in records.iter().zip(expect).enumerate() {
+        let same = &record.key == key && &record.value == value && record.offset == i64::try_from(number)?;
+        ensure!(same, "record {number} came back as {record:?}; it was {:?}", String::from_utf8_lossy(value));
+    }
+    Ok(())
+}

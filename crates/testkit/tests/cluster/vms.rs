@@ -1,0 +1,97 @@
+//! Virtual machines on real hypervisors, and without one.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use testkit::{Cluster, Folder, Node, wait_until};
+
+use crate::support::{PATIENCE, machine_shared, wait_vm};
+
+/// From the order to the agent's hello: the image is made on the way, and the CPU may be emulated.
+const RUNNING_LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_vm_runs_survives_its_hypervisor_stops_and_goes() {
+    let _machine = machine_shared();
+    Folder::scenario("vm", |folder| {
+        let cluster = Cluster::start(folder, 1)?;
+        let node = &cluster.nodes[0];
+        node.api().post("/v1/vms", &json!({ "name": "web1" }))?.ok()?;
+        let vm = wait_vm(node, "web1", RUNNING_LIMIT, "it runs", |vm| vm["phase"] == "Running")?;
+        ensure!(vm["node"] == node.name.as_str() && vm["incarnation"] == 1, "it runs as {vm}");
+
+        let [(_, hypervisor)] = node.hypervisors()[..] else { anyhow::bail!("hypervisors: {:?}", node.hypervisors()) };
+        let pid = i32::try_from(hypervisor).ok().and_then(Pid::from_raw).context("a strange process id")?;
+        kill_process(pid, Signal::KILL)?;
+        let again = wait_vm(node, "web1", RUNNING_LIMIT, "it runs again", |vm| {
+            vm["phase"] == "Running" && vm["incarnation"] == 2
+        })?;
+        ensure!(again["epoch"] == vm["epoch"], "it was assigned anew: {again}");
+        wait_event(node, "the end of incarnation 1, with its reason", |event| {
+            event["incarnation"] == 1 && event["phase"] != "Running" && event["reason"] != "" && event["vm"] == "web1"
+        })?;
+        wait_event(node, "the new incarnation, running", |event| {
+            event["incarnation"] == 2 && event["phase"] == "Running" && event["vm"] == "web1"
+        })?;
+
+        // A hypervisor outlives its daemon, and is the same VM afterwards.
+        let mut cluster = cluster;
+        let before = cluster.nodes[0].hypervisors();
+        cluster.nodes[0].kill()?;
+        cluster.nodes[0].start(&testkit::Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        let node = &cluster.nodes[0];
+        wait_vm(node, "web1", PATIENCE, "it is taken over", |vm| vm["phase"] == "Running")?;
+        ensure!(node.hypervisors() == before, "{before:?} became {:?}", node.hypervisors());
+
+        node.api().post("/v1/vms/web1/stop", &json!({}))?.ok()?;
+        wait_vm(node, "web1", PATIENCE, "it has stopped", |vm| vm["phase"] == "Stopped")?;
+        ensure!(node.hypervisors().is_empty(), "it stopped, but {:?} run", node.hypervisors());
+        node.api().delete("/v1/vms/web1")?.ok()?;
+        wait_until(PATIENCE, "it is gone", || {
+            let answer = node.api().get("/v1/vms/web1")?;
+            ensure!(answer.status == 404, "{}", answer.body);
+            Ok(())
+        })?;
+        let console = node.kcat().consume("vm.web1.console")?;
+        ensure!(!console.is_empty(), "the console went with the VM");
+        Ok(())
+    });
+}
+
+#[test]
+fn without_a_hypervisor_a_vm_stays_pending_and_says_what_to_install() {
+    let _machine = machine_shared();
+    Folder::scenario("no-qemu", |folder| {
+        let mut cluster = Cluster::prepare(folder, 1)?;
+        let nowhere = folder.path().join("nowhere").display().to_string();
+        cluster.nodes[0].environment.push(("PATH".into(), nowhere));
+        cluster.form()?;
+        cluster.wait_ready(PATIENCE)?;
+        let node = &cluster.nodes[0];
+        node.api().post("/v1/vms", &json!({ "name": "web1" }))?.ok()?;
+        let vm = wait_vm(node, "web1", PATIENCE, "the reason names the package", |vm| {
+            vm["reason"].as_str().is_some_and(|reason| reason.contains("qemu-system-x86"))
+        })?;
+        ensure!(vm["phase"] == "Pending", "it is {vm}");
+        node.kcat().produce("t", [(&b"k"[..], &b"v"[..])], &[], &[])?;
+        ensure!(node.kcat().consume("t")?.len() == 1, "the rest does not work without a hypervisor");
+        node.api().delete("/v1/vms/web1")?.ok()?;
+        Ok(())
+    });
+}
+
+/// Waits for an event like that in the topic of all events.
+fn wait_event(node: &Node, what: &str, condition: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+    wait_until(PATIENCE, what, || {
+        let records = node.kcat().consume("muster.events")?;
+        let mut events = Vec::new();
+        for record in &records {
+            events.push(serde_json::from_slice(&record.value).with_context(|| format!("no JSON: {}", record.text()))?);
+        }
+        let found = events.iter().find(|event| condition(event)).cloned();
+        found.with_context(|| format!("the events are {events:?}"))
+    })
+}
