@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX};
-use base::{ErrorCode, GroupId, Mono, NodeId, RequestId};
+use base::{ErrorCode, GroupId, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
 use minicbor::{Decode, Encode};
@@ -20,6 +20,9 @@ use crate::{Effect, Event, Reply, Request, RequestError, Target};
 
 /// Forwarded requests above this size take the bulk channel.
 const CONTROL_BYTES_MAX: usize = 16 << 10;
+/// A forwarded request that is not answered in this time is sent again, if a repeat does no harm: it, or its answer, may
+/// have been dropped from a full queue while the connection lived.
+const FORWARD_AGAIN_AFTER: Millis = Millis(1_000);
 
 /// Who is to be answered by whoever carries a request out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub(crate) struct Requests {
     pending: BTreeMap<u64, Pending>,
     queued: BTreeSet<u64>,
     deadlines: BTreeSet<(Mono, u64)>,
+    /// When to look whether a forwarded request is still unanswered.
+    forward_again: BTreeSet<(Mono, u64)>,
     applied: BTreeSet<(u64, u64)>,
     /// Questions that the driver answers, by ticket.
     tickets: BTreeMap<u64, Origin>,
@@ -329,6 +334,7 @@ impl NodeCore {
         let body = wire::encode(&ForwardBody { request, command });
         let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
         self.set_wait(key, Wait::Forwarded(to));
+        self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), key));
         self.send(to, channel, PeerMessage::Forward(Forward { id: key, deadline_ms, body }));
     }
 
@@ -472,6 +478,15 @@ impl NodeCore {
             let failure = self.deadline_failure(key);
             self.finish(key, Err(failure));
         }
+        while let Some((at, key)) = self.requests.forward_again.first().copied()
+            && at <= self.now.mono
+        {
+            self.requests.forward_again.pop_first();
+            let unanswered = |p: &Pending| matches!(p.wait, Wait::Forwarded(_)) && may_repeat(&p.request);
+            if self.requests.pending.get(&key).is_some_and(unanswered) {
+                self.set_wait(key, Wait::Queued);
+            }
+        }
         for key in self.requests.queued.iter().copied().collect::<Vec<_>>() {
             self.advance(key);
         }
@@ -563,16 +578,22 @@ fn may_retry(pending: &Pending, failure: &RequestError) -> bool {
         // Refused before anything was done.
         ErrorCode::NotLeader => true,
         // May have been done: only what is applied once all the same.
-        ErrorCode::LeaderChanged | ErrorCode::Busy => match &pending.request {
-            Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
-            Request::Produce(produce) => failure.code == ErrorCode::LeaderChanged && stamped(produce),
-            _ => false,
-        },
+        ErrorCode::LeaderChanged => may_repeat(&pending.request),
+        ErrorCode::Busy => !matches!(pending.request, Request::Produce(_)) && may_repeat(&pending.request),
         // An idempotent producer's earlier batch is not there yet.
         ErrorCode::OutOfOrder => {
             matches!(&pending.request, Request::Produce(produce) if stamped(produce))
                 && matches!(pending.client, Client::Internal(_))
         }
+        _ => false,
+    }
+}
+
+/// Whether doing it twice is the same as doing it once.
+fn may_repeat(request: &Request) -> bool {
+    match request {
+        Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
+        Request::Produce(produce) => stamped(produce),
         _ => false,
     }
 }

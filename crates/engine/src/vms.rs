@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 
-use base::GroupId;
+use base::{GroupId, Millis, Mono};
 use compute::{Reconciler, Step, VmReport};
 use metadata::Command;
 
 use crate::core::{NodeCore, Stage};
 use crate::requests::Internal;
 use crate::{Effect, Reply, Request, RequestError, Target};
+
+/// After a report that could not be taken.
+const RETRY: Millis = Millis(200);
 
 /// Whether this node's view of the tables is known to be recent enough to act on.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub(crate) struct VmSide {
     reports: VecDeque<VmReport>,
     /// The first of them is under way.
     reporting: bool,
+    /// After a report that could not be taken (a full disk, a deadline).
+    retry_at: Option<Mono>,
     current: Current,
     dirty: bool,
     reconciled: u64,
@@ -71,7 +76,8 @@ impl NodeCore {
     }
 
     fn report_next(&mut self) {
-        if self.vms.reporting || self.stage != Stage::Running {
+        let waits = self.vms.retry_at.is_some_and(|at| at > self.now.mono);
+        if self.vms.reporting || waits || self.stage != Stage::Running {
             return;
         }
         if let Some(report) = self.vms.reports.front().cloned() {
@@ -86,7 +92,13 @@ impl NodeCore {
         self.vms.reporting = false;
         self.vms.dirty = true;
         let Request::Command(Command::ReportVm { report, .. }) = request else { return };
-        if matches!(outcome, Ok(Reply::Command { .. })) && self.vms.reports.front() == Some(&report) {
+        if !matches!(outcome, Ok(Reply::Command { .. })) {
+            // Never at once: the same refusal would come back inside this very call.
+            self.vms.retry_at = Some(self.now.mono.plus(RETRY));
+            return;
+        }
+        self.vms.retry_at = None;
+        if self.vms.reports.front() == Some(&report) {
             self.vms.reports.pop_front();
         }
         self.report_next();
