@@ -1,0 +1,171 @@
+//! Election safety: one leader per group and term, one vote per replica and term, terms that never go back.
+
+use std::collections::BTreeMap;
+
+use base::{GroupId, ReplicaId};
+use multiraft::Role;
+use wire::{RaftMessage, RaftMessageKind};
+
+/// See the module.
+#[derive(Default)]
+pub struct Elections {
+    leaders: BTreeMap<(GroupId, u64), ReplicaId>,
+    /// Granted votes that left a node: to whom.
+    votes: BTreeMap<(GroupId, ReplicaId, u64), ReplicaId>,
+    /// The highest term that a replica spoke in.
+    spoken: BTreeMap<(GroupId, ReplicaId), u64>,
+    max_term: BTreeMap<GroupId, u64>,
+    won: BTreeMap<GroupId, u64>,
+}
+
+impl Elections {
+    /// A replica's role is in force. `Ok(true)`: a leader of a new term.
+    ///
+    /// # Errors
+    /// Another replica led in that term.
+    pub fn role(&mut self, group: GroupId, replica: ReplicaId, role: Role, term: u64) -> Result<bool, String> {
+        self.saw_term(group, term);
+        if role != Role::Leader {
+            return Ok(false);
+        }
+        match self.leaders.insert((group, term), replica) {
+            None => {
+                *self.won.entry(group).or_default() += 1;
+                Ok(true)
+            }
+            Some(other) if other == replica => Ok(false),
+            Some(other) => Err(format!("replicas {other} and {replica} both lead group {group} in term {term}")),
+        }
+    }
+
+    /// A Raft message leaves a node.
+    ///
+    /// # Errors
+    /// The replica granted its vote of that term to another candidate before.
+    pub fn sent(&mut self, group: GroupId, message: &RaftMessage) -> Result<(), String> {
+        use RaftMessageKind::{PreVote, PreVoteResponse, Vote, VoteResponse};
+        // Pre-votes speak of a term that nobody is in yet.
+        if matches!(message.kind, PreVote | PreVoteResponse) {
+            return Ok(());
+        }
+        self.saw_term(group, message.term);
+        let spoken = self.spoken.entry((group, message.from)).or_default();
+        *spoken = message.term.max(*spoken);
+        let voted_for = match message.kind {
+            // A candidate votes for itself.
+            Vote => message.from,
+            VoteResponse if !message.reject => message.to,
+            _ => return Ok(()),
+        };
+        match self.votes.insert((group, message.from, message.term), voted_for) {
+            Some(other) if other != voted_for => Err(format!(
+                "replica {} of group {group} voted for {other} and for {voted_for} in term {}",
+                message.from, message.term
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A replica came back after a restart, in `term`.
+    ///
+    /// # Errors
+    /// It spoke in a higher term before: it forgot a term, and with it perhaps a vote.
+    pub fn came_back(&mut self, group: GroupId, replica: ReplicaId, term: u64) -> Result<(), String> {
+        match self.spoken.get(&(group, replica)) {
+            Some(spoken) if *spoken > term => Err(format!(
+                "replica {replica} of group {group} came back in term {term}, but it has spoken in term {spoken}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn saw_term(&mut self, group: GroupId, term: u64) {
+        let max = self.max_term.entry(group).or_default();
+        *max = term.max(*max);
+    }
+
+    /// The highest term of any group, with the group.
+    #[must_use]
+    pub fn highest_term(&self) -> (GroupId, u64) {
+        self.max_term.iter().map(|(group, term)| (*group, *term)).max_by_key(|(_, term)| *term).unwrap_or_default()
+    }
+
+    /// The highest term of a group.
+    #[must_use]
+    pub fn term_of(&self, group: GroupId) -> u64 {
+        self.max_term.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Elections won in a group.
+    #[must_use]
+    pub fn won(&self, group: GroupId) -> u64 {
+        self.won.get(&group).copied().unwrap_or(0)
+    }
+
+    /// Elections won in all groups.
+    #[must_use]
+    pub fn won_in_all(&self) -> u64 {
+        self.won.values().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: GroupId = GroupId(3);
+
+    fn message(kind: RaftMessageKind, from: u64, to: u64, term: u64, reject: bool) -> RaftMessage {
+        RaftMessage {
+            kind,
+            from: ReplicaId(from),
+            to: ReplicaId(to),
+            term,
+            log_term: 0,
+            index: 0,
+            entries: Vec::new(),
+            commit: 0,
+            commit_term: 0,
+            reject,
+            reject_hint: 0,
+            request_snapshot: 0,
+            context: bytes::Bytes::new(),
+            priority: 0,
+            snapshot: None,
+        }
+    }
+
+    #[test]
+    fn two_leaders_in_one_term_are_noticed() {
+        let mut elections = Elections::default();
+        let mut leads = |replica, term| elections.role(GROUP, ReplicaId(replica), Role::Leader, term);
+        assert_eq!(leads(1, 2), Ok(true));
+        assert_eq!(leads(1, 2), Ok(false), "said again");
+        assert_eq!(leads(2, 3), Ok(true));
+        assert!(leads(3, 3).is_err());
+        assert_eq!(elections.role(GROUP, ReplicaId(3), Role::Follower, 3), Ok(false));
+        assert_eq!((elections.won(GROUP), elections.highest_term()), (2, (GROUP, 3)));
+    }
+
+    #[test]
+    fn a_second_vote_in_a_term_is_noticed() {
+        use RaftMessageKind::{PreVoteResponse, Vote, VoteResponse};
+        let mut elections = Elections::default();
+        let mut sent = |kind, from, to, term, reject| elections.sent(GROUP, &message(kind, from, to, term, reject));
+        assert!(sent(VoteResponse, 1, 2, 5, false).is_ok());
+        assert!(sent(VoteResponse, 1, 2, 5, false).is_ok(), "the same again");
+        assert!(sent(VoteResponse, 1, 3, 5, true).is_ok(), "a refusal");
+        assert!(sent(PreVoteResponse, 1, 3, 5, false).is_ok(), "a pre-vote");
+        assert!(sent(VoteResponse, 1, 3, 5, false).is_err());
+        assert!(sent(Vote, 4, 1, 5, false).is_ok());
+        assert!(sent(VoteResponse, 4, 1, 5, false).is_err(), "a candidate has voted for itself");
+    }
+
+    #[test]
+    fn a_forgotten_term_is_noticed() {
+        let mut elections = Elections::default();
+        elections.sent(GROUP, &message(RaftMessageKind::AppendResponse, 1, 2, 7, false)).expect("fine");
+        assert!(elections.came_back(GROUP, ReplicaId(1), 7).is_ok());
+        assert!(elections.came_back(GROUP, ReplicaId(1), 6).is_err());
+    }
+}

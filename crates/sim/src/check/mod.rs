@@ -1,0 +1,39 @@
+//! The checkers: what must never happen (DESIGN 9), judged from what nodes emit and what clients saw.
+//!
+//! A checker is told facts and answers `Err(why)` at the first one that contradicts an earlier one. None of them looks
+//! into a node except through what a driver or a client would see too.
+
+mod election;
+mod log;
+mod partition;
+mod state;
+
+pub use election::Elections;
+pub use log::Logs;
+pub use partition::{Ack, Partitions};
+pub use state::{AckedCommand, States};
+
+/// All checkers of one run.
+#[derive(Default)]
+pub struct Checks {
+    pub elections: Elections,
+    pub logs: Logs,
+    pub partitions: Partitions,
+    pub states: States,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Name of the invariant.
+    pub invariant: &'static str,
+    /// Virtual nanoseconds.
+    pub at: u64,
+    pub detail: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {} s: {}", self.invariant, crate::time::show(self.at), self.detail)
+    }
+}

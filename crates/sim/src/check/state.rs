@@ -1,0 +1,211 @@
+//! The cluster's state: equal everywhere at equal index, with everything in it that was acknowledged, and never read
+//! from before an acknowledgement that came earlier.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use metadata::Metadata;
+
+use crate::queue::NodeIx;
+
+/// States kept for comparison with nodes that lag.
+const STATES_KEPT: usize = 4_000;
+
+/// See the module.
+#[derive(Default)]
+pub struct States {
+    states: BTreeMap<u64, Metadata>,
+    cursors: BTreeMap<NodeIx, u64>,
+    acked: BTreeMap<u64, AckedCommand>,
+    acked_index: u64,
+    /// States of two nodes that were compared.
+    pub compared: u64,
+}
+
+/// What a client was told of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AckedCommand {
+    /// The topic exists from now on.
+    Topic(String),
+    /// The machine exists from now on.
+    Vm(String),
+    /// The machine exists no longer, or will soon not.
+    NoVm(String),
+    /// The token exists from now on.
+    Token(u64),
+    /// Nothing that shows in the state.
+    Other,
+}
+
+impl States {
+    /// A node has this state now.
+    ///
+    /// # Errors
+    /// Another node had another state at that index, or this one goes back.
+    pub fn observed(&mut self, node: NodeIx, state: &Metadata) -> Result<(), String> {
+        let index = state.applied;
+        match self.cursors.insert(node, index) {
+            Some(last) if last == index => return Ok(()),
+            Some(last) if last > index => return Err(format!("n{node} went back from index {last} to {index}")),
+            _ => {}
+        }
+        match self.states.get(&index) {
+            Some(known) => {
+                self.compared += 1;
+                if known != state {
+                    return Err(format!("n{node} at index {index}: {}", difference(known, state)));
+                }
+            }
+            None => {
+                self.states.insert(index, state.clone());
+                if self.states.len() > STATES_KEPT {
+                    self.states.pop_first();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A node's process starts again.
+    pub fn restarted(&mut self, node: NodeIx) {
+        self.cursors.remove(&node);
+    }
+
+    /// The highest index acknowledged so far: what is asked from now on happens behind it.
+    #[must_use]
+    pub fn acked_index(&self) -> u64 {
+        self.acked_index
+    }
+
+    /// A client was told that its command, asked for when [`States::acked_index`] was `floor`, took place at `index`.
+    ///
+    /// # Errors
+    /// Another command took place there, or the index is not behind what was acknowledged before.
+    pub fn acked(&mut self, index: u64, floor: u64, command: AckedCommand) -> Result<(), String> {
+        if index <= floor {
+            return Err(format!("{command:?} took place at index {index}, though {floor} was acknowledged before"));
+        }
+        self.acked_index = self.acked_index.max(index);
+        match self.acked.insert(index, command) {
+            Some(other) => Err(format!("{other:?} and {:?} took place at one index, {index}", self.acked[&index])),
+            None => Ok(()),
+        }
+    }
+
+    /// A node says that it has everything committed when it was asked, when [`States::acked_index`] was `floor`.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn barrier(&self, node: NodeIx, applied: u64, floor: u64) -> Result<(), String> {
+        if applied < floor {
+            return Err(format!("n{node} answered a read point at index {applied}; {floor} was acknowledged before"));
+        }
+        Ok(())
+    }
+
+    /// The run is over, and this is a node's state.
+    ///
+    /// # Errors
+    /// The effect of an acknowledged command is missing.
+    pub fn finish(&self, node: NodeIx, state: &Metadata) -> Result<(), String> {
+        // An unacknowledged delete may have taken place all the same; the clients delete only what they own, so only
+        // machines whose last acknowledged command made them and that nobody tried to delete are demanded.
+        let mut demanded = BTreeSet::new();
+        for (index, command) in &self.acked {
+            let missing = |what: &str| Err(format!("n{node}: {what}, acknowledged at index {index}, is missing"));
+            match command {
+                AckedCommand::Topic(name) if !state.topics.contains_key(name) => return missing(name),
+                AckedCommand::Token(id) if !state.tokens.contains_key(id) => return missing(&format!("token {id}")),
+                AckedCommand::Vm(name) => {
+                    demanded.insert(name);
+                }
+                AckedCommand::NoVm(name) => {
+                    demanded.remove(name);
+                }
+                _ => {}
+            }
+        }
+        match demanded.into_iter().find(|name| !state.vm_names.contains_key(*name)) {
+            Some(name) => Err(format!("n{node}: VM {name} was acknowledged and is missing")),
+            None => Ok(()),
+        }
+    }
+
+    /// A client is about to delete a machine: whether it exists at the end is open from now on.
+    pub fn forget_vm(&mut self, name: &str) {
+        let open = |command: &mut AckedCommand| {
+            if matches!(command, AckedCommand::Vm(known) if known == name) {
+                *command = AckedCommand::Other;
+            }
+        };
+        self.acked.values_mut().for_each(open);
+    }
+}
+
+/// Which tables differ.
+#[must_use]
+pub fn difference(one: &Metadata, other: &Metadata) -> String {
+    let tables = [
+        ("cluster", one.cluster == other.cluster),
+        ("cluster_incarnation", one.cluster_incarnation == other.cluster_incarnation),
+        ("applied", one.applied == other.applied),
+        ("nodes", one.nodes == other.nodes),
+        ("topics", one.topics == other.topics),
+        ("partitions", one.partitions == other.partitions),
+        ("vms", one.vms == other.vms),
+        ("vm_names", one.vm_names == other.vm_names),
+        ("tokens", one.tokens == other.tokens),
+        ("sessions", one.sessions == other.sessions),
+        ("outbox", one.outbox == other.outbox),
+        ("outbox_next", one.outbox_next == other.outbox_next),
+    ];
+    let differing: Vec<&str> = tables.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();
+    match differing.as_slice() {
+        [] if one != other => "next ids differ".into(),
+        tables => format!("differs in {}", tables.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(applied: u64, outbox_next: u64) -> Metadata {
+        let mut state = Metadata::default();
+        (state.applied, state.outbox_next) = (applied, outbox_next);
+        state
+    }
+
+    #[test]
+    fn different_states_at_one_index_are_noticed() {
+        let mut states = States::default();
+        states.observed(0, &state(5, 1)).expect("first");
+        states.observed(1, &state(5, 1)).expect("the same");
+        states.observed(1, &state(6, 2)).expect("further");
+        assert!(states.observed(0, &state(6, 3)).expect_err("another").contains("outbox_next"));
+        assert!(states.observed(1, &state(4, 1)).is_err(), "goes back");
+        states.restarted(1);
+        states.observed(1, &state(4, 1)).expect("a restart may go back");
+    }
+
+    #[test]
+    fn commands_out_of_real_time_order_or_at_one_index_are_noticed() {
+        let mut states = States::default();
+        states.acked(7, 0, AckedCommand::Other).expect("first");
+        assert_eq!(states.acked_index(), 7);
+        assert!(states.acked(7, 0, AckedCommand::Other).is_err(), "same index");
+        assert!(states.acked(6, 7, AckedCommand::Other).is_err(), "asked after 7 was acknowledged");
+        assert!(states.barrier(0, 6, 7).is_err(), "a stale read point");
+        states.barrier(0, 7, 7).expect("fresh");
+    }
+
+    #[test]
+    fn a_missing_effect_is_noticed() {
+        let mut states = States::default();
+        states.acked(7, 0, AckedCommand::Vm("a".into())).expect("first");
+        assert!(states.finish(0, &state(9, 1)).is_err());
+        states.acked(8, 0, AckedCommand::NoVm("a".into())).expect("deleted");
+        states.finish(0, &state(9, 1)).expect("deleted again");
+        states.acked(9, 0, AckedCommand::Topic("t".into())).expect("topic");
+        assert!(states.finish(0, &state(9, 1)).is_err());
+    }
+}

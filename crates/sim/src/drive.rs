@@ -1,0 +1,361 @@
+//! The driver of a simulated node: hands events to its core and carries out the effects, as the real node's drivers do.
+//! Like those, it decides nothing. What a checker or the trace must know is noted on the way.
+
+use base::{GroupId, hash64};
+use bytes::Bytes;
+use compute::VmReport;
+use engine::{Effect, Event};
+use journal::OpId;
+use wire::{Channel, PeerFrame, PeerMessage};
+
+use crate::config::Plant;
+use crate::node::Stage;
+use crate::queue::{Ev, NodeIx};
+use crate::time::us;
+use crate::world::{World, place};
+
+/// Events handed over before one flush.
+const EVENTS_MAX: usize = base::limits::EVENTS_PER_FLUSH_MAX;
+
+impl World {
+    /// The process looks at its inbox: hands over what is there, flushes once, and carries out what comes back.
+    pub fn wake(&mut self, node: NodeIx, boot: u64) {
+        let now = self.queue.now;
+        let it = &mut self.nodes[node];
+        if it.boot != boot {
+            return;
+        }
+        it.awake = false;
+        let clocks = it.now(now);
+        let count = it.inbox.len().min(EVENTS_MAX);
+        if !it.runs() {
+            return;
+        }
+        let Some(core) = it.core.as_mut() else { return };
+        for event in it.inbox.drain(..count) {
+            self.trace.node(now, node, || show_event(&event));
+            core.handle(clocks, event);
+        }
+        let effects = core.flush(clocks);
+        let more = !it.inbox.is_empty();
+        self.carry_out(node, effects);
+        if more {
+            self.wake_soon(node);
+        }
+    }
+
+    /// What clients and readers see of one flush comes after what the checkers must know of it.
+    fn carry_out(&mut self, node: NodeIx, effects: Vec<Effect>) {
+        let order = |effect: &Effect| match effect {
+            Effect::Role { .. } | Effect::Applied { .. } => 0,
+            Effect::Publish { .. } | Effect::Unpublish { .. } => 1,
+            Effect::Reply { .. } => 3,
+            _ => 2,
+        };
+        let mut effects = effects;
+        effects.sort_by_key(order);
+        let recovered = effects.contains(&Effect::Recovered);
+        for effect in effects {
+            if self.violation.is_some() {
+                return;
+            }
+            self.trace.node(self.queue.now, node, || show_effect(&effect));
+            self.effect(node, effect);
+        }
+        if recovered {
+            self.came_back(node);
+        }
+        self.observe_state(node);
+    }
+
+    fn effect(&mut self, node: NodeIx, effect: Effect) {
+        match effect {
+            Effect::Disk(op) => {
+                let (now, id) = (self.queue.now, op.id);
+                match self.nodes[node].disk.submit(op, now) {
+                    Ok(delay) => {
+                        let boot = self.nodes[node].boot;
+                        self.queue.after(delay, Ev::Disk { node, boot, op: id });
+                    }
+                    Err(why) => self.fail("disk operations depend on completions", format!("n{node}: {why}")),
+                }
+            }
+            Effect::Send { to, channel, messages } => self.send(node, to, channel, messages),
+            Effect::Reply { id, outcome } => self.replied(node, id, outcome),
+            Effect::Publish { group, update } => {
+                let verdict = self.checks.partitions.published(node, group, &update);
+                self.check("partitions", verdict);
+            }
+            Effect::Unpublish { group } => self.checks.partitions.unpublished(node, group),
+            Effect::Leaders(news) => {
+                self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
+            }
+            // Before it has the cluster's state it knows what it was told when it was admitted.
+            Effect::Metadata(state) if state.applied == 0 => {}
+            Effect::Metadata(state) => {
+                let known = state.nodes.values().filter_map(|record| place(&record.member.address.endpoint));
+                self.nodes[node].known = known.collect();
+            }
+            Effect::Vm(action) => self.vm_action(node, &action),
+            Effect::Formed => {
+                let (boot, delay) = (self.nodes[node].boot, us(self.random.between(200, 5_000)));
+                if self.nodes[node].stage != Stage::Formed {
+                    self.queue.after(delay, Ev::FormedDurable { node, boot });
+                }
+            }
+            Effect::Recovered => self.nodes[node].recovered = true,
+            Effect::Applied { group, index, term, digest } => {
+                let verdict = self.checks.logs.applied(node, group, index, term, digest);
+                self.check("log matching", verdict);
+            }
+            Effect::Role { group, replica, role, term } => {
+                match self.checks.elections.role(group, replica, role, term) {
+                    Ok(true) => self.elected(group),
+                    Ok(false) => {}
+                    Err(why) => self.fail("election safety", why),
+                }
+            }
+            // Asked for by operations that no simulated client uses.
+            Effect::ListTasks { .. } | Effect::ReadPartition { .. } => {}
+            Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
+        }
+    }
+
+    /// A leader of a new term: in a healthy run every group has one, once.
+    fn elected(&mut self, group: GroupId) {
+        let (won, (_, term)) = (self.checks.elections.won(group), self.checks.elections.highest_term());
+        if self.cfg.faults.0.is_empty() && self.cfg.plant != Some(Plant::LyingDisk) && (won > 1 || term > 2) {
+            let what = format!("election number {won} in group {group}, highest term {term}, and nothing is wrong");
+            self.fail("no elections in a healthy cluster", what);
+        }
+    }
+
+    fn came_back(&mut self, node: NodeIx) {
+        let Some(status) = self.nodes[node].core.as_ref().map(engine::NodeCore::status) else { return };
+        // Partitions are recovered later, when the table that knows them is.
+        for view in status.groups.into_iter().filter(|view| view.role != "recovering") {
+            let verdict = self.checks.elections.came_back(view.group, view.replica, view.term);
+            self.check("terms survive a restart", verdict);
+        }
+    }
+
+    fn observe_state(&mut self, node: NodeIx) {
+        let Some(core) = &self.nodes[node].core else { return };
+        let state = core.metadata();
+        if state.applied > 0 {
+            let verdict = self.checks.states.observed(node, state);
+            self.check("state machines are equal", verdict);
+        }
+    }
+
+    // ---- Disk and hypervisor ----
+
+    /// A disk operation ends.
+    pub fn disk_done(&mut self, node: NodeIx, boot: u64, op: OpId) {
+        let now = self.queue.now;
+        let it = &mut self.nodes[node];
+        if it.boot != boot {
+            return;
+        }
+        if it.disk.mood.stuck_until > now {
+            // Under way when the disk got stuck.
+            self.queue.at(it.disk.mood.stuck_until, Ev::Disk { node, boot, op });
+            return;
+        }
+        if let Some(result) = it.disk.complete(op) {
+            self.tell(node, Event::Disk { op, result });
+        }
+    }
+
+    fn vm_action(&mut self, node: NodeIx, action: &compute::VmAction) {
+        let boot = self.nodes[node].boot;
+        match self.nodes[node].host.act(action) {
+            Ok(reports) => {
+                for (delay, report) in reports {
+                    self.queue.after(delay, Ev::Vm { node, boot, report });
+                }
+            }
+            Err(why) => self.fail("no action under a stale epoch", format!("n{node}: {why}")),
+        }
+    }
+
+    /// A machine's report is due.
+    pub fn vm_report(&mut self, node: NodeIx, boot: u64, report: VmReport) {
+        let it = &mut self.nodes[node];
+        if it.boot == boot && it.host.speak(&report) {
+            self.tell(node, Event::Vm(report));
+        }
+    }
+
+    // ---- Messages ----
+
+    fn send(&mut self, node: NodeIx, to: base::NodeId, channel: Channel, messages: Vec<PeerMessage>) {
+        for message in &messages {
+            if let PeerMessage::Raft { group, message } = message {
+                let verdict = self.checks.elections.sent(*group, message);
+                self.check("one vote per term", verdict);
+            }
+        }
+        let Some(peer) = self.place_of(node, to) else {
+            return self.fail("messages go to members", format!("n{node} sends to {to:?}, which never was a member"));
+        };
+        if peer == node {
+            return self.fail("messages go to others", format!("n{node} sends to itself"));
+        }
+        let frame = wire::encode(&PeerFrame { messages });
+        self.stats.frames += 1;
+        match self.net.send(self.queue.now, node, peer, channel, frame.len()) {
+            Some((at, session)) => self.queue.at(at, Ev::Deliver { from: node, to: peer, channel, session, frame }),
+            None => self.stats.frames_lost += 1,
+        }
+    }
+
+    /// The machine with that id: one that started, or one that the sender's table names (it was admitted and does not
+    /// know it yet).
+    fn place_of(&self, sender: NodeIx, id: base::NodeId) -> Option<NodeIx> {
+        let in_table = || {
+            let record = self.nodes[sender].core.as_ref()?.metadata().nodes.get(&id)?;
+            place(&record.member.address.endpoint)
+        };
+        self.places.get(&id).copied().or_else(in_table)
+    }
+
+    /// A frame arrives, if its connection still lives.
+    pub fn deliver(&mut self, from: NodeIx, to: NodeIx, channel: Channel, session: u64, frame: &Bytes) {
+        let link = self.net.link(from, to);
+        if !link.alive || link.session != session || !self.net.open(from, to) {
+            self.stats.frames_lost += 1;
+            return;
+        }
+        let id = self.nodes[from].id();
+        let Ok(PeerFrame { mut messages }) = wire::decode::<PeerFrame>(frame) else {
+            return self.fail("frames survive the codec", format!("n{from} sent n{to} a frame that cannot be read"));
+        };
+        if let Some(plant) = self.cfg.plant {
+            self.tamper(plant, channel, &mut messages);
+        }
+        self.tell(to, Event::Peer { from: id, messages });
+    }
+
+    /// What a planted mistake of the network does.
+    fn tamper(&mut self, plant: Plant, channel: Channel, messages: &mut Vec<PeerMessage>) {
+        let mut again = Vec::new();
+        for message in messages.iter_mut() {
+            match (plant, message) {
+                (Plant::ForgedVotes, PeerMessage::Raft { message, .. })
+                    if matches!(
+                        message.kind,
+                        wire::RaftMessageKind::VoteResponse | wire::RaftMessageKind::PreVoteResponse
+                    ) =>
+                {
+                    message.reject = false;
+                }
+                (Plant::RaisedTerms, PeerMessage::Raft { message, .. })
+                    if channel == Channel::Control && self.random.chance(100_000) =>
+                {
+                    message.term += 1;
+                }
+                (Plant::DoubledForwards, message @ PeerMessage::Forward(_)) => again.push(message.clone()),
+                (Plant::FlippedEntries, PeerMessage::Raft { message, .. }) => {
+                    for entry in &mut message.entries {
+                        if entry.kind == wire::EntryKind::Batch && self.random.chance(20_000) {
+                            let mut data = entry.data.to_vec();
+                            if let Some(last) = data.last_mut() {
+                                *last ^= 1;
+                            }
+                            entry.data = Bytes::from(data);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        messages.extend(again);
+    }
+}
+
+fn show_event(event: &Event) -> String {
+    match event {
+        Event::Tick => "<- tick".into(),
+        Event::Disk { op, result } => {
+            let result = match result {
+                Ok(journal::DiskDone::Data(data)) => format!("{} bytes #{:08x}", data.len(), crc32c::crc32c(data)),
+                other => format!("{other:?}"),
+            };
+            format!("<- disk {} {result}", op.0)
+        }
+        Event::Peer { from, messages } => format!("<- peer {from}{}", show_messages(messages)),
+        other => format!("<- {other:?}"),
+    }
+}
+
+fn show_effect(effect: &Effect) -> String {
+    match effect {
+        Effect::Disk(op) => format!("-> disk {} {}", op.id.0, show_disk(&op.kind)),
+        Effect::Send { to, channel, messages } => format!("-> {channel:?} to {to}{}", show_messages(messages)),
+        Effect::Publish { group, update } => {
+            let batches: Vec<_> = update
+                .committed
+                .iter()
+                .map(|b| format!("{}..={} at {}", b.base_offset, b.last_offset, b.index))
+                .collect();
+            let (high, epoch, reset) = (update.high_watermark, update.leader_epoch, update.reset);
+            format!("-> publish {group} to {high} epoch {epoch:?} reset {reset} {}", batches.join(" "))
+        }
+        Effect::Metadata(state) => format!("-> metadata at {}", state.applied),
+        Effect::Reply { id, outcome: Ok(engine::Reply::Status(_)) } => format!("-> reply {id} with a status"),
+        other => format!("-> {}", shorten(format!("{other:?}"))),
+    }
+}
+
+fn show_disk(kind: &journal::DiskOpKind) -> String {
+    match kind {
+        journal::DiskOpKind::Write { file, offset, data, .. } => {
+            let crc = data.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+            let bytes: usize = data.iter().map(Bytes::len).sum();
+            format!("{} {file:?} at {offset}, {bytes} bytes #{crc:08x}", crate::disk::name(kind))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn show_messages(messages: &[PeerMessage]) -> String {
+    messages.iter().map(|message| format!(" [{}]", show_message(message))).collect()
+}
+
+fn show_message(message: &PeerMessage) -> String {
+    match message {
+        PeerMessage::Raft { group, message: m } => {
+            let entries: Vec<u64> = m.entries.iter().map(|entry| entry.index).collect();
+            format!(
+                "g{group} {:?} {}->{} t{} lt{} i{} c{} e{entries:?}{}",
+                m.kind,
+                m.from,
+                m.to,
+                m.term,
+                m.log_term,
+                m.index,
+                m.commit,
+                if m.reject { " reject" } else { "" }
+            )
+        }
+        PeerMessage::Forward(forward) => format!("forward {} #{:016x}", forward.id, digest(&forward.body)),
+        PeerMessage::ForwardReply(reply) => format!("forward reply {} #{:016x}", reply.id, digest(&reply.body)),
+        PeerMessage::CheckpointChunk(chunk) => {
+            format!("checkpoint chunk g{} i{} at {} of {}", chunk.group, chunk.index, chunk.offset, chunk.total)
+        }
+        other => shorten(format!("{other:?}")),
+    }
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    hash64(&[u64::from(crc32c::crc32c(bytes)), bytes.len() as u64])
+}
+
+/// Long texts end in their digest, so that a trace stays readable and still shows every difference.
+fn shorten(text: String) -> String {
+    match text.char_indices().nth(400) {
+        Some((cut, _)) => format!("{}... #{:016x}", &text[..cut], digest(text.as_bytes())),
+        None => text,
+    }
+}

@@ -1,0 +1,181 @@
+//! The end of a run: faults stop, and the cluster must accept writes within 10 virtual seconds; then the clients stop,
+//! and all nodes must come to the same state, with everything in it that was acknowledged.
+
+use std::collections::BTreeSet;
+
+use base::GroupId;
+use engine::Reply;
+
+use crate::check::Violation;
+use crate::queue::{Ev, NodeIx};
+use crate::requests::Outcome;
+use crate::time::{Nanos, ms};
+use crate::world::World;
+
+/// From the end of the faults until every node and partition accepts writes.
+const ACCEPT: Nanos = ms(10_000);
+/// The same, if the faults kept the cluster from forming until then.
+const FORM_AND_ACCEPT: Nanos = ms(25_000);
+/// From the last answer until all nodes are equal.
+const CONVERGE: Nanos = ms(10_000);
+/// Between two looks.
+const LOOK: Nanos = ms(100);
+
+/// State of the finale.
+#[derive(Default)]
+pub struct Finale {
+    /// When the faults stopped.
+    pub began: Option<Nanos>,
+    /// The clients make no more requests.
+    pub quiet: bool,
+    quiet_since: Option<Nanos>,
+    formed_before: bool,
+    accepted_nodes: BTreeSet<NodeIx>,
+    accepted_groups: BTreeSet<GroupId>,
+    probing_nodes: BTreeSet<NodeIx>,
+    probing_groups: BTreeSet<GroupId>,
+    /// Values used by probes.
+    pub values: u64,
+}
+
+impl World {
+    /// Faults stop.
+    pub fn heal(&mut self) {
+        self.trace.line(self.queue.now, "**", || "faults stop".into());
+        self.finale.began = Some(self.queue.now);
+        self.finale.formed_before = self.forming.formed_at.is_some();
+        self.mend_all();
+        self.queue.after(LOOK, Ev::Finale);
+    }
+
+    /// Looks how far the finale is.
+    pub fn finale_step(&mut self) {
+        match self.finale.quiet_since {
+            None if self.finale.quiet => self.await_silence(),
+            None => self.await_acceptance(),
+            Some(since) => self.await_convergence(since),
+        }
+        if !self.done {
+            self.queue.after(LOOK, Ev::Finale);
+        }
+    }
+
+    fn await_acceptance(&mut self) {
+        let began = self.finale.began.unwrap_or(0);
+        let nodes: BTreeSet<NodeIx> = (0..self.nodes.len()).collect();
+        let groups: BTreeSet<GroupId> = self.groups_to_probe().into_iter().collect();
+        if self.finale.accepted_nodes == nodes && groups.is_subset(&self.finale.accepted_groups) && self.formed() {
+            self.stats.accepted_after = self.queue.now - began;
+            self.trace.line(self.queue.now, "**", || "everything accepts writes".into());
+            self.finale.quiet = true;
+            return;
+        }
+        let limit = if self.finale.formed_before { ACCEPT } else { FORM_AND_ACCEPT };
+        if self.queue.now > began + limit {
+            let without: Vec<_> = groups.difference(&self.finale.accepted_groups).collect();
+            let nodes: Vec<_> = nodes.difference(&self.finale.accepted_nodes).collect();
+            let what = format!("no write through nodes {nodes:?}, to groups {without:?}: {}", self.describe());
+            return self.fail("writes are accepted within 10 s after the last fault", what);
+        }
+        for node in nodes {
+            if self.nodes[node].recovered
+                && !self.finale.accepted_nodes.contains(&node)
+                && self.finale.probing_nodes.insert(node)
+            {
+                self.probe_node(node);
+            }
+        }
+        for group in groups {
+            if !self.finale.accepted_groups.contains(&group)
+                && !self.finale.probing_groups.contains(&group)
+                && let Some(node) = self.some_running()
+            {
+                self.finale.probing_groups.insert(group);
+                self.probe_group(group, node);
+            }
+        }
+    }
+
+    /// A probe was answered.
+    pub fn probe_answered(&mut self, of: Result<NodeIx, GroupId>, outcome: &Outcome) {
+        let ok = matches!(outcome, Outcome::Ok(Reply::Command { .. } | Reply::Produced { .. }));
+        match of {
+            Ok(node) => {
+                self.finale.probing_nodes.remove(&node);
+                if ok {
+                    self.finale.accepted_nodes.insert(node);
+                }
+            }
+            Err(group) => {
+                self.finale.probing_groups.remove(&group);
+                if ok {
+                    self.finale.accepted_groups.insert(group);
+                }
+            }
+        }
+    }
+
+    fn await_silence(&mut self) {
+        if self.outstanding() == 0 {
+            self.trace.line(self.queue.now, "**", || "the clients are done".into());
+            self.finale.quiet_since = Some(self.queue.now);
+        }
+    }
+
+    fn await_convergence(&mut self, since: Nanos) {
+        match self.differences() {
+            None => {
+                self.done = true;
+                self.final_checks();
+            }
+            Some(what) if self.queue.now > since + CONVERGE => {
+                let what = format!("{what}: {}", self.describe());
+                self.fail("all nodes converge within 10 s after the last write", what);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// What still differs between the nodes.
+    fn differences(&self) -> Option<String> {
+        let mut applied = BTreeSet::new();
+        for node in &self.nodes {
+            let Some(core) = &node.core else { return Some(format!("n{} is down", node.ix)) };
+            applied.insert(core.metadata().applied);
+        }
+        if applied.len() > 1 {
+            return Some(format!("__meta is applied up to {applied:?}"));
+        }
+        for group in self.checks.partitions.groups() {
+            let end = self.checks.partitions.end(group);
+            for node in &self.nodes {
+                // A node without a replica of the partition publishes nothing of it.
+                if let Some(view) = self.checks.partitions.view(node.ix, group)
+                    && view != end
+                {
+                    return Some(format!("n{} has {view} of {end} records of group {group}", node.ix));
+                }
+            }
+        }
+        None
+    }
+
+    fn final_checks(&mut self) {
+        let verdict = self.checks.partitions.finish();
+        self.check("acknowledged records stay", verdict);
+        for node in 0..self.nodes.len() {
+            let Some(core) = &self.nodes[node].core else { continue };
+            let state = core.metadata().clone();
+            let verdict = self.checks.states.finish(node, &state);
+            self.check("acknowledged commands stay", verdict);
+        }
+    }
+}
+
+impl Violation {
+    /// Of a node's code that panicked.
+    #[must_use]
+    pub fn panic(at: Nanos, detail: String) -> Self {
+        Violation { invariant: "nothing panics", at, detail }
+    }
+}

@@ -1,0 +1,171 @@
+//! One simulated machine: its clocks, its disk, its hypervisor host, and the process on it (the real core).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use base::{EndpointId, GroupId, Incarnation, Mono, NodeId, Now, Wall, hash64, limits};
+use engine::{CoreConfig, Event, Formation, LeaderInfo, NodeCore};
+use wire::{Capabilities, JoinAccepted, Member, NodeAddress};
+
+use crate::disk::VirtualDisk;
+use crate::queue::NodeIx;
+use crate::time::Nanos;
+use crate::vmhost::VmHost;
+
+/// 2025-01-01T00:00:00Z.
+const WALL_START: i64 = 1_735_689_600_000;
+
+/// What the machine's files say about its membership.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stage {
+    /// Nothing: it must be admitted.
+    Stranger,
+    /// It forms the cluster.
+    Founder,
+    /// It was admitted.
+    Admitted(Box<JoinAccepted>),
+    /// Its replica of `__meta` is durable.
+    Formed,
+}
+
+/// A machine.
+pub struct SimNode {
+    pub ix: NodeIx,
+    pub member: Member,
+    pub stage: Stage,
+    /// Counts starts of the process; the incarnation.
+    pub boot: u64,
+    /// The process, while it runs.
+    pub core: Option<NodeCore>,
+    /// The process stands still.
+    pub frozen: bool,
+    pub inbox: VecDeque<Event>,
+    /// A look at the inbox is scheduled.
+    pub awake: bool,
+    pub recovered: bool,
+    /// Machines that it knows how to reach.
+    pub known: BTreeSet<NodeIx>,
+    /// Who leads what, as its core said.
+    pub leaders: BTreeMap<GroupId, LeaderInfo>,
+    pub disk: VirtualDisk,
+    pub host: VmHost,
+    /// Its monotonic clock is ahead of the world's by this.
+    pub mono_ahead: Nanos,
+    /// Its wall clock is ahead of the world's by this many milliseconds.
+    pub wall_ahead: i64,
+}
+
+impl SimNode {
+    /// A machine that was never started.
+    #[must_use]
+    pub fn new(ix: NodeIx, seed: u64) -> Self {
+        let salt = |purpose: u64| hash64(&[seed, purpose, ix as u64]);
+        let stage = if ix == 0 { Stage::Founder } else { Stage::Stranger };
+        SimNode {
+            ix,
+            member: member(ix),
+            stage,
+            boot: 0,
+            core: None,
+            frozen: false,
+            inbox: VecDeque::new(),
+            awake: false,
+            recovered: false,
+            known: BTreeSet::new(),
+            leaders: BTreeMap::new(),
+            disk: VirtualDisk::new(salt(1)),
+            host: VmHost::new(salt(2)),
+            mono_ahead: salt(3) % 1_000_000_000_000,
+            wall_ahead: (salt(4) % 4_000) as i64 - 2_000,
+        }
+    }
+
+    /// Both of its clocks.
+    #[must_use]
+    pub fn now(&self, world: Nanos) -> Now {
+        let wall = WALL_START + (world / 1_000_000) as i64 + self.wall_ahead;
+        Now { mono: Mono(world + self.mono_ahead), wall: Wall(wall) }
+    }
+
+    /// The process runs and is not frozen.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.core.is_some() && !self.frozen
+    }
+
+    /// Its id in the cluster, once admitted.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.member.node
+    }
+
+    /// Starts the process.
+    pub fn start(&mut self, seed: u64, world: Nanos) {
+        self.boot += 1;
+        let formation = match &self.stage {
+            Stage::Stranger => return,
+            Stage::Founder => Formation::Bootstrap,
+            Stage::Admitted(accepted) => Formation::Join(accepted.clone()),
+            Stage::Formed => Formation::Restart,
+        };
+        let config = CoreConfig {
+            me: self.member.clone(),
+            cluster: cluster_id(seed),
+            formation,
+            incarnation: Incarnation(self.boot),
+            seed: hash64(&[seed, 5, self.ix as u64, self.boot]),
+            segment_bytes: 256 << 10,
+            // So small that every run truncates logs and installs snapshots.
+            checkpoint_entries: 60,
+            checkpoint_keep_entries: 15,
+            election_timeout: limits::ELECTION_TIMEOUT_MIN,
+            heartbeat_interval: limits::HEARTBEAT_INTERVAL,
+            observe: true,
+        };
+        self.core = Some(NodeCore::new(config, self.now(world)));
+    }
+
+    /// The process is gone, and what it had in memory with it.
+    pub fn stop(&mut self) {
+        self.core = None;
+        self.boot += 1;
+        self.frozen = false;
+        self.inbox.clear();
+        self.awake = false;
+        self.recovered = false;
+        self.leaders.clear();
+    }
+}
+
+/// The cluster of a run.
+#[must_use]
+pub fn cluster_id(seed: u64) -> base::ClusterId {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&hash64(&[seed, 6]).to_be_bytes());
+    base::ClusterId(id)
+}
+
+fn member(ix: NodeIx) -> Member {
+    let number = ix + 1;
+    Member {
+        // The founder is node 1; the others learn their ids when they are admitted.
+        node: NodeId(u64::from(ix == 0)),
+        name: format!("sim-{number}"),
+        address: NodeAddress {
+            endpoint: EndpointId([number as u8; 32]),
+            direct: vec![format!("10.0.0.{number}:7401")],
+            relay_url: None,
+            kafka: format!("10.0.0.{number}:9092"),
+            api: format!("10.0.0.{number}:7400"),
+        },
+        capabilities: Capabilities {
+            cores: 8,
+            memory_mib: 16_384,
+            disk_mib: 100_000,
+            architecture: "x86_64".into(),
+            hypervisors: vec!["qemu 7.2.22".into()],
+            accelerator: "tcg".into(),
+            version: "simulated".into(),
+        },
+        labels: BTreeMap::new(),
+    }
+}

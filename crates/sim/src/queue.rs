@@ -1,0 +1,97 @@
+//! What will happen, and when: the event queue of a world, ordered by (virtual time, sequence of scheduling).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use compute::VmReport;
+use journal::OpId;
+use wire::Channel;
+
+use crate::time::Nanos;
+
+/// A node by its place in the world (0 is the one that forms the cluster), never by its id in the cluster.
+pub type NodeIx = usize;
+
+/// One thing that happens to the world. Events of a node carry the boot they belong to; those of an earlier one are
+/// forgotten.
+#[derive(Debug)]
+pub enum Ev {
+    /// The node's process looks at its inbox.
+    Wake { node: NodeIx, boot: u64 },
+    /// The node's timer.
+    Tick { node: NodeIx, boot: u64 },
+    /// A disk operation ends.
+    Disk { node: NodeIx, boot: u64, op: OpId },
+    /// A frame arrives.
+    Deliver { from: NodeIx, to: NodeIx, channel: Channel, session: u64, frame: Bytes },
+    /// Two nodes try to connect.
+    Dial { low: NodeIx, high: NodeIx },
+    /// A node notices that a connection is dead.
+    Notice { node: NodeIx, peer: NodeIx, session: u64 },
+    /// The transport's idle timeout of a connection that a fault hit has passed.
+    Idle { low: NodeIx, high: NodeIx, session: u64 },
+    /// The hypervisor side of a node has something to say.
+    Vm { node: NodeIx, boot: u64, report: VmReport },
+    /// The file that says "formed" is durable.
+    FormedDurable { node: NodeIx, boot: u64 },
+    /// A crashed node starts again.
+    Restart { node: NodeIx },
+    /// A paused node goes on.
+    Resume { node: NodeIx },
+    /// A partition, a slow disk and the like end.
+    Mend(Mend),
+    /// The next fault.
+    Nemesis,
+    /// A stranger asks to become a member.
+    Join { node: NodeIx },
+    /// Looks whether the cluster has formed.
+    Watch,
+    /// A client's next step.
+    Client { client: usize },
+    /// By now the request must have been answered.
+    Overdue { request: u64 },
+    /// Faults stop and everything is repaired.
+    Heal,
+    /// Looks whether the finale may go on, and probes.
+    Finale,
+}
+
+/// A fault that ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mend {
+    /// Links around a node, or one direction of one link.
+    Partition { id: u64 },
+    /// Loss and delay spikes.
+    Weather { id: u64 },
+    /// Slow or full disk.
+    Disk { node: NodeIx, id: u64 },
+}
+
+/// The queue.
+#[derive(Default)]
+pub struct Queue {
+    events: BTreeMap<(Nanos, u64), Ev>,
+    sequence: u64,
+    /// Virtual time of the event that is being handled.
+    pub now: Nanos,
+}
+
+impl Queue {
+    /// Schedules `event` in `delay` from now; among events of one moment the first scheduled comes first.
+    pub fn after(&mut self, delay: Nanos, event: Ev) {
+        self.at(self.now + delay, event);
+    }
+
+    /// Schedules `event` at a moment, not before now.
+    pub fn at(&mut self, at: Nanos, event: Ev) {
+        self.sequence += 1;
+        self.events.insert((at.max(self.now), self.sequence), event);
+    }
+
+    /// Takes the next event and moves time to it.
+    pub fn pop(&mut self) -> Option<Ev> {
+        let ((at, _), event) = self.events.pop_first()?;
+        self.now = at;
+        Some(event)
+    }
+}

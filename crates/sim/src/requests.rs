@@ -1,0 +1,262 @@
+//! Requests under way: who asked what of which node, and what the answer means to the checkers.
+
+use std::collections::BTreeMap;
+
+use base::{ErrorCode, GroupId, RequestId};
+use engine::{Event, Reply, Request, RequestError, Target};
+use metadata::CommandResult;
+
+use crate::check::{Ack, AckedCommand};
+use crate::config::Plant;
+use crate::queue::{Ev, NodeIx};
+use crate::time::{Nanos, ms};
+use crate::world::World;
+
+/// How late after its deadline an answer may come (the core keeps its own pace of timers).
+const OVERDUE: Nanos = ms(500);
+
+/// Who waits for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Client(usize),
+    /// The admission of a node.
+    Joining(NodeIx),
+    /// The token for admissions.
+    Token,
+    /// The fault injector, which does not care.
+    Nemesis,
+    /// The finale's probe of a node.
+    ProbeNode(NodeIx),
+    /// The finale's probe of a partition.
+    ProbeGroup(GroupId),
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    Command(CommandKind),
+    Produce {
+        group: GroupId,
+        values: Vec<u64>,
+        /// Retries carry the same values until one succeeds.
+        idempotent: bool,
+        /// Acks::All.
+        all: bool,
+    },
+    ReadLog(GroupId),
+    Barrier,
+    Other,
+}
+
+/// Commands, as the checkers tell them apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandKind {
+    CreateTopic(String),
+    CreateVm(String),
+    DeleteVm(String),
+    CreateToken,
+    Admit(NodeIx),
+    Other,
+}
+
+/// A request under way.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    pub node: NodeIx,
+    pub owner: Owner,
+    pub what: What,
+    /// What was acknowledged when it was made: an offset or an index of `__meta`, as it concerns.
+    pub floor: u64,
+}
+
+/// How a request ended, as its owner sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Ok(Reply),
+    Failed(RequestError),
+    /// The node died: the connection broke.
+    Lost,
+}
+
+/// All requests under way.
+#[derive(Default)]
+pub struct Requests {
+    pending: BTreeMap<u64, Pending>,
+    last: u64,
+}
+
+impl World {
+    /// Makes a request of a node.
+    pub fn ask(&mut self, owner: Owner, node: NodeIx, target: Target, request: Request, what: What, timeout: Nanos) {
+        let floor = match &what {
+            What::Produce { group, .. } => self.checks.partitions.acked_end(*group) as u64,
+            _ => self.checks.states.acked_index(),
+        };
+        self.ask_from(owner, node, target, request, what, timeout, floor);
+    }
+
+    /// As [`World::ask`], for a retry of what was first asked when `floor` was acknowledged.
+    #[expect(clippy::too_many_arguments, reason = "they are the fields of a request")]
+    pub fn ask_from(
+        &mut self,
+        owner: Owner,
+        node: NodeIx,
+        target: Target,
+        request: Request,
+        what: What,
+        timeout: Nanos,
+        floor: u64,
+    ) {
+        self.requests.last += 1;
+        let id = self.requests.last;
+        self.stats.requests += 1;
+        self.requests.pending.insert(id, Pending { node, owner, what, floor });
+        if self.nodes[node].core.is_none() {
+            // Nobody listens.
+            return self.end(id, Outcome::Lost);
+        }
+        let deadline = self.nodes[node].now(self.queue.now).mono.plus(base::Millis(timeout / 1_000_000));
+        self.queue.after(timeout + OVERDUE, Ev::Overdue { request: id });
+        self.tell(node, Event::Request { id: RequestId(id), deadline, target, request });
+    }
+
+    /// The core answered.
+    pub fn replied(&mut self, node: NodeIx, id: RequestId, outcome: Result<Reply, RequestError>) {
+        if self.cfg.plant == Some(Plant::LostReplies) && id.0.is_multiple_of(5) {
+            return;
+        }
+        match self.requests.pending.get(&id.0) {
+            Some(pending) if pending.node == node => {}
+            _ => {
+                return self
+                    .fail("one answer per request", format!("n{node} answers request {id}, which waits for none"));
+            }
+        }
+        self.end(id.0, outcome.map_or_else(Outcome::Failed, Outcome::Ok));
+    }
+
+    /// The deadline and some more have passed.
+    pub fn overdue(&mut self, id: u64) {
+        let Some(pending) = self.requests.pending.get(&id) else { return };
+        let it = &self.nodes[pending.node];
+        if it.runs() && it.inbox.is_empty() {
+            let what = format!("n{} did not answer request {id} by its deadline: {:?}", pending.node, pending.what);
+            return self.fail("one answer per request", what);
+        }
+        self.queue.after(OVERDUE, Ev::Overdue { request: id });
+    }
+
+    /// The node died: nobody will answer.
+    pub fn requests_lost(&mut self, node: NodeIx) {
+        let lost: Vec<u64> = self.requests.pending.iter().filter(|(_, p)| p.node == node).map(|(id, _)| *id).collect();
+        lost.into_iter().for_each(|id| self.end(id, Outcome::Lost));
+    }
+
+    /// Requests of clients under way.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.requests.pending.values().filter(|p| matches!(p.owner, Owner::Client(_))).count()
+    }
+
+    fn end(&mut self, id: u64, outcome: Outcome) {
+        let Some(pending) = self.requests.pending.remove(&id) else { return };
+        match &outcome {
+            Outcome::Ok(_) => self.stats.acknowledged += 1,
+            Outcome::Failed(error) => *self.stats.failures.entry(error.code).or_default() += 1,
+            Outcome::Lost => self.stats.unknown += 1,
+        }
+        let outcome = self.falsify(&pending, outcome);
+        self.judge(&pending, &outcome);
+        match pending.owner {
+            Owner::Client(client) => self.client_answered(client, &pending, &outcome),
+            Owner::Joining(node) => self.admission_answered(node, &pending, &outcome),
+            Owner::Token => self.token_answered(&outcome),
+            Owner::ProbeNode(node) => self.probe_answered(Ok(node), &outcome),
+            Owner::ProbeGroup(group) => self.probe_answered(Err(group), &outcome),
+            Owner::Nemesis => {}
+        }
+    }
+
+    /// What a planted mistake of the driver does.
+    fn falsify(&mut self, pending: &Pending, outcome: Outcome) -> Outcome {
+        match (&pending.what, &outcome) {
+            (What::Produce { group, .. }, Outcome::Failed(_))
+                if self.cfg.plant == Some(Plant::FalseAcknowledgement) =>
+            {
+                let base_offset = self.checks.partitions.acked_end(*group);
+                Outcome::Ok(Reply::Produced { base_offset, log_start_offset: 0 })
+            }
+            _ => outcome,
+        }
+    }
+
+    /// Tells the checkers what the answer promises.
+    fn judge(&mut self, pending: &Pending, outcome: &Outcome) {
+        match (&pending.what, outcome) {
+            (What::Command(kind), Outcome::Ok(Reply::Command { index, result })) => {
+                self.judge_command(pending, kind, *index, result);
+            }
+            (What::Produce { group, values, all: true, .. }, Outcome::Ok(Reply::Produced { base_offset, .. })) => {
+                self.stats.records_acknowledged += values.len() as u64;
+                let floor = pending.floor as i64;
+                let ack = Ack { group: *group, base_offset: *base_offset, values: values.clone(), floor };
+                let verdict = self.checks.partitions.acked(&ack);
+                self.check("acknowledged records stay", verdict);
+            }
+            (What::Produce { group, values, idempotent, .. }, Outcome::Failed(error)) => match error.code {
+                ErrorCode::NotLeader | ErrorCode::Busy | ErrorCode::DiskFull | ErrorCode::InvalidArgument
+                    if !idempotent =>
+                {
+                    let verdict = self.checks.partitions.refused(*group, values);
+                    self.check("refused records do not appear", verdict);
+                }
+                ErrorCode::OutOfOrder | ErrorCode::StaleEpoch | ErrorCode::Corrupt | ErrorCode::Internal => {
+                    self.fail("producers are not refused for nothing", format!("{:?}: {error:?}", pending.what));
+                }
+                _ => {}
+            },
+            (What::ReadLog(group), Outcome::Ok(Reply::Batches { indexes, batches })) => {
+                self.stats.reads += 1;
+                let verdict = self.checks.partitions.read(*group, indexes, batches);
+                self.check("reads give what was committed", verdict);
+            }
+            (What::Barrier, Outcome::Ok(Reply::Done)) => {
+                let applied = self.nodes[pending.node].core.as_ref().map_or(0, |core| core.metadata().applied);
+                let verdict = self.checks.states.barrier(pending.node, applied, pending.floor);
+                self.check("read points are linearizable", verdict);
+            }
+            (What::Other, _)
+            | (_, Outcome::Failed(_) | Outcome::Lost)
+            | (What::Produce { .. }, Outcome::Ok(Reply::Produced { .. })) => {}
+            (what, Outcome::Ok(reply)) => self.fail("answers fit", format!("{what:?} was answered by {reply:?}")),
+        }
+    }
+
+    fn judge_command(&mut self, pending: &Pending, kind: &CommandKind, index: u64, result: &CommandResult) {
+        let acked = match (kind, result) {
+            (CommandKind::CreateTopic(name), CommandResult::TopicCreated { .. }) => AckedCommand::Topic(name.clone()),
+            (CommandKind::CreateVm(name), CommandResult::VmCreated { .. }) => AckedCommand::Vm(name.clone()),
+            (CommandKind::DeleteVm(name), CommandResult::Done) => AckedCommand::NoVm(name.clone()),
+            (CommandKind::CreateToken, CommandResult::TokenCreated { token_id }) => AckedCommand::Token(*token_id),
+            // Names are used once: whoever finds his own name taken was carried out twice.
+            (
+                CommandKind::CreateTopic(_) | CommandKind::CreateVm(_),
+                CommandResult::Refused { code: ErrorCode::AlreadyExists, message },
+            ) => return self.fail("commands are applied once", format!("{kind:?}: {message}")),
+            // Only its owner deletes a machine, and once.
+            (CommandKind::DeleteVm(_), CommandResult::Refused { code: ErrorCode::NotFound, message }) => {
+                return self.fail("acknowledged commands stay", format!("{kind:?}: {message}"));
+            }
+            _ => AckedCommand::Other,
+        };
+        self.stats.commands_acknowledged += 1;
+        // A node that asks to be admitted again gets its first answer, but at the index of the second question.
+        let verdict = self.checks.states.acked(index, pending.floor, acked);
+        self.check("commands are linearizable", verdict);
+        let applied = self.nodes[pending.node].core.as_ref().map_or(0, |core| core.metadata().applied);
+        if applied < index {
+            let what = format!("n{} answers for index {index} at index {applied}", pending.node);
+            self.fail("who answers has applied", what);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Runs: one, or many seeds on all cores.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::check::Violation;
+use crate::config::SimConfig;
+use crate::stats::Stats;
+use crate::trace::Trace;
+use crate::world::World;
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    pub stats: Stats,
+    pub violation: Option<Violation>,
+    /// Empty unless it was kept.
+    pub trace: String,
+}
+
+/// Runs one world to its end. A panic of the code under test is a violation like any other.
+#[must_use]
+pub fn run(cfg: &SimConfig) -> Outcome {
+    let mut world = World::new(cfg.clone());
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
+    if let Err(cause) = ended {
+        let text = cause
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_else(|| "a panic without a message".into());
+        let at = world.queue.now;
+        world.trace.line(at, "!!", || format!("PANIC: {text}"));
+        world.violation = Some(Violation::panic(at, text));
+        world.stats.virtual_time = at;
+        world.stats.gather(&world.checks);
+    }
+    world.stats.writes_torn = world.nodes.iter().map(|node| node.disk.torn).sum();
+    let died: u64 = world.nodes.iter().map(|node| node.host.died).sum();
+    if died > 0 {
+        world.stats.faults.insert("vm", died);
+    }
+    let trace = std::mem::replace(&mut world.trace, Trace::new(false));
+    Outcome { seed: cfg.seed, stats: world.stats, violation: world.violation, trace: trace.into_text() }
+}
+
+/// Many runs.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    pub stats: Stats,
+    /// By seed; at most a few, because the sweep stops soon after the first.
+    pub failed: BTreeMap<u64, Violation>,
+}
+
+/// Runs `seeds` seeds from `cfg.seed` on, on `jobs` threads, until one fails (or all of them, if `keep_going`).
+#[must_use]
+pub fn sweep(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool) -> Sweep {
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let result = Mutex::new(Sweep::default());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let offset = next.fetch_add(1, Ordering::Relaxed);
+                    if offset >= seeds || stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let outcome = run(&SimConfig { seed: cfg.seed.wrapping_add(offset), ..cfg.clone() });
+                    let mut result = result.lock().expect("no thread panics while it holds the results");
+                    result.stats.add(&outcome.stats);
+                    if let Some(violation) = outcome.violation {
+                        stop.store(!keep_going, Ordering::Relaxed);
+                        result.failed.insert(outcome.seed, violation);
+                    }
+                }
+            });
+        }
+    });
+    result.into_inner().expect("no thread panicked while it held the results")
+}
+
+/// The command that runs one seed again and writes its trace.
+#[must_use]
+pub fn replay_command(cfg: &SimConfig) -> String {
+    let SimConfig { seed, nodes, seconds, faults, .. } = cfg;
+    format!(
+        "muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults} --trace seed-{seed}.trace"
+    )
+}
+
+/// The commit of the sources: as told at build time, or as git says now.
+#[must_use]
+pub fn commit() -> String {
+    if let Some(known) = option_env!("MUSTER_COMMIT") {
+        return known.into();
+    }
+    let git = std::process::Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty", "--abbrev=12"])
+        .output();
+    match git {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().into(),
+        _ => "unknown".into(),
+    }
+}

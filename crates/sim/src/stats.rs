@@ -1,0 +1,146 @@
+//! What happened in a run, in numbers: one sees from them that faults did happen.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base::{ErrorCode, GroupId};
+
+use crate::check::Checks;
+use crate::time::Nanos;
+
+/// Counters of one run, or of many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub virtual_time: Nanos,
+    pub events: u64,
+    pub frames: u64,
+    pub frames_lost: u64,
+    pub requests: u64,
+    pub acknowledged: u64,
+    pub unknown: u64,
+    pub failures: BTreeMap<ErrorCode, u64>,
+    pub records_acknowledged: u64,
+    pub commands_acknowledged: u64,
+    pub reads: u64,
+    /// Records seen committed.
+    pub records: u64,
+    /// Log entries seen committed.
+    pub commits: u64,
+    pub snapshots_installed: u64,
+    pub states_compared: u64,
+    pub elections: u64,
+    pub elections_meta: u64,
+    pub max_term: u64,
+    pub max_term_meta: u64,
+    pub faults: BTreeMap<&'static str, u64>,
+    pub writes_torn: u64,
+    /// From the first moment until all nodes were members, voters as planned.
+    pub formed_after: Nanos,
+    /// From the end of the faults until everything accepted writes.
+    pub accepted_after: Nanos,
+    pub runs: u64,
+}
+
+impl Stats {
+    /// Takes over what the checkers counted.
+    pub fn gather(&mut self, checks: &Checks) {
+        self.runs = 1;
+        self.records = checks.partitions.records;
+        self.commits = checks.logs.commits;
+        self.snapshots_installed = checks.logs.jumps;
+        self.states_compared = checks.states.compared;
+        self.elections = checks.elections.won_in_all();
+        self.elections_meta = checks.elections.won(GroupId::META);
+        self.max_term = checks.elections.highest_term().1;
+        self.max_term_meta = checks.elections.term_of(GroupId::META);
+    }
+
+    /// Counts a fault.
+    pub fn fault(&mut self, name: &'static str) {
+        *self.faults.entry(name).or_default() += 1;
+    }
+
+    /// Adds another run's numbers; terms and delays are maxima.
+    pub fn add(&mut self, other: &Stats) {
+        let sums: [(&mut u64, u64); 16] = [
+            (&mut self.virtual_time, other.virtual_time),
+            (&mut self.events, other.events),
+            (&mut self.frames, other.frames),
+            (&mut self.frames_lost, other.frames_lost),
+            (&mut self.requests, other.requests),
+            (&mut self.acknowledged, other.acknowledged),
+            (&mut self.unknown, other.unknown),
+            (&mut self.records_acknowledged, other.records_acknowledged),
+            (&mut self.commands_acknowledged, other.commands_acknowledged),
+            (&mut self.reads, other.reads),
+            (&mut self.records, other.records),
+            (&mut self.commits, other.commits),
+            (&mut self.snapshots_installed, other.snapshots_installed),
+            (&mut self.states_compared, other.states_compared),
+            (&mut self.elections, other.elections),
+            (&mut self.elections_meta, other.elections_meta),
+        ];
+        sums.into_iter().for_each(|(to, from)| *to += from);
+        self.runs += other.runs;
+        self.writes_torn += other.writes_torn;
+        self.max_term = self.max_term.max(other.max_term);
+        self.max_term_meta = self.max_term_meta.max(other.max_term_meta);
+        self.formed_after = self.formed_after.max(other.formed_after);
+        self.accepted_after = self.accepted_after.max(other.accepted_after);
+        for (name, count) in &other.faults {
+            *self.faults.entry(name).or_default() += count;
+        }
+        for (code, count) in &other.failures {
+            *self.failures.entry(*code).or_default() += count;
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |nanos: Nanos| nanos as f64 / 1e9;
+        writeln!(
+            f,
+            "runs                {} ({:.0} virtual s, {} events)",
+            self.runs,
+            seconds(self.virtual_time),
+            self.events
+        )?;
+        writeln!(
+            f,
+            "elections           {} ({} of __meta), highest term {} ({} of __meta)",
+            self.elections, self.elections_meta, self.max_term, self.max_term_meta
+        )?;
+        writeln!(
+            f,
+            "commits             {} entries, {} records, {} snapshots installed",
+            self.commits, self.records, self.snapshots_installed
+        )?;
+        writeln!(
+            f,
+            "requests            {} ({} acknowledged, {} unknown)",
+            self.requests, self.acknowledged, self.unknown
+        )?;
+        writeln!(
+            f,
+            "acknowledged        {} records, {} commands, {} reads",
+            self.records_acknowledged, self.commands_acknowledged, self.reads
+        )?;
+        let failures: Vec<_> = self.failures.iter().map(|(code, count)| format!("{code} {count}")).collect();
+        writeln!(f, "failures            {}", if failures.is_empty() { "none".into() } else { failures.join(", ") })?;
+        let faults: Vec<_> = self.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        writeln!(f, "faults              {}", if faults.is_empty() { "none".into() } else { faults.join(", ") })?;
+        writeln!(
+            f,
+            "frames              {} ({} lost), {} unsynced writes at risk in crashes",
+            self.frames, self.frames_lost, self.writes_torn
+        )?;
+        writeln!(f, "states compared     {}", self.states_compared)?;
+        write!(
+            f,
+            "formed after        at most {:.2} virtual s; writes accepted again after at most {:.2} virtual s",
+            seconds(self.formed_after),
+            seconds(self.accepted_after)
+        )
+    }
+}

@@ -1,0 +1,166 @@
+//! A hypervisor host without hypervisors: takes the actions of a node's reconciler, answers with reports after seeded
+//! delays, and lets machines die now and then.
+
+use std::collections::BTreeMap;
+
+use base::{SplitMix64, VmEpoch, VmId, VmIncarnation};
+use compute::{VmAction, VmReport, VmReportEvent};
+
+use crate::time::{Nanos, ms};
+
+/// One node's machines. They die with the node.
+pub struct VmHost {
+    running: BTreeMap<VmId, (VmEpoch, VmIncarnation)>,
+    /// The newest epoch and incarnation ever asked for here: the shim's directory, which outlives the process.
+    newest: BTreeMap<VmId, (VmEpoch, VmIncarnation)>,
+    random: SplitMix64,
+    /// Chance per million that a machine dies some time after its start.
+    pub exits: u64,
+    /// Chance per million that a start fails.
+    pub failures: u64,
+    /// Machines that died unasked.
+    pub died: u64,
+}
+
+impl VmHost {
+    /// A host without machines.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        VmHost {
+            running: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            random: SplitMix64::new(seed),
+            exits: 0,
+            failures: 0,
+            died: 0,
+        }
+    }
+
+    /// Carries out an action: the reports that follow, with their delays.
+    ///
+    /// # Errors
+    /// The action belongs to an epoch, or a start to an incarnation, older than one seen for the machine: something
+    /// that was fenced acts (DESIGN 9, invariant 3).
+    pub fn act(&mut self, action: &VmAction) -> Result<Vec<(Nanos, VmReport)>, String> {
+        match action {
+            VmAction::Start(start) => self.start(start.vm, start.epoch, start.incarnation),
+            VmAction::Stop { vm, epoch, incarnation, grace_ms } => {
+                self.fence(*vm, *epoch)?;
+                let delay = ms(self.random.between(20, (*grace_ms).clamp(20, 1_000)));
+                Ok(vec![(delay, report(*vm, *epoch, *incarnation, VmReportEvent::Stopped))])
+            }
+            VmAction::Remove { vm, epoch } => {
+                self.fence(*vm, *epoch)?;
+                let incarnation = self.newest.get(vm).map_or(VmIncarnation(0), |(_, incarnation)| *incarnation);
+                self.running.remove(vm);
+                let delay = ms(self.random.between(5, 50));
+                Ok(vec![(delay, report(*vm, *epoch, incarnation, VmReportEvent::Removed))])
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        vm: VmId,
+        epoch: VmEpoch,
+        incarnation: VmIncarnation,
+    ) -> Result<Vec<(Nanos, VmReport)>, String> {
+        self.fence(vm, epoch)?;
+        if let Some((_, newest)) = self.newest.get(&vm).filter(|(_, newest)| incarnation < *newest) {
+            return Err(format!("start of {vm:?} as incarnation {incarnation}, though {newest} was started"));
+        }
+        self.newest.insert(vm, (epoch, incarnation));
+        if self.running.get(&vm) == Some(&(epoch, incarnation)) {
+            return Ok(Vec::new());
+        }
+        if self.random.chance(self.failures) {
+            let failed = VmReportEvent::Failed { reason: "the simulated hypervisor does not start".into() };
+            return Ok(vec![(ms(20), report(vm, epoch, incarnation, failed))]);
+        }
+        self.running.insert(vm, (epoch, incarnation));
+        let started = ms(self.random.between(5, 60));
+        let ready = started + ms(self.random.between(100, 1_500));
+        let mut out = vec![(started, report(vm, epoch, incarnation, VmReportEvent::Started))];
+        if self.random.chance(self.exits) {
+            let dies = started + ms(self.random.between(1, 4_000));
+            let exited = VmReportEvent::Exited { reason: "the simulated hypervisor was killed".into() };
+            if ready < dies {
+                out.push((ready, report(vm, epoch, incarnation, VmReportEvent::Ready)));
+            }
+            out.push((dies, report(vm, epoch, incarnation, exited)));
+        } else {
+            out.push((ready, report(vm, epoch, incarnation, VmReportEvent::Ready)));
+        }
+        Ok(out)
+    }
+
+    fn fence(&mut self, vm: VmId, epoch: VmEpoch) -> Result<(), String> {
+        match self.newest.get(&vm) {
+            Some((newest, _)) if epoch < *newest => {
+                Err(format!("{vm:?} under epoch {epoch}, though {newest} was seen"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the report is still true when its time comes; a machine that was stopped in between does not get ready.
+    pub fn speak(&mut self, report: &VmReport) -> bool {
+        let current = self.running.get(&report.vm) == Some(&(report.epoch, report.incarnation));
+        match report.event {
+            VmReportEvent::Started | VmReportEvent::Ready => current,
+            VmReportEvent::Exited { .. } => {
+                if current {
+                    self.running.remove(&report.vm);
+                    self.died += 1;
+                }
+                current
+            }
+            VmReportEvent::Stopped => {
+                if current {
+                    self.running.remove(&report.vm);
+                }
+                true
+            }
+            VmReportEvent::Failed { .. } | VmReportEvent::Removed => true,
+        }
+    }
+
+    /// The node lost power, and its machines with it.
+    pub fn crash(&mut self) {
+        self.running.clear();
+    }
+}
+
+fn report(vm: VmId, epoch: VmEpoch, incarnation: VmIncarnation, event: VmReportEvent) -> VmReport {
+    VmReport { vm, epoch, incarnation, event }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop(epoch: u64) -> VmAction {
+        VmAction::Stop { vm: VmId(1), epoch: VmEpoch(epoch), incarnation: VmIncarnation(1), grace_ms: 100 }
+    }
+
+    #[test]
+    fn whatever_is_older_than_what_was_seen_is_refused() {
+        let mut host = VmHost::new(1);
+        host.start(VmId(1), VmEpoch(2), VmIncarnation(3)).expect("first");
+        assert!(host.start(VmId(1), VmEpoch(1), VmIncarnation(4)).is_err(), "older epoch");
+        assert!(host.start(VmId(1), VmEpoch(2), VmIncarnation(2)).is_err(), "older incarnation");
+        assert!(host.act(&stop(1)).is_err());
+        assert!(host.act(&stop(2)).is_ok());
+        host.crash();
+        assert!(host.start(VmId(1), VmEpoch(1), VmIncarnation(4)).is_err(), "even after a crash");
+        assert!(host.start(VmId(1), VmEpoch(3), VmIncarnation(4)).is_ok());
+    }
+
+    #[test]
+    fn a_machine_that_died_is_not_ready() {
+        let mut host = VmHost::new(1);
+        let reports = host.start(VmId(1), VmEpoch(1), VmIncarnation(1)).expect("started");
+        host.crash();
+        assert!(reports.iter().all(|(_, report)| !host.speak(report)), "{reports:?}");
+    }
+}

@@ -1,0 +1,308 @@
+//! Clients: each sits on a node and asks for one thing at a time. What they learn is told to the checkers when an
+//! answer comes (`requests.rs`); an answer that never comes is an unknown outcome, and is treated as one.
+
+use std::collections::BTreeMap;
+
+use base::{GroupId, SplitMix64, TopicId, hash64};
+use compute::VmSpec;
+use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
+use metadata::Command;
+
+use crate::queue::{Ev, NodeIx};
+use crate::records::{self, Producer};
+use crate::requests::{CommandKind, Outcome, Owner, Pending, What};
+use crate::time::{Nanos, ms, us};
+use crate::world::World;
+
+/// Clients that make topics, and how many each.
+const TOPIC_MAKERS: usize = 2;
+const TOPICS_MAX: u64 = 2;
+/// Machines that one client has at a time.
+const VMS_MAX: usize = 2;
+/// Machines that the clients of one run make: each has a console topic, which costs every node a replica.
+const VMS_MADE_MAX: u64 = 6;
+
+/// A client.
+pub struct Client {
+    home: NodeIx,
+    /// Idempotent producers send a batch again until it is acknowledged (KIP-98).
+    idempotent: bool,
+    producer: i64,
+    sequences: BTreeMap<GroupId, i32>,
+    retry: Option<Batch>,
+    vms: Vec<String>,
+    names: u64,
+    vms_made: u64,
+    topics_made: u64,
+    values: u64,
+    number: usize,
+    random: SplitMix64,
+}
+
+/// A batch on its way.
+#[derive(Clone)]
+struct Batch {
+    group: GroupId,
+    values: Vec<u64>,
+    sequence: i32,
+    floor: u64,
+}
+
+impl Client {
+    /// Client `number`, on node `home`.
+    #[must_use]
+    pub fn new(number: usize, home: NodeIx, seed: u64) -> Self {
+        Client {
+            home,
+            idempotent: number % 2 == 1,
+            producer: number as i64 + 1,
+            sequences: BTreeMap::new(),
+            retry: None,
+            vms: Vec::new(),
+            names: 0,
+            vms_made: 0,
+            topics_made: 0,
+            values: 0,
+            number,
+            random: SplitMix64::new(hash64(&[seed, 40, number as u64])),
+        }
+    }
+
+    fn name(&mut self, what: &str) -> String {
+        self.names += 1;
+        format!("{what}-{}-{}", self.number, self.names)
+    }
+
+    fn fresh_values(&mut self) -> Vec<u64> {
+        let count = 1 + self.random.below(4) * self.random.below(2);
+        let first = (self.number as u64) << 40 | self.values;
+        self.values += count;
+        (first..first + count).collect()
+    }
+}
+
+/// What a client may do next.
+enum Step {
+    Produce,
+    Read,
+    Barrier,
+    Topic,
+    Vm,
+    Token,
+    Status,
+}
+
+impl World {
+    /// A client's next step.
+    pub fn client_step(&mut self, client: usize) {
+        if self.finale.quiet {
+            return;
+        }
+        if !self.nodes[self.clients[client].home].recovered {
+            return self.queue.after(ms(200), Ev::Client { client });
+        }
+        let it = &mut self.clients[client];
+        let step = match it.random.below(1_000) {
+            0..700 => Step::Produce,
+            700..800 => Step::Read,
+            800..870 => Step::Barrier,
+            870..890 => Step::Topic,
+            890..960 => Step::Vm,
+            960..980 => Step::Token,
+            _ => Step::Status,
+        };
+        let step = if client < TOPIC_MAKERS && it.topics_made == 0 { Step::Topic } else { step };
+        let asked = match step {
+            Step::Produce => self.produce(client),
+            Step::Read => self.read_log(client),
+            Step::Barrier => self.plain(client, Target::Here, Request::Barrier, What::Barrier),
+            Step::Topic => self.create_topic(client),
+            Step::Vm => self.vm(client),
+            Step::Token => self.token(client),
+            Step::Status => {
+                let node = self.nodes[client % self.nodes.len()].id();
+                self.plain(client, Target::Node(node), Request::Status, What::Other)
+            }
+        };
+        if !asked {
+            self.queue.after(ms(50), Ev::Client { client });
+        }
+    }
+
+    /// An answer, or the loss of one: think, then go on.
+    pub fn client_answered(&mut self, client: usize, pending: &Pending, outcome: &Outcome) {
+        let it = &mut self.clients[client];
+        if let (What::Produce { idempotent: true, group, values, .. }, Outcome::Ok(_)) = (&pending.what, outcome) {
+            *it.sequences.entry(*group).or_default() += values.len() as i32;
+            it.retry = None;
+        }
+        if let (What::Command(CommandKind::CreateVm(name)), Outcome::Ok(Reply::Command { result, .. })) =
+            (&pending.what, outcome)
+            && matches!(result, metadata::CommandResult::VmCreated { .. })
+        {
+            it.vms.push(name.clone());
+        }
+        let think = match outcome {
+            Outcome::Ok(_) => us(it.random.between(1_000, 40_000)),
+            _ => ms(it.random.between(20, 200)),
+        };
+        self.queue.after(think, Ev::Client { client });
+    }
+
+    fn timeout(&mut self, client: usize) -> Nanos {
+        ms(self.clients[client].random.between(500, 5_000))
+    }
+
+    fn plain(&mut self, client: usize, target: Target, request: Request, what: What) -> bool {
+        let (home, timeout) = (self.clients[client].home, self.timeout(client));
+        self.ask(Owner::Client(client), home, target, request, what, timeout);
+        true
+    }
+
+    fn command(&mut self, client: usize, command: Command, kind: CommandKind) -> bool {
+        let request = Request::Command(command);
+        self.plain(client, Target::Leader(GroupId::META), request, What::Command(kind))
+    }
+
+    /// Partitions of the clients' topics, as the client's node knows them.
+    fn groups_at(&self, node: NodeIx) -> Vec<GroupId> {
+        let Some(core) = &self.nodes[node].core else { return Vec::new() };
+        let partitions = core.metadata().partitions.values();
+        partitions.filter(|p| p.topic.starts_with("topic-")).map(|p| p.group).collect()
+    }
+
+    fn pick_group(&mut self, client: usize) -> Option<GroupId> {
+        let groups = self.groups_at(self.clients[client].home);
+        let pick = self.clients[client].random.below(groups.len() as u64) as usize;
+        groups.get(pick).copied()
+    }
+
+    fn produce(&mut self, client: usize) -> bool {
+        let Some(mut group) = self.pick_group(client) else { return false };
+        self.checks.partitions.expect_unique(group);
+        let floor = self.checks.partitions.acked_end(group) as u64;
+        let it = &mut self.clients[client];
+        let batch = it.retry.clone().unwrap_or_else(|| {
+            let sequence = it.sequences.get(&group).copied().unwrap_or(0);
+            Batch { group, values: it.fresh_values(), sequence, floor }
+        });
+        group = batch.group;
+        let (home, idempotent) = (it.home, it.idempotent);
+        let producer = match idempotent {
+            true => Producer { id: it.producer, epoch: 0, sequence: batch.sequence },
+            false => Producer::NONE,
+        };
+        let all = idempotent || it.random.chance(950_000);
+        let direct = it.random.chance(800_000);
+        if idempotent {
+            it.retry = Some(batch.clone());
+        }
+        // As a Kafka client: to the node that its own node calls the leader; some let any node pass it on.
+        let leader = self.nodes[home].leaders.get(&group).and_then(|info| info.leader);
+        let (node, target) = match leader.and_then(|id| self.places.get(&id)) {
+            Some(place) if direct => (*place, Target::Here),
+            _ => (home, Target::Leader(group)),
+        };
+        let wall = self.nodes[home].now(self.queue.now).wall.0;
+        let acks = if all { Acks::All } else { Acks::Leader };
+        let data = records::encode(&batch.values, wall, producer);
+        let request = Request::Produce(Produce { group, acks, batches: vec![data] });
+        let what = What::Produce { group, values: batch.values, idempotent, all };
+        let timeout = self.timeout(client);
+        self.ask_from(Owner::Client(client), node, target, request, what, timeout, batch.floor);
+        true
+    }
+
+    fn read_log(&mut self, client: usize) -> bool {
+        let Some(group) = self.pick_group(client) else { return false };
+        let indexes = self.checks.partitions.indexes(group);
+        let it = &mut self.clients[client];
+        let Some(&low) = indexes.get(it.random.below(indexes.len() as u64) as usize) else { return false };
+        let high = low + it.random.below(20);
+        let request = Request::ReadLog(ReadLog { group, low, high, bytes_max: 4_000 });
+        self.plain(client, Target::Here, request, What::ReadLog(group))
+    }
+
+    fn create_topic(&mut self, client: usize) -> bool {
+        let it = &mut self.clients[client];
+        if client >= TOPIC_MAKERS || it.topics_made >= TOPICS_MAX {
+            return false;
+        }
+        it.topics_made += 1;
+        let name = it.name("topic");
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&it.random.next_u64().to_be_bytes());
+        let partitions = 1 + it.random.below(2) as u32;
+        let command = Command::CreateTopic {
+            name: name.clone(),
+            topic_id: TopicId(id),
+            partitions,
+            replication_factor: None,
+            config: Vec::new(),
+        };
+        self.command(client, command, CommandKind::CreateTopic(name))
+    }
+
+    fn vm(&mut self, client: usize) -> bool {
+        let it = &mut self.clients[client];
+        let number = it.vms.len();
+        if number >= VMS_MAX || number > 0 && it.random.chance(600_000) {
+            let name = it.vms[it.random.below(number as u64) as usize].clone();
+            match it.random.below(3) {
+                0 => return self.command(client, Command::StopVm { name }, CommandKind::Other),
+                1 => return self.command(client, Command::StartVm { name }, CommandKind::Other),
+                _ => {}
+            }
+            it.vms.retain(|other| *other != name);
+            self.checks.states.forget_vm(&name);
+            return self.command(client, Command::DeleteVm { name: name.clone() }, CommandKind::DeleteVm(name));
+        }
+        let made: u64 = self.clients.iter().map(|client| client.vms_made).sum();
+        let it = &mut self.clients[client];
+        if made >= VMS_MADE_MAX {
+            return false;
+        }
+        it.vms_made += 1;
+        let name = it.name("vm");
+        let spec = VmSpec { cpus: 1, memory_mib: 128, image: "minimal".into(), node: None };
+        self.command(client, Command::CreateVm { name: name.clone(), spec }, CommandKind::CreateVm(name))
+    }
+
+    fn token(&mut self, client: usize) -> bool {
+        let random = self.clients[client].random.next_u64();
+        let expires = self.nodes[0].now(self.queue.now).wall.plus(base::Millis(3_600_000));
+        let command = Command::CreateToken { secret_hash: [random as u8; 32], expires, uses: 1 };
+        self.command(client, command, CommandKind::CreateToken)
+    }
+
+    /// A probe of the finale: a command through a node.
+    pub fn probe_node(&mut self, node: NodeIx) {
+        let expires = self.nodes[node].now(self.queue.now).wall.plus(base::Millis(3_600_000));
+        let request = Request::Command(Command::CreateToken { secret_hash: [0xee; 32], expires, uses: 1 });
+        let what = What::Command(CommandKind::CreateToken);
+        self.ask(Owner::ProbeNode(node), node, Target::Leader(GroupId::META), request, what, ms(2_000));
+    }
+
+    /// A probe of the finale: a record for a partition, through a node.
+    pub fn probe_group(&mut self, group: GroupId, node: NodeIx) {
+        self.checks.partitions.expect_unique(group);
+        self.finale.values += 1;
+        let values = vec![1 << 56 | self.finale.values];
+        let wall = self.nodes[node].now(self.queue.now).wall.0;
+        let batches = vec![records::encode(&values, wall, Producer::NONE)];
+        let request = Request::Produce(Produce { group, acks: Acks::All, batches });
+        let what = What::Produce { group, values, idempotent: false, all: true };
+        self.ask(Owner::ProbeGroup(group), node, Target::Leader(group), request, what, ms(2_000));
+    }
+
+    /// Partitions that the finale probes: those of the clients' topics.
+    #[must_use]
+    pub fn groups_to_probe(&self) -> Vec<GroupId> {
+        let furthest = self
+            .nodes
+            .iter()
+            .max_by_key(|node| node.core.as_ref().map_or(0, |core| core.metadata().applied))
+            .map_or(0, |node| node.ix);
+        self.groups_at(furthest)
+    }
+}

@@ -1,0 +1,384 @@
+//! The world: nodes, network, clients and the fault injector under one clock. This file holds the loop, and the life
+//! and death of nodes and connections; what the nodes ask for is carried out in `drive.rs`.
+
+use std::collections::BTreeMap;
+
+use base::{Incarnation, NodeId, SplitMix64, hash64};
+use engine::Event;
+
+use crate::check::{Checks, Violation};
+use crate::config::{Fault, FaultSet, Plant, SimConfig};
+use crate::finale::Finale;
+use crate::formation::Forming;
+use crate::nemesis::Nemesis;
+use crate::net::{NOTICE, Network};
+use crate::node::{SimNode, Stage};
+use crate::queue::{Ev, NodeIx, Queue};
+use crate::requests::Requests;
+use crate::stats::Stats;
+use crate::time::{Nanos, ms, us};
+use crate::trace::Trace;
+use crate::workload::Client;
+
+/// Between two ticks that a driver gives its core.
+const TICK: Nanos = ms(10);
+
+/// Everything of one run.
+pub struct World {
+    pub cfg: SimConfig,
+    pub queue: Queue,
+    pub nodes: Vec<SimNode>,
+    /// Places by id in the cluster.
+    pub places: BTreeMap<NodeId, NodeIx>,
+    pub net: Network,
+    pub requests: Requests,
+    pub clients: Vec<Client>,
+    pub forming: Forming,
+    pub nemesis: Nemesis,
+    pub finale: Finale,
+    pub checks: Checks,
+    pub stats: Stats,
+    pub trace: Trace,
+    /// For scheduling delays of processes.
+    pub random: SplitMix64,
+    pub violation: Option<Violation>,
+    pub done: bool,
+}
+
+impl World {
+    /// A world at its first moment: the founder is about to start.
+    #[must_use]
+    pub fn new(cfg: SimConfig) -> Self {
+        let seed = cfg.seed;
+        let nodes: Vec<SimNode> = (0..cfg.nodes).map(|ix| SimNode::new(ix, seed)).collect();
+        let clients = (0..cfg.nodes * 2).map(|n| Client::new(n, n % cfg.nodes, seed)).collect();
+        let mut world = World {
+            queue: Queue::default(),
+            nodes,
+            places: BTreeMap::from([(NodeId(1), 0)]),
+            net: Network::new(hash64(&[seed, 20])),
+            requests: Requests::default(),
+            clients,
+            forming: Forming::new(seed),
+            nemesis: Nemesis::new(&cfg),
+            finale: Finale::default(),
+            checks: Checks::default(),
+            stats: Stats::default(),
+            trace: Trace::new(cfg.trace),
+            random: SplitMix64::new(hash64(&[seed, 21])),
+            violation: None,
+            done: false,
+            cfg,
+        };
+        world.prepare();
+        world
+    }
+
+    fn prepare(&mut self) {
+        let has = |faults: &FaultSet, fault| faults.0.contains(&fault);
+        for node in &mut self.nodes {
+            node.disk.lies_about_sync = self.cfg.plant == Some(Plant::LyingDisk);
+            if has(&self.cfg.faults, Fault::Vm) {
+                (node.host.exits, node.host.failures) = (200_000, 50_000);
+            }
+        }
+        self.start_node(0);
+        for node in 1..self.cfg.nodes {
+            let delay = ms(self.random.between(1, 300));
+            self.queue.after(delay, Ev::Join { node });
+        }
+        for client in 0..self.clients.len() {
+            self.queue.after(ms(500 + 7 * client as u64), Ev::Client { client });
+        }
+        self.queue.after(ms(100), Ev::Watch);
+        self.queue.at(ms(self.cfg.seconds * 1_000), Ev::Heal);
+        if self.nemesis.from_the_start {
+            self.queue.after(ms(50), Ev::Nemesis);
+        }
+    }
+
+    /// Runs to the end, or to the first violation.
+    pub fn run(&mut self) {
+        while self.violation.is_none() && !self.done {
+            let Some(event) = self.queue.pop() else {
+                self.fail("liveness", "nothing is left to happen".into());
+                break;
+            };
+            self.stats.events += 1;
+            self.happen(event);
+        }
+        self.stats.virtual_time = self.queue.now;
+        self.stats.gather(&self.checks);
+    }
+
+    fn happen(&mut self, event: Ev) {
+        match event {
+            Ev::Wake { node, boot } => self.wake(node, boot),
+            Ev::Tick { node, boot } => self.tick(node, boot),
+            Ev::Disk { node, boot, op } => self.disk_done(node, boot, op),
+            Ev::Deliver { from, to, channel, session, frame } => self.deliver(from, to, channel, session, &frame),
+            Ev::Dial { low, high } => self.dial(low, high),
+            Ev::Notice { node, peer, session } => self.notice(node, peer, session),
+            Ev::Idle { low, high, session } => self.idle(low, high, session),
+            Ev::Vm { node, boot, report } => self.vm_report(node, boot, report),
+            Ev::FormedDurable { node, boot } => {
+                if self.nodes[node].boot == boot {
+                    self.nodes[node].stage = Stage::Formed;
+                }
+            }
+            Ev::Restart { node } => self.start_node(node),
+            Ev::Resume { node } => self.resume(node),
+            Ev::Mend(mend) => self.mend(mend),
+            Ev::Nemesis => self.nemesis_step(),
+            Ev::Join { node } => self.join(node),
+            Ev::Watch => self.watch(),
+            Ev::Client { client } => self.client_step(client),
+            Ev::Overdue { request } => self.overdue(request),
+            Ev::Heal => self.heal(),
+            Ev::Finale => self.finale_step(),
+        }
+    }
+
+    /// Notes the first violation; the run ends with it.
+    pub fn fail(&mut self, invariant: &'static str, detail: String) {
+        let at = self.queue.now;
+        if self.violation.is_none() {
+            self.trace.line(at, "!!", || format!("VIOLATION of {invariant}: {detail}"));
+            self.violation = Some(Violation { invariant, at, detail });
+        }
+    }
+
+    /// As [`World::fail`], if a checker objects.
+    pub fn check(&mut self, invariant: &'static str, verdict: Result<(), String>) {
+        if let Err(detail) = verdict {
+            self.fail(invariant, detail);
+        }
+    }
+
+    // ---- Processes ----
+
+    /// Starts a process, unless it runs or has not been admitted yet.
+    pub fn start_node(&mut self, node: NodeIx) {
+        let (seed, now) = (self.cfg.seed, self.queue.now);
+        let it = &mut self.nodes[node];
+        if it.core.is_some() || it.stage == Stage::Stranger {
+            return;
+        }
+        it.start(seed, now);
+        let boot = it.boot;
+        it.known = match &it.stage {
+            Stage::Admitted(accepted) => {
+                accepted.members.iter().filter_map(|member| place(&member.address.endpoint)).collect()
+            }
+            // Its file of members outlives the process.
+            _ => std::mem::take(&mut it.known),
+        };
+        self.trace.node(now, node, || format!("starts, incarnation {boot}"));
+        self.wake_soon(node);
+        self.queue.after(us(self.random.between(100, 10_000)), Ev::Tick { node, boot });
+        for peer in 0..self.nodes.len() {
+            if peer != node {
+                self.dial_soon(node, peer);
+            }
+        }
+    }
+
+    /// Takes the power from a node.
+    pub fn crash(&mut self, node: NodeIx, back_in: Nanos) {
+        if self.nodes[node].core.is_none() {
+            return;
+        }
+        self.trace.node(self.queue.now, node, || "crashes".into());
+        let it = &mut self.nodes[node];
+        it.stop();
+        it.disk.crash();
+        it.host.crash();
+        if self.cfg.plant == Some(Plant::AmnesiacNode) {
+            it.disk.wipe();
+            // It forms "its" cluster anew, or believes that it was just admitted.
+            if it.ix == 0 && it.stage == Stage::Formed {
+                it.stage = Stage::Founder;
+            }
+        }
+        self.checks.logs.restarted(node);
+        self.checks.partitions.restarted(node);
+        self.checks.states.restarted(node);
+        for peer in 0..self.nodes.len() {
+            if peer != node {
+                self.net.link(node, peer).believed[usize::from(node > peer)] = false;
+                self.cut(node, peer);
+            }
+        }
+        self.requests_lost(node);
+        self.queue.after(back_in, Ev::Restart { node });
+    }
+
+    /// Freezes a process.
+    pub fn freeze(&mut self, node: NodeIx, duration: Nanos) {
+        if !self.nodes[node].runs() {
+            return;
+        }
+        self.trace.node(self.queue.now, node, || format!("freezes for {} ms", duration / 1_000_000));
+        self.nodes[node].frozen = true;
+        self.queue.after(duration, Ev::Resume { node });
+        for peer in 0..self.nodes.len() {
+            if peer != node {
+                self.idle_soon(node, peer);
+            }
+        }
+    }
+
+    fn resume(&mut self, node: NodeIx) {
+        if self.nodes[node].frozen {
+            self.trace.node(self.queue.now, node, || "goes on".into());
+            self.nodes[node].frozen = false;
+            self.wake_soon(node);
+        }
+    }
+
+    fn tick(&mut self, node: NodeIx, boot: u64) {
+        if self.nodes[node].boot != boot {
+            return;
+        }
+        self.queue.after(TICK + us(self.random.between(0, 500)), Ev::Tick { node, boot });
+        if self.nodes[node].runs() {
+            self.tell(node, Event::Tick);
+        }
+    }
+
+    /// Puts an event into a process's inbox, where it is found even if the process is frozen now.
+    pub fn tell(&mut self, node: NodeIx, event: Event) {
+        if self.nodes[node].core.is_some() {
+            self.nodes[node].inbox.push_back(event);
+            self.wake_soon(node);
+        }
+    }
+
+    /// Lets a process look at its inbox a moment from now.
+    pub fn wake_soon(&mut self, node: NodeIx) {
+        let it = &mut self.nodes[node];
+        if it.awake || !it.runs() {
+            return;
+        }
+        it.awake = true;
+        let boot = it.boot;
+        self.queue.after(us(self.random.between(5, 60)), Ev::Wake { node, boot });
+    }
+
+    // ---- Connections ----
+
+    /// Schedules a try to connect two nodes, unless one is scheduled.
+    pub fn dial_soon(&mut self, one: NodeIx, other: NodeIx) {
+        let (low, high) = (one.min(other), one.max(other));
+        let delay = self.net.dial_delay();
+        let link = self.net.link(low, high);
+        if !link.alive && !link.dialling {
+            link.dialling = true;
+            self.queue.after(delay, Ev::Dial { low, high });
+        }
+    }
+
+    fn dial(&mut self, low: NodeIx, high: NodeIx) {
+        self.net.link(low, high).dialling = false;
+        let (one, other) = (&self.nodes[low], &self.nodes[high]);
+        if one.core.is_none() || other.core.is_none() {
+            // Whoever starts dials.
+            return;
+        }
+        let answers = one.runs() && other.runs() && self.net.open(low, high) && self.net.open(high, low);
+        if !answers || !one.known.contains(&high) || !other.known.contains(&low) {
+            self.dial_soon(low, high);
+            return;
+        }
+        let link = self.net.link(low, high);
+        if link.alive {
+            return;
+        }
+        link.alive = true;
+        link.session += 1;
+        let believed = std::mem::replace(&mut link.believed, [true, true]);
+        self.trace.line(self.queue.now, "net", || format!("n{low} and n{high} are connected"));
+        for (side, (node, peer)) in [(low, high), (high, low)].into_iter().enumerate() {
+            let id = self.nodes[peer].id();
+            if believed[side] {
+                self.tell(node, Event::PeerDown { node: id });
+            }
+            let incarnation = Incarnation(self.nodes[peer].boot);
+            self.tell(node, Event::PeerUp { node: id, incarnation });
+        }
+    }
+
+    /// The connection dies; each side that believes in it notices in its own time.
+    pub fn cut(&mut self, one: NodeIx, other: NodeIx) {
+        let link = self.net.link(one, other);
+        if !link.alive {
+            return;
+        }
+        link.alive = false;
+        let session = link.session;
+        for (node, peer) in [(one, other), (other, one)] {
+            if self.net.link(node, peer).believed[usize::from(node > peer)] {
+                let delay = self.net.notice_delay();
+                self.queue.after(delay, Ev::Notice { node, peer, session });
+            }
+        }
+        self.dial_soon(one, other);
+    }
+
+    /// A connection breaks and both sides see it at once.
+    pub fn reset(&mut self, one: NodeIx, other: NodeIx) {
+        let link = self.net.link(one, other);
+        if link.alive {
+            link.alive = false;
+            let session = link.session;
+            self.trace.line(self.queue.now, "net", || format!("the connection of n{one} and n{other} breaks"));
+            for (node, peer) in [(one, other), (other, one)] {
+                self.queue.after(us(300), Ev::Notice { node, peer, session });
+            }
+            self.dial_soon(one, other);
+        }
+    }
+
+    fn notice(&mut self, node: NodeIx, peer: NodeIx, session: u64) {
+        let side = usize::from(node > peer);
+        let link = self.net.link(node, peer);
+        if link.session == session && !link.alive && link.believed[side] {
+            link.believed[side] = false;
+            let id = self.nodes[peer].id();
+            self.tell(node, Event::PeerDown { node: id });
+        }
+    }
+
+    /// A fault hit a connection: if it still does after the idle timeout, the connection is dead.
+    pub fn idle_soon(&mut self, one: NodeIx, other: NodeIx) {
+        let (low, high) = (one.min(other), one.max(other));
+        let link = self.net.link(low, high);
+        if link.alive {
+            let session = link.session;
+            self.queue.after(NOTICE, Ev::Idle { low, high, session });
+        }
+    }
+
+    fn idle(&mut self, low: NodeIx, high: NodeIx, session: u64) {
+        let hit =
+            self.nodes[low].frozen || self.nodes[high].frozen || !self.net.open(low, high) || !self.net.open(high, low);
+        let link = self.net.link(low, high);
+        if hit && link.alive && link.session == session {
+            self.reset(low, high);
+        }
+    }
+
+    /// A place of a node that runs and has recovered, chosen at random.
+    pub fn some_running(&mut self) -> Option<NodeIx> {
+        let running: Vec<NodeIx> =
+            self.nodes.iter().filter(|node| node.runs() && node.recovered).map(|node| node.ix).collect();
+        let pick = self.random.below(running.len() as u64) as usize;
+        running.get(pick).copied()
+    }
+}
+
+/// The place of the machine with that identity.
+#[must_use]
+pub fn place(endpoint: &base::EndpointId) -> Option<NodeIx> {
+    usize::from(endpoint.0[0]).checked_sub(1)
+}

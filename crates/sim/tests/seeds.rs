@@ -1,0 +1,47 @@
+//! Many seeds, with every fault: the invariants hold, and the faults really happened.
+
+use sim::{FaultSet, SimConfig, Sweep, commit, replay_command, sweep};
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn assert_clean(cfg: &SimConfig, sweep: &Sweep) {
+    if let Some((seed, violation)) = sweep.failed.first_key_value() {
+        let replay = replay_command(&SimConfig { seed: *seed, ..cfg.clone() });
+        panic!("seed {seed} at commit {}: {violation}\nreplay: {replay}", commit());
+    }
+}
+
+#[test]
+fn two_hundred_seeds_with_every_fault_break_no_invariant() {
+    let cfg = SimConfig { seconds: 8, ..SimConfig::new(1) };
+    let sweep = sweep(&cfg, 200, cores(), false);
+    assert_clean(&cfg, &sweep);
+    let stats = &sweep.stats;
+    println!("{stats}");
+    for (fault, name) in sim::Fault::ALL {
+        assert!(stats.faults.get(name).copied().unwrap_or(0) >= 10, "{fault:?} hardly happened:\n{stats}");
+    }
+    assert!(stats.records_acknowledged > 10_000 && stats.commands_acknowledged > 2_000, "hardly any load:\n{stats}");
+    assert!(stats.unknown > 50 && stats.elections > 200, "the faults did not bite:\n{stats}");
+}
+
+#[test]
+fn clusters_of_every_size_survive_every_fault() {
+    for nodes in [1, 2, 4, 5] {
+        let cfg = SimConfig { nodes, seconds: 6, ..SimConfig::new(1_000) };
+        assert_clean(&cfg, &sweep(&cfg, 8, cores(), false));
+    }
+}
+
+#[test]
+fn a_healthy_cluster_forms_in_one_election_and_needs_no_other() {
+    let cfg = SimConfig { seconds: 20, faults: FaultSet::none(), ..SimConfig::new(5_000) };
+    let sweep = sweep(&cfg, 20, cores(), false);
+    assert_clean(&cfg, &sweep);
+    let stats = &sweep.stats;
+    assert!(stats.max_term <= 2, "terms grew:\n{stats}");
+    assert_eq!(stats.elections_meta, stats.runs, "one election of __meta per run:\n{stats}");
+    assert!(stats.failures.is_empty() && stats.unknown == 0, "requests failed and nothing was wrong:\n{stats}");
+}

@@ -1,0 +1,70 @@
+//! The checkers can fail: each mistake planted in the simulator's own seams ends in a violation.
+
+use sim::{Fault, FaultSet, Plant, SimConfig, sweep};
+
+/// Runs seeds with the mistake until one fails, and says which invariant broke.
+fn caught(plant: Plant, faults: &[Fault], seeds: u64) -> Option<&'static str> {
+    let cfg = SimConfig {
+        seconds: 8,
+        faults: FaultSet(faults.iter().copied().collect()),
+        plant: Some(plant),
+        ..SimConfig::new(1)
+    };
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let failed = sweep(&cfg, seeds, jobs, false).failed;
+    let (seed, violation) = failed.first_key_value()?;
+    println!("{plant:?}: seed {seed}, {violation}");
+    Some(violation.invariant)
+}
+
+#[track_caller]
+fn check(plant: Plant, faults: &[Fault], expected: &[&str]) {
+    match caught(plant, faults, 100) {
+        Some(invariant) => assert!(expected.contains(&invariant), "{plant:?} broke {invariant:?} instead"),
+        None => panic!("{plant:?} went unnoticed for 100 seeds"),
+    }
+}
+
+#[test]
+fn a_disk_that_lies_about_syncs_is_caught() {
+    assert!(caught(Plant::LyingDisk, &[Fault::Crash, Fault::PowerLoss], 100).is_some());
+}
+
+#[test]
+fn a_node_that_comes_back_without_its_disk_is_caught() {
+    assert!(caught(Plant::AmnesiacNode, &[Fault::Crash], 100).is_some());
+}
+
+#[test]
+fn forged_votes_are_caught() {
+    check(
+        Plant::ForgedVotes,
+        &[Fault::Partition, Fault::Crash, Fault::Loss],
+        &["election safety", "one vote per term", "nothing panics", "no node stops by itself", "log matching"],
+    );
+}
+
+#[test]
+fn raised_terms_are_caught() {
+    check(Plant::RaisedTerms, &[], &["no elections in a healthy cluster", "election safety"]);
+}
+
+#[test]
+fn doubled_requests_are_caught() {
+    check(Plant::DoubledForwards, &[], &["partitions", "one answer per request", "commands are applied once"]);
+}
+
+#[test]
+fn false_acknowledgements_are_caught() {
+    check(Plant::FalseAcknowledgement, &[Fault::Crash], &["acknowledged records stay", "partitions"]);
+}
+
+#[test]
+fn lost_replies_are_caught() {
+    check(Plant::LostReplies, &[], &["one answer per request"]);
+}
+
+#[test]
+fn entries_changed_on_their_way_are_caught() {
+    check(Plant::FlippedEntries, &[], &["log matching", "partitions", "no node stops by itself", "nothing panics"]);
+}
