@@ -10,6 +10,7 @@
 
 mod binary;
 mod cluster;
+mod enclave;
 mod http;
 mod kcat;
 mod node;
@@ -20,6 +21,7 @@ mod wait;
 
 pub use binary::muster_binary;
 pub use cluster::{Cluster, Folder};
+pub use enclave::Enclave;
 pub use http::{Answer, Api};
 pub use kcat::{Kcat, Record};
 pub use node::{Node, Start};

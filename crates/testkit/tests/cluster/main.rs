@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod damaged_disk;
+mod dev;
 mod failover;
 mod formation;
 mod full_disk;

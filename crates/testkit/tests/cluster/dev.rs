@@ -1,0 +1,65 @@
+//! The commands that start whole clusters on one machine.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use testkit::{Enclave, Folder, wait_until};
+
+use crate::support::{PATIENCE, machine_shared};
+
+/// From the start of the demo to its last line: the image is made on the way.
+const DEMO_LIMIT: Duration = Duration::from_secs(90);
+
+#[test]
+fn dev_starts_three_nodes_on_the_default_ports_and_starts_them_again() {
+    let _machine = machine_shared();
+    Folder::scenario("dev", |folder| {
+        let data_dir = folder.path().join("data").display().to_string();
+        let start = || Enclave::start(&["dev", "--nodes", "3", "--data-dir", &data_dir], "dev", folder.path());
+        let mut enclave = start()?;
+        let before = wait_three_ready(&mut enclave)?;
+        let sent = enclave.run("sh", &["-c", "echo kept | kcat -P -b 127.0.0.1:9092 -t notes"])?;
+        ensure!(sent.status.success() && !sent.text().contains("ERROR"), "kcat: {}", sent.text());
+        enclave.interrupt()?;
+
+        let mut enclave = start()?;
+        let after = wait_three_ready(&mut enclave)?;
+        ensure!(before == after, "the members were {before:?} and are {after:?}");
+        let notes = enclave.run("kcat", &["-C", "-b", "127.0.0.1:9092", "-t", "notes", "-e", "-q"])?;
+        ensure!(notes.stdout == b"kept\n", "the topic holds {}", notes.text());
+        enclave.interrupt()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_demo_greets_shows_the_status_and_stays_until_ctrl_c() {
+    let _machine = machine_shared();
+    Folder::scenario("demo", |folder| {
+        let mut enclave = Enclave::start(&["demo"], "demo", folder.path())?;
+        wait_until(DEMO_LIMIT, "the demo has shown a greeting, the status, and what to try", || {
+            enclave.process().ensure_running()?;
+            let said = enclave.process().output();
+            let shown = ["hello from ", "__meta: leader", "muster vm", "kcat"].iter().all(|part| said.contains(part));
+            ensure!(shown, "it said so far:\n{}", enclave.process().last_words());
+            Ok(())
+        })?;
+        wait_three_ready(&mut enclave)?;
+        enclave.interrupt()?;
+        Ok(())
+    });
+}
+
+/// Name and id of three ready members, as the node on the default port sees them.
+fn wait_three_ready(enclave: &mut Enclave) -> anyhow::Result<Vec<(String, String)>> {
+    wait_until(PATIENCE, "three nodes are ready", || {
+        enclave.process().ensure_running()?;
+        let status = enclave.muster_json(&["status"])?;
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        let ready = nodes.iter().filter(|node| node["state"] == "ready").count();
+        ensure!(ready == 3, "{ready} are ready of {nodes:?}");
+        let default = nodes.iter().any(|node| node["kafka"] == "127.0.0.1:9092" && node["api"] == "127.0.0.1:7400");
+        ensure!(default, "no node has the default ports: {nodes:?}");
+        Ok(nodes.iter().map(|node| (node["name"].to_string(), node["id"].to_string())).collect())
+    })
+}
