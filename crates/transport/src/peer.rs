@@ -1,0 +1,252 @@
+//! What is kept of one other member: its queues, its connections, how it fares.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use base::{EndpointId, Incarnation, NodeId, Wall};
+use iroh::endpoint::Connection;
+use tokio::sync::Notify;
+use wire::{Channel, NodeAddress, PeerMessage};
+
+use crate::close;
+use crate::lane::Lanes;
+use crate::metrics::PeerMetrics;
+use runtime::{Clock, Registry};
+
+/// Without a connection for this long, messages are dropped at once instead of queued.
+const QUEUE_WITHOUT_CONNECTION: Duration = Duration::from_secs(1);
+
+/// The peer's own call is not sacrificed more often than this.
+const HANG_UP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How one other member fares, as seen from here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerStatus {
+    /// The member.
+    pub node: NodeId,
+    /// Its key.
+    pub endpoint: EndpointId,
+    /// Where it is looked for.
+    pub addresses: Vec<String>,
+    /// Since when messages reach it; None while they do not.
+    pub connected_since: Option<Wall>,
+    /// Its process, as it last said; None before the first connection.
+    pub incarnation: Option<Incarnation>,
+    /// Round trip of the connection, smoothed; None without one.
+    pub rtt: Option<Duration>,
+    /// Connections made to it so far.
+    pub connects: u64,
+    /// Messages that were not sent to it, over both channels.
+    pub dropped: u64,
+    /// Bytes waiting to be sent to it, over both channels.
+    pub queued_bytes: usize,
+    /// Why it cannot be reached, or why it last could not.
+    pub last_error: Option<String>,
+}
+
+/// One other member.
+#[derive(Debug)]
+pub struct Peer {
+    pub node: NodeId,
+    pub endpoint: EndpointId,
+    control: Lanes,
+    bulk: Lanes,
+    pub metrics: PeerMetrics,
+    /// Told when dialling again at once may help: a new address, or a call from the peer.
+    pub wake: Notify,
+    link: Mutex<Link>,
+}
+
+#[derive(Debug)]
+struct Link {
+    address: NodeAddress,
+    /// The connection that this node dialled and sends on.
+    outgoing: Option<Connection>,
+    /// The connection that the peer dialled and sends on.
+    incoming: Option<Connection>,
+    connected_since: Option<Wall>,
+    /// When the last connection was lost; at first when the peer was made.
+    lost_at: Instant,
+    incarnation: Option<Incarnation>,
+    last_error: Option<String>,
+    last_hang_up: Option<Instant>,
+}
+
+impl Peer {
+    pub fn new(node: NodeId, endpoint: EndpointId, address: NodeAddress, registry: &Registry) -> Self {
+        let link = Link {
+            address,
+            outgoing: None,
+            incoming: None,
+            connected_since: None,
+            lost_at: Instant::now(),
+            incarnation: None,
+            last_error: None,
+            last_hang_up: None,
+        };
+        Peer {
+            node,
+            endpoint,
+            control: Lanes::new(Channel::Control),
+            bulk: Lanes::new(Channel::Bulk),
+            metrics: PeerMetrics::new(registry, node),
+            wake: Notify::new(),
+            link: Mutex::new(link),
+        }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn lanes(&self, channel: Channel) -> &Lanes {
+        match channel {
+            Channel::Control => &self.control,
+            Channel::Bulk => &self.bulk,
+        }
+    }
+
+    /// Queues what fits; counts the rest.
+    pub fn send(&self, channel: Channel, messages: Vec<PeerMessage>) {
+        let hopeless = {
+            let link = self.link();
+            link.outgoing.is_none() && link.lost_at.elapsed() > QUEUE_WITHOUT_CONNECTION
+        };
+        let count = messages.len();
+        let dropped = if hopeless { count } else { self.lanes(channel).push(messages) };
+        self.metrics.channel(channel).dropped.add(dropped as u64);
+    }
+
+    pub fn address(&self) -> NodeAddress {
+        self.link().address.clone()
+    }
+
+    /// Takes a new address and dials again if it differs.
+    pub fn set_address(&self, address: &NodeAddress) {
+        let mut link = self.link();
+        let moved = link.address.direct != address.direct || link.address.relay_url != address.relay_url;
+        link.address = address.clone();
+        drop(link);
+        if moved {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The peer welcomed `conn`: what is queued and not stale can go.
+    pub fn connected(&self, conn: &Connection, incarnation: Incarnation) {
+        self.drop_stale();
+        let mut link = self.link();
+        link.outgoing = Some(conn.clone());
+        link.connected_since = Some(Clock.now().wall);
+        link.incarnation = Some(incarnation);
+        self.metrics.connects.inc();
+        self.metrics.connected.set(1.0);
+    }
+
+    /// The connection is gone.
+    pub fn disconnected(&self, reason: &str) {
+        let mut link = self.link();
+        link.outgoing = None;
+        link.connected_since = None;
+        link.lost_at = Instant::now();
+        link.last_error = Some(reason.to_owned());
+        self.metrics.connected.set(0.0);
+    }
+
+    /// An attempt to connect failed. What waits for a connection in vain must not wait for ever.
+    pub fn unreachable(&self, reason: &str) {
+        self.link().last_error = Some(reason.to_owned());
+        self.drop_stale();
+    }
+
+    fn drop_stale(&self) {
+        for channel in [Channel::Control, Channel::Bulk] {
+            let dropped = self.lanes(channel).drop_stale();
+            self.metrics.channel(channel).dropped.add(dropped as u64);
+        }
+    }
+
+    /// The peer called. Its older connection, if any, has had its day. If another process called than the one that this
+    /// node sends to, that one is dead: no need to wait until the connection to it times out.
+    pub fn called(&self, conn: &Connection, incarnation: Incarnation) {
+        let mut link = self.link();
+        if let Some(old) = link.incoming.replace(conn.clone()) {
+            close::close(&old, close::SUPERSEDED, "a newer connection took its place");
+        }
+        if link.incarnation != Some(incarnation)
+            && let Some(stale) = &link.outgoing
+        {
+            close::close(stale, close::SUPERSEDED, "the peer was restarted");
+        }
+        drop(link);
+        self.wake.notify_one();
+    }
+
+    /// The connection that the peer dialled ended.
+    pub fn call_ended(&self, conn: &Connection) {
+        let mut link = self.link();
+        if link.incoming.as_ref().is_some_and(|own| own.stable_id() == conn.stable_id()) {
+            link.incoming = None;
+        }
+    }
+
+    /// Hangs up on the peer's own call, if there is one; it calls again at once.
+    ///
+    /// iroh keeps one path per remote endpoint as long as any connection to it is open, and sends first packets of new
+    /// connections nowhere else. If a peer comes back at another address while a connection to the old one has not
+    /// timed out yet, that path is the dead one, and stays so (iroh issue 3602; 1.4 forgets it with the last
+    /// connection). So when nothing answers although the peer calls, everything is hung up on, and both start afresh.
+    pub fn hang_up_on_caller(&self) {
+        let mut link = self.link();
+        if link.last_hang_up.is_some_and(|at| at.elapsed() < HANG_UP_INTERVAL) {
+            return;
+        }
+        if let Some(conn) = link.incoming.take() {
+            link.last_hang_up = Some(Instant::now());
+            close::close(&conn, close::GOODBYE, "this node cannot reach you in return; call again");
+        }
+    }
+
+    /// The connection timed out, so the one from the peer is as dead, and must not outlive it (see
+    /// [`hang_up_on_caller`](Self::hang_up_on_caller)).
+    pub fn forget_caller(&self) {
+        if let Some(conn) = self.link().incoming.take() {
+            close::close(&conn, close::GOODBYE, "this node lost its connection to you; call again");
+        }
+    }
+
+    /// The peer is no member any more: closes what there is and forgets what waits.
+    pub fn remove(&self, reason: &str) {
+        let (outgoing, incoming) = {
+            let mut link = self.link();
+            (link.outgoing.take(), link.incoming.take())
+        };
+        for conn in [outgoing, incoming].iter().flatten() {
+            close::close(conn, close::GOODBYE, reason);
+        }
+        self.control.clear();
+        self.bulk.clear();
+    }
+
+    pub fn status(&self) -> PeerStatus {
+        let link = self.link();
+        PeerStatus {
+            node: self.node,
+            endpoint: self.endpoint,
+            addresses: link.address.direct.clone(),
+            connected_since: link.connected_since,
+            incarnation: link.incarnation,
+            rtt: link.outgoing.as_ref().and_then(rtt),
+            connects: self.metrics.connects.get(),
+            dropped: self.metrics.channel(Channel::Control).dropped.get()
+                + self.metrics.channel(Channel::Bulk).dropped.get(),
+            queued_bytes: self.control.bytes() + self.bulk.bytes(),
+            last_error: link.last_error.clone(),
+        }
+    }
+}
+
+/// Round trip over the path in use.
+pub fn rtt(conn: &Connection) -> Option<Duration> {
+    conn.paths().iter().find(|path| path.is_selected()).map(|path| path.rtt())
+}

@@ -1,0 +1,214 @@
+//! Who may speak: the members, this node's own place among them, and the judgement of a hello. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use base::limits::NODES_MAX;
+use base::{ClusterId, EndpointId, ErrorCode, Incarnation, NodeId};
+use wire::{Hello, HelloPurpose, JoinRequest, NodeAddress, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal};
+
+/// The members, by what the network knows of them.
+pub type Members = BTreeMap<EndpointId, (NodeId, NodeAddress)>;
+
+/// This node's place in its cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Local {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Of the cluster: raised by a recovery from a lost majority.
+    pub cluster_incarnation: Incarnation,
+    /// This node.
+    pub node: NodeId,
+    /// This process.
+    pub incarnation: Incarnation,
+}
+
+/// What is known of members and of this node.
+#[derive(Debug, Default)]
+pub struct Roster {
+    local: Option<Local>,
+    members: Arc<Members>,
+    /// Members that were removed while this process ran; only the reason in a refusal depends on it.
+    removed: VecDeque<(EndpointId, NodeId)>,
+}
+
+/// What becomes of a hello.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A member: go on.
+    Member { node: NodeId, incarnation: Incarnation },
+    /// Let the cluster decide.
+    Join(Box<JoinRequest>),
+    /// No.
+    Refused(Refusal),
+}
+
+impl Roster {
+    pub fn local(&self) -> Option<Local> {
+        self.local
+    }
+
+    pub fn set_local(&mut self, local: Local) {
+        self.local = Some(local);
+    }
+
+    pub fn is_member(&self, endpoint: &EndpointId) -> bool {
+        self.members.contains_key(endpoint)
+    }
+
+    pub fn set_members(&mut self, members: Arc<Members>) {
+        for (endpoint, (node, _)) in self.members.iter().filter(|(endpoint, _)| !members.contains_key(endpoint)) {
+            if self.removed.len() == NODES_MAX {
+                self.removed.pop_front();
+            }
+            self.removed.push_back((*endpoint, *node));
+        }
+        self.members = members;
+    }
+
+    /// Judges a hello that came from `endpoint`, whose key the connection has proven.
+    pub fn judge(&self, endpoint: EndpointId, hello: Hello) -> Verdict {
+        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&hello.protocol) {
+            let reason = format!(
+                "it speaks peer protocol {}, this node speaks {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}; run the same \
+                 muster version on both, or upgrade one release at a time",
+                hello.protocol
+            );
+            return refused(ErrorCode::UnsupportedVersion, reason);
+        }
+        let Some(local) = self.local else {
+            let reason =
+                "this node is not a member of a cluster itself (yet); try again, or call another node".to_owned();
+            return refused(ErrorCode::FailedPrecondition, reason);
+        };
+        match hello.purpose {
+            HelloPurpose::Join(request) if request.cluster != local.cluster => {
+                let reason = format!(
+                    "the join token is for cluster {}, this node belongs to cluster {}; use a token made here",
+                    request.cluster, local.cluster
+                );
+                refused(ErrorCode::PermissionDenied, reason)
+            }
+            HelloPurpose::Join(request) => Verdict::Join(request),
+            HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation } => {
+                match self.objection(local, endpoint, (cluster, cluster_incarnation), node) {
+                    None => Verdict::Member { node, incarnation },
+                    Some((code, reason)) => refused(code, reason),
+                }
+            }
+        }
+    }
+
+    /// Why somebody who says that it is a member is not heard.
+    fn objection(
+        &self,
+        local: Local,
+        endpoint: EndpointId,
+        (cluster, incarnation): (ClusterId, Incarnation),
+        node: NodeId,
+    ) -> Option<(ErrorCode, String)> {
+        if cluster != local.cluster {
+            let reason = format!("it belongs to cluster {cluster}, this node to cluster {}", local.cluster);
+            return Some((ErrorCode::PermissionDenied, reason));
+        }
+        if incarnation != local.cluster_incarnation {
+            let reason = format!(
+                "it follows incarnation {incarnation} of the cluster, this node {}; the cluster was recovered, and the \
+                 side with the lower number must rejoin",
+                local.cluster_incarnation
+            );
+            return Some((ErrorCode::StaleEpoch, reason));
+        }
+        match self.members.get(&endpoint) {
+            Some((known, _)) if *known == node => None,
+            Some((known, _)) => {
+                let reason = format!("it calls itself node {node}, but its key is that of node {known}");
+                Some((ErrorCode::PermissionDenied, reason))
+            }
+            None => Some((ErrorCode::PermissionDenied, self.why_unknown(endpoint, node))),
+        }
+    }
+
+    fn why_unknown(&self, endpoint: EndpointId, node: NodeId) -> String {
+        let removed = self.removed.iter().any(|gone| *gone == (endpoint, node));
+        let taken = self.members.values().any(|(known, _)| *known == node);
+        if removed {
+            format!("node {node} was removed from the cluster; to come back it must join with a token")
+        } else if taken {
+            format!("node {node} is a member under another key; was its identity file replaced?")
+        } else {
+            format!("endpoint {endpoint} is not a member of this cluster; join it with a token first")
+        }
+    }
+}
+
+fn refused(code: ErrorCode, reason: String) -> Verdict {
+    Verdict::Refused(Refusal { code, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId([1; 16]);
+    const FRIEND: EndpointId = EndpointId([2; 32]);
+    const STRANGER: EndpointId = EndpointId([9; 32]);
+
+    fn roster() -> Roster {
+        let mut roster = Roster::default();
+        let cluster_incarnation = Incarnation(4);
+        roster.set_local(Local { cluster: CLUSTER, cluster_incarnation, node: NodeId(1), incarnation: Incarnation(1) });
+        roster.set_members(Arc::new(BTreeMap::from([(FRIEND, (NodeId(2), NodeAddress::default()))])));
+        roster
+    }
+
+    fn member(cluster: ClusterId, cluster_incarnation: u64, node: u64) -> Hello {
+        let (cluster_incarnation, incarnation) = (Incarnation(cluster_incarnation), Incarnation(7));
+        let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node: NodeId(node), incarnation };
+        Hello { protocol: PROTOCOL_VERSION, purpose }
+    }
+
+    fn join(cluster: ClusterId) -> Hello {
+        let request = JoinRequest { cluster, token_id: 1, secret: [0; 32], member: wire::Member::default() };
+        Hello { protocol: PROTOCOL_VERSION, purpose: HelloPurpose::Join(Box::new(request)) }
+    }
+
+    #[track_caller]
+    fn check_refused(roster: &Roster, from: EndpointId, hello: Hello, code: ErrorCode, word: &str) {
+        match roster.judge(from, hello) {
+            Verdict::Refused(refusal) => {
+                assert_eq!(refusal.code, code);
+                assert!(refusal.reason.contains(word), "{}", refusal.reason);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn members_pass_and_everybody_else_is_told_why_not() {
+        let mut roster = roster();
+        let welcome = Verdict::Member { node: NodeId(2), incarnation: Incarnation(7) };
+        assert_eq!(roster.judge(FRIEND, member(CLUSTER, 4, 2)), welcome);
+        let other = ClusterId([8; 16]);
+        check_refused(&roster, FRIEND, member(other, 4, 2), ErrorCode::PermissionDenied, "belongs to cluster 0808");
+        check_refused(&roster, FRIEND, member(CLUSTER, 3, 2), ErrorCode::StaleEpoch, "recovered");
+        check_refused(&roster, FRIEND, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "calls itself node 3");
+        check_refused(&roster, STRANGER, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "not a member");
+        check_refused(&roster, STRANGER, member(CLUSTER, 4, 2), ErrorCode::PermissionDenied, "identity file replaced");
+        for protocol in [0, PROTOCOL_VERSION + 1] {
+            let hello = Hello { protocol, ..member(CLUSTER, 4, 2) };
+            check_refused(&roster, FRIEND, hello, ErrorCode::UnsupportedVersion, "peer protocol");
+        }
+        roster.set_members(Arc::default());
+        check_refused(&roster, FRIEND, member(CLUSTER, 4, 2), ErrorCode::PermissionDenied, "was removed");
+    }
+
+    #[test]
+    fn only_joiners_of_this_cluster_reach_it_and_only_once_there_is_one() {
+        assert!(matches!(roster().judge(STRANGER, join(CLUSTER)), Verdict::Join(_)));
+        let foreign = join(ClusterId([8; 16]));
+        check_refused(&roster(), STRANGER, foreign, ErrorCode::PermissionDenied, "token is for cluster 0808");
+        let homeless = Roster::default();
+        check_refused(&homeless, STRANGER, join(CLUSTER), ErrorCode::FailedPrecondition, "not a member of a cluster");
+    }
+}
