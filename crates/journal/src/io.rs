@@ -27,7 +27,7 @@ pub(crate) enum Purpose {
     /// A stretch of a segment for a read of entries.
     Entries(crate::reader::Stretch),
     /// A part of a checkpoint.
-    CheckpointPart(crate::reader::Part),
+    CheckpointPart(Box<crate::reader::Part>),
 }
 
 #[derive(Debug)]

@@ -233,7 +233,7 @@ pub(crate) fn read_checkpoint(
     let (from, to) = (first * chunk, (last * chunk).min(total));
     let chunks = group.checkpoint_chunks[first as usize..last as usize].to_vec();
     let read = Part { token, group: id, file, from, len: (to - from) as usize, chunks, part, want };
-    io.issue(DiskOpKind::Read { file, offset: from, len: read.len }, Purpose::CheckpointPart(read));
+    io.issue(DiskOpKind::Read { file, offset: from, len: read.len }, Purpose::CheckpointPart(Box::new(read)));
     Some(file)
 }
 

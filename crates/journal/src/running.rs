@@ -156,7 +156,7 @@ impl Running {
             }
             Purpose::CheckpointPart(part) => {
                 self.files.release(part.file());
-                reader::checkpoint_done(part, &data, io)?;
+                reader::checkpoint_done(*part, &data, io)?;
             }
         }
         self.advance(io);

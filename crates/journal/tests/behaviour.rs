@@ -35,14 +35,18 @@ fn what_was_persisted_is_there_after_a_restart() {
     host.birth(1, 11);
     host.birth(2, 12);
     let noop = Entry { index: 2, term: 3, kind: EntryKind::Noop, data: Bytes::new() };
-    let hard_state = Some(HardState { term: 3, vote: ReplicaId(11), commit: 2 });
-    let first = GroupAppend { group: GroupId(1), hard_state, entries: vec![noop.clone(), entry(3, 3, b"three")] };
+    let hard_state = HardState { term: 3, vote: ReplicaId(11), commit: 2 };
+    let first = GroupAppend {
+        group: GroupId(1),
+        hard_state: Some(hard_state),
+        entries: vec![noop.clone(), entry(3, 3, b"three")],
+    };
     host.append(vec![first, entries(2, vec![entry(2, 1, &[7; 9000])])]);
     host.settle();
     assert_eq!(host.persisted(), Some(1));
     let (mut host, groups) = host.restart();
     assert_eq!(groups.len(), 2);
-    assert_eq!((groups[0].replica, groups[0].hard_state), (ReplicaId(11), hard_state.expect("set")));
+    assert_eq!((groups[0].replica, groups[0].hard_state), (ReplicaId(11), hard_state));
     assert_eq!((groups[0].first_index, groups[0].last_index), (2, 3));
     assert_eq!(groups[0].term_runs, [(2, 3)]);
     assert_eq!(host.read(1, 2, 9), Ok(vec![noop, entry(3, 3, b"three")]));
