@@ -1,0 +1,286 @@
+//! What a node is told at its start, from flags or a TOML file.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use wire::JoinToken;
+
+/// Default port of the Kafka listener.
+pub const KAFKA_PORT: u16 = 9092;
+/// Default port of the API.
+pub const API_PORT: u16 = 7400;
+/// Default port for peers (UDP).
+pub const PEER_PORT: u16 = 7401;
+
+/// Everything that one node is told at its start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Holds all that the node keeps. Two nodes never share one.
+    pub data_dir: PathBuf,
+    /// A DNS label; unique in the cluster by convention, the id is what counts.
+    pub name: String,
+    /// TCP, for Kafka clients.
+    pub kafka_listen: SocketAddr,
+    /// TCP, for the API.
+    pub api_listen: SocketAddr,
+    /// UDP, for peers.
+    pub peer_listen: SocketAddr,
+    /// `host:port` that Kafka clients are told to connect to; by default `kafka_listen`.
+    pub kafka_advertise: Option<String>,
+    /// `host:port` under which the API is shown and may be called; by default `api_listen`.
+    pub api_advertise: Option<String>,
+    /// Failure domains and whatever else placement should know, such as `zone=a`.
+    pub labels: BTreeMap<String, String>,
+    /// With which to enter a cluster. Ignored by a node that is a member already.
+    pub join: Option<JoinToken>,
+    /// Kernel of the built-in image, instead of one that is fetched on demand.
+    pub kernel: Option<PathBuf>,
+}
+
+/// A configuration that cannot be used: what is wrong, where, and what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {reason}", path.display())]
+    Read { path: PathBuf, reason: String },
+    #[error("{}:{line}: {problem}", path.display())]
+    Line { path: PathBuf, line: usize, problem: String },
+}
+
+impl Config {
+    /// A node that listens on loopback, on the default ports, under this host's name.
+    #[must_use]
+    pub fn embedded(data_dir: impl Into<PathBuf>) -> Config {
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Config {
+            data_dir: data_dir.into(),
+            name: host_label(rustix::system::uname().nodename().to_str().unwrap_or("")),
+            kafka_listen: loopback(KAFKA_PORT),
+            api_listen: loopback(API_PORT),
+            peer_listen: loopback(PEER_PORT),
+            kafka_advertise: None,
+            api_advertise: None,
+            labels: BTreeMap::new(),
+            join: None,
+            kernel: None,
+        }
+    }
+
+    /// Reads a configuration file. Keys that it does not set keep the defaults of [`Config::embedded`]; relative paths
+    /// are relative to the file's directory.
+    ///
+    /// # Errors
+    /// Names the file, the line, and the nearest key for one that does not exist.
+    pub fn from_file(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.to_path_buf(), reason: error.to_string() })?;
+        Config::parse(&text, path)
+    }
+
+    /// Parses the text of a configuration file that stands at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::from_file`].
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let at = |offset: usize, problem: String| ConfigError::Line {
+            path: path.to_path_buf(),
+            line: 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count(),
+            problem,
+        };
+        let table = DeTable::parse(text)
+            .map_err(|error| at(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let mut config = Config::embedded(dir.join("muster-data"));
+        for (key, value) in table.get_ref() {
+            let name: &str = key.get_ref();
+            if !KEYS.contains(&name) {
+                return Err(at(key.span().start, unknown_key(name)));
+            }
+            let set = match (name, value.get_ref()) {
+                ("labels", DeValue::Table(labels)) => config.set_labels(labels),
+                ("labels", _) => Err("labels must be a table, such as labels = { zone = \"a\" }".into()),
+                (_, DeValue::String(value)) => config.set(name, value, dir),
+                _ => Err(format!("{name} must be a string, such as {}", example(name))),
+            };
+            set.map_err(|problem| at(value.span().start, problem))?;
+        }
+        Ok(config)
+    }
+
+    fn set_labels(&mut self, labels: &DeTable<'_>) -> Result<(), String> {
+        for (key, value) in labels {
+            let DeValue::String(value) = value.get_ref() else {
+                return Err(format!("label {} must be a string, such as \"a\"", key.get_ref()));
+            };
+            self.labels.insert(key.get_ref().to_string(), value.to_string());
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &str, dir: &Path) -> Result<(), String> {
+        let address = || {
+            value
+                .parse::<SocketAddr>()
+                .map_err(|_| format!("{key} must be an address and port, such as {}", example(key)))
+        };
+        match key {
+            "data_dir" => self.data_dir = dir.join(value),
+            "kernel" => self.kernel = Some(dir.join(value)),
+            "name" => self.name = valid_name(value)?.to_owned(),
+            "kafka_listen" => self.kafka_listen = address()?,
+            "api_listen" => self.api_listen = address()?,
+            "peer_listen" => self.peer_listen = address()?,
+            "kafka_advertise" => self.kafka_advertise = Some(valid_advertise(key, value)?.to_owned()),
+            "api_advertise" => self.api_advertise = Some(valid_advertise(key, value)?.to_owned()),
+            "join" => self.join = Some(value.parse().map_err(|error| format!("join: {error}"))?),
+            _ => return Err(unknown_key(key)),
+        }
+        Ok(())
+    }
+
+    /// Whether the data directory holds a member of a cluster already.
+    #[must_use]
+    pub fn is_member(data_dir: &Path) -> bool {
+        data_dir.join("cluster").exists()
+    }
+}
+
+const KEYS: &[&str] = &[
+    "data_dir",
+    "name",
+    "kafka_listen",
+    "api_listen",
+    "peer_listen",
+    "kafka_advertise",
+    "api_advertise",
+    "labels",
+    "join",
+    "kernel",
+];
+
+fn unknown_key(name: &str) -> String {
+    match ops::nearest(name, KEYS.iter().copied()) {
+        Some(near) => format!("unknown key \"{name}\": did you mean \"{near}\"?"),
+        None => format!("unknown key \"{name}\": the keys are {}", KEYS.join(", ")),
+    }
+}
+
+fn example(key: &str) -> &'static str {
+    match key {
+        "data_dir" => "\"/var/lib/muster\"",
+        "name" => "\"node1\"",
+        "kafka_listen" => "\"10.0.0.1:9092\"",
+        "api_listen" => "\"127.0.0.1:7400\"",
+        "peer_listen" => "\"10.0.0.1:7401\"",
+        "kafka_advertise" => "\"kafka.example.org:9092\"",
+        "api_advertise" => "\"node1.example.org:7400\"",
+        "kernel" => "\"/boot/vmlinuz\"",
+        _ => "\"muster1_...\"",
+    }
+}
+
+/// A node's name: a DNS label (RFC 1123).
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn valid_name(name: &str) -> Result<&str, String> {
+    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let fits = (1..=63).contains(&name.len()) && name.chars().all(inside);
+    if fits && !name.starts_with('-') && !name.ends_with('-') {
+        return Ok(name);
+    }
+    Err(format!("{name:?} is not a node name: 1 to 63 lower-case letters, digits and \"-\" inside, such as \"node1\""))
+}
+
+/// A label as written on a command line: `KEY=VALUE`.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not a label: write KEY=VALUE, such as zone=a")),
+    }
+}
+
+fn valid_advertise<'a>(key: &str, value: &'a str) -> Result<&'a str, String> {
+    let port =
+        value.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(port) if port > 0 => Ok(value),
+        _ => Err(format!("{key} must be host:port, such as {}", example(key))),
+    }
+}
+
+/// The first label of a host name as a node name; `node` if nothing usable is left.
+fn host_label(host: &str) -> String {
+    let first = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let clean: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let clean = clean.trim_matches('-');
+    if clean.is_empty() { "node".into() } else { clean.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/muster/node.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let config = parse(
+            "# a node\nname = \"node2\"\ndata_dir = \"data\"\nkernel = \"/boot/vmlinuz\"\nkafka_listen = \"10.0.0.2:9092\"\n\
+             kafka_advertise = \"kafka.example.org:9092\"\n[labels]\nzone = \"a\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.name, "node2");
+        assert_eq!(config.data_dir, Path::new("/etc/muster/data"));
+        assert_eq!(config.kernel.as_deref(), Some(Path::new("/boot/vmlinuz")));
+        assert_eq!(config.kafka_listen.to_string(), "10.0.0.2:9092");
+        assert_eq!(config.kafka_advertise.as_deref(), Some("kafka.example.org:9092"));
+        assert_eq!(config.api_listen.to_string(), "127.0.0.1:7400");
+        assert_eq!(config.labels.get("zone").map(String::as_str), Some("a"));
+    }
+
+    #[test]
+    fn mistakes_name_the_line_and_what_to_write() {
+        for (text, expect) in [
+            ("nam = \"x\"", "/etc/muster/node.toml:1: unknown key \"nam\": did you mean \"name\"?"),
+            (
+                "\nkafka-listen = \"x\"",
+                "/etc/muster/node.toml:2: unknown key \"kafka-listen\": did you mean \"kafka_listen\"?",
+            ),
+            ("name = 7", "/etc/muster/node.toml:1: name must be a string, such as \"node1\""),
+            (
+                "\n\napi_listen = \"7400\"",
+                "/etc/muster/node.toml:3: api_listen must be an address and port, such as \"127.0.0.1:7400\"",
+            ),
+            (
+                "join = \"hello\"",
+                "/etc/muster/node.toml:1: join: not a muster join token: it must start with \"muster1_\"; make one with `muster token create`",
+            ),
+            ("[labels]\nzone = 1", "/etc/muster/node.toml:1: label zone must be a string, such as \"a\""),
+            (
+                "kafka_advertise = \"host\"",
+                "/etc/muster/node.toml:1: kafka_advertise must be host:port, such as \"kafka.example.org:9092\"",
+            ),
+        ] {
+            assert_eq!(parse(text), Err(expect.to_owned()), "{text:?}");
+        }
+        for broken in ["name = ", "= 1", "name = \"a\"\nname = \"b\"", "\u{0}", "[labels"] {
+            let error = parse(broken).unwrap_err();
+            assert!(error.starts_with("/etc/muster/node.toml:"), "{broken:?}: {error}");
+        }
+        assert!(parse("colour = \"x\"").unwrap_err().contains("the keys are data_dir, name"));
+    }
+
+    #[test]
+    fn host_names_become_labels() {
+        for (host, expect) in [("Box_7.example.org", "box-7"), ("", "node"), ("--", "node"), ("a", "a")] {
+            assert_eq!(host_label(host), expect);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The data directory: its lock, and the record of which cluster the node belongs to.
+//!
+//! ```text
+//! DIR/lock          held while a process runs; names its pid
+//! DIR/identity.key  the node's Ed25519 key
+//! DIR/cluster       which cluster, which node, how it came to be (replaced atomically)
+//! DIR/journal/      write-ahead log and checkpoints
+//! DIR/vms, images   virtual machines and what they are made of
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use base::{ClusterId, Incarnation, NodeId};
+use minicbor::{Decode, Encode};
+use rustix::fs::{FlockOperation, flock};
+use wire::JoinAccepted;
+
+use crate::error::NodeError;
+
+/// What a node remembers of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ClusterRecord {
+    #[n(0)]
+    pub cluster: ClusterId,
+    #[n(1)]
+    pub node: NodeId,
+    /// The last start of this node.
+    #[n(2)]
+    pub incarnation: Incarnation,
+    /// The node's own state is durable in the journal: an empty journal means that it was lost.
+    #[n(3)]
+    pub formed: bool,
+    /// How it was admitted; `None` for the node that formed the cluster.
+    #[n(4)]
+    pub joined: Option<JoinAccepted>,
+    /// Seeds this node's choices.
+    #[n(5)]
+    pub seed: u64,
+}
+
+/// The directory, locked for this process.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if need be and locks it.
+    pub fn open(path: &Path) -> Result<DataDir, NodeError> {
+        std::fs::create_dir_all(path).map_err(NodeError::file("make the directory", path))?;
+        let path = path.canonicalize().map_err(NodeError::file("open", path))?;
+        let lock_path = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&lock_path)
+            .map_err(NodeError::file("open", &lock_path))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "of unknown pid".to_owned() } else { pid.trim().to_owned() };
+            return Err(NodeError::InUse { path, pid });
+        }
+        let write = |mut lock: &File| {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            writeln!(lock, "{}", std::process::id())
+        };
+        // A full disk must not keep a node from starting: the lock holds without its text.
+        if let Err(error) = write(&lock) {
+            tracing::warn!(%error, path = %lock_path.display(), "the lock does not name this process");
+        }
+        Ok(DataDir { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    pub fn identity(&self) -> PathBuf {
+        self.path.join("identity.key")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.path.join("cluster")
+    }
+
+    /// The record, if the node has one.
+    pub fn load(&self) -> Result<Option<ClusterRecord>, NodeError> {
+        let path = self.record_path();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(NodeError::file("read", &path)(error)),
+        };
+        let damaged = |reason: String| NodeError::State { path: path.clone(), dir: self.path.clone(), reason };
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(|| damaged("too short".into()))?;
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return Err(damaged("checksum".into()));
+        }
+        wire::decode(body).map(Some).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Replaces the record; durable on return.
+    pub fn save(&self, record: &ClusterRecord) -> Result<(), NodeError> {
+        let mut bytes = wire::encode(record).to_vec();
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        let (path, temporary) = (self.record_path(), self.path.join("cluster.tmp"));
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(NodeError::file("write", &path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> ClusterRecord {
+        ClusterRecord {
+            cluster: ClusterId([1; 16]),
+            node: NodeId(2),
+            incarnation: Incarnation(3),
+            formed: true,
+            joined: None,
+            seed: 4,
+        }
+    }
+
+    #[test]
+    fn the_record_is_kept_and_damage_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(dir.path()).expect("opens");
+        assert_eq!(data.load().expect("readable"), None);
+        data.save(&record()).expect("writes");
+        assert_eq!(data.load().expect("readable"), Some(record()));
+        let path = dir.path().join("cluster");
+        let bytes = std::fs::read(&path).expect("there");
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, bad).expect("writes");
+            assert!(matches!(data.load(), Err(NodeError::State { .. })), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_second_start_is_refused_and_names_the_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = DataDir::open(dir.path()).expect("opens");
+        let error = DataDir::open(dir.path()).expect_err("locked").to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        DataDir::open(dir.path()).expect("free again");
+    }
+}

@@ -1,0 +1,209 @@
+//! Carries out the journal's disk operations, on a few threads of its own: a slow disk never holds up the core.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+
+use bytes::Bytes;
+use engine::Event;
+use journal::{DiskDone, DiskError, DiskOp, DiskOpKind, FileId};
+use rustix::fs::{FallocateFlags, fallocate};
+use tokio::sync::mpsc;
+
+use crate::error::NodeError;
+
+/// Threads: two rounds in flight and reads beside them.
+const THREADS: usize = 4;
+/// Operations handed over and not begun; the journal's own bounds keep it far below.
+const QUEUE: usize = 4_096;
+const ZEROS: usize = 1 << 20;
+
+/// The hands of the journal.
+pub(crate) struct Disk {
+    queue: std_mpsc::SyncSender<DiskOp>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    files: Mutex<HashMap<FileId, Arc<File>>>,
+    queue: Mutex<std_mpsc::Receiver<DiskOp>>,
+    done: mpsc::Sender<Event>,
+}
+
+impl Disk {
+    /// Starts the threads; completions go to `done`.
+    pub fn start(dir: &Path, done: mpsc::Sender<Event>) -> Result<Disk, NodeError> {
+        std::fs::create_dir_all(dir).map_err(NodeError::file("make the directory", dir))?;
+        let (sender, receiver) = std_mpsc::sync_channel(QUEUE);
+        let shared =
+            Arc::new(Shared { dir: dir.to_path_buf(), files: Mutex::default(), queue: Mutex::new(receiver), done });
+        for number in 0..THREADS {
+            let shared = shared.clone();
+            runtime::spawn_priority_thread(&format!("disk-{number}"), -5, move || shared.work())
+                .map_err(|error| NodeError::Start { what: "a disk thread", reason: error.to_string() })?;
+        }
+        Ok(Disk { queue: sender })
+    }
+
+    /// Hands over an operation. Waits only if thousands are under way, which the journal never has.
+    pub fn submit(&self, op: DiskOp) {
+        if self.queue.send(op).is_err() {
+            tracing::error!("the disk threads have ended");
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        loop {
+            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(op) = next else { return };
+            let result = self.carry_out(&op.kind).map_err(|error| describe(&op.kind, &error));
+            if self.done.blocking_send(Event::Disk { op: op.id, result }).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn path(&self, file: FileId) -> PathBuf {
+        self.dir.join(file.name())
+    }
+
+    fn open(&self, file: FileId) -> io::Result<Arc<File>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = files.get(&file) {
+            return Ok(open.clone());
+        }
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(self.path(file))?;
+        let open = Arc::new(open);
+        files.insert(file, open.clone());
+        Ok(open)
+    }
+
+    fn close(&self, file: FileId) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&file);
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn carry_out(&self, kind: &DiskOpKind) -> io::Result<DiskDone> {
+        match kind {
+            DiskOpKind::List => self.list().map(DiskDone::Listed),
+            DiskOpKind::Create { file, len } => self.create(*file, *len).map(|()| DiskDone::Done),
+            DiskOpKind::Read { file, offset, len } => self.read(*file, *offset, *len).map(DiskDone::Data),
+            DiskOpKind::Write { file, offset, data, sync } => {
+                self.write(*file, *offset, data, *sync).map(|()| DiskDone::Done)
+            }
+            DiskOpKind::Rename { from, to } => {
+                self.close(*from);
+                self.close(*to);
+                std::fs::rename(self.path(*from), self.path(*to))?;
+                self.sync_dir().map(|()| DiskDone::Done)
+            }
+            DiskOpKind::Remove { file } => {
+                self.close(*file);
+                match std::fs::remove_file(self.path(*file)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => self.sync_dir().map(|()| DiskDone::Done),
+                }
+            }
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<(FileId, u64)>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if let Some(file) = entry.file_name().to_str().and_then(FileId::parse) {
+                files.push((file, entry.metadata()?.len()));
+            }
+        }
+        Ok(files)
+    }
+
+    /// The space is asked for first, so that a full disk shows before anything is written.
+    fn create(&self, file: FileId, len: u64) -> io::Result<()> {
+        let path = self.path(file);
+        self.close(file);
+        let fill = || {
+            let new = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+            match fallocate(&new, FallocateFlags::empty(), 0, len) {
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+                    return Err(io::Error::from(io::ErrorKind::StorageFull));
+                }
+                _ => {} // Not every file system has it; writing zeros does the same, later.
+            }
+            let zeros = vec![0; ZEROS];
+            let mut offset = 0;
+            while offset < len {
+                let part = zeros.len().min(usize::try_from(len - offset).unwrap_or(usize::MAX));
+                new.write_all_at(&zeros[..part], offset)?;
+                offset += part as u64;
+            }
+            new.sync_all()?;
+            self.sync_dir()
+        };
+        let result = fill();
+        if result.is_err() {
+            // What is half made only takes space.
+            let _ = std::fs::remove_file(&path);
+        }
+        result
+    }
+
+    fn read(&self, file: FileId, offset: u64, len: usize) -> io::Result<Bytes> {
+        let open = self.open(file)?;
+        let mut buffer = vec![0; len];
+        let mut filled = 0;
+        while filled < len {
+            match open.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer.truncate(filled);
+        Ok(Bytes::from(buffer))
+    }
+
+    fn write(&self, file: FileId, offset: u64, data: &[Bytes], sync: bool) -> io::Result<()> {
+        let open = self.open(file)?;
+        let mut at = offset;
+        for chunk in data.chunks(512) {
+            let mut slices: Vec<_> = chunk.iter().map(|bytes| IoSlice::new(bytes)).collect();
+            let mut rest = &mut slices[..];
+            while !rest.is_empty() {
+                let written = rustix::io::pwritev(&*open, rest, at)?;
+                if written == 0 && rest.iter().any(|slice| !slice.is_empty()) {
+                    return Err(io::Error::from(io::ErrorKind::WriteZero));
+                }
+                at += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+        }
+        if sync { open.sync_data() } else { Ok(()) }
+    }
+}
+
+fn describe(kind: &DiskOpKind, error: &io::Error) -> DiskError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::Full,
+        _ => {
+            let what = match kind {
+                DiskOpKind::List => "list".to_owned(),
+                DiskOpKind::Create { file, .. } => format!("create {}", file.name()),
+                DiskOpKind::Read { file, .. } => format!("read {}", file.name()),
+                DiskOpKind::Write { file, .. } => format!("write {}", file.name()),
+                DiskOpKind::Rename { from, .. } => format!("rename {}", from.name()),
+                DiskOpKind::Remove { file } => format!("remove {}", file.name()),
+            };
+            DiskError::Io(format!("{what}: {error}"))
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The thread that owns the core: hands in events, carries out effects, decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::RequestId;
+use base::limits::EVENTS_PER_FLUSH_MAX;
+use engine::{Effect, Event, NodeCore, Reply, RequestError, TaskLine};
+
+use metadata::Metadata;
+use runtime::{CancellationToken, Clock, Supervisor};
+use tokio::sync::{mpsc, oneshot, watch};
+use transport::{Inbox, Incoming, PeerLink, Transport};
+
+use crate::disk::Disk;
+use crate::handle::{Asked, NodeHandle, Views};
+use crate::join::JoinCall;
+use crate::partition_reads;
+
+/// Between two ticks of an idle node. Raft's own tick is longer; this bounds how late it is noticed.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Answers to partition reads on their way back to the core.
+const READS_MAX: usize = 1_024;
+
+/// Why the core's thread ended.
+pub(crate) type End = Result<(), String>;
+
+/// Everything that reaches the core, one queue per source, so that none starves another.
+pub(crate) struct Sources {
+    pub control: Inbox,
+    pub bulk: Inbox,
+    pub disk: mpsc::Receiver<Event>,
+    pub requests: mpsc::Receiver<Asked>,
+    pub vms: mpsc::Receiver<Event>,
+}
+
+/// Everything that the core's effects reach.
+pub(crate) struct Sinks {
+    pub transport: Transport,
+    pub disk: Disk,
+    pub vm_actions: mpsc::Sender<compute::VmAction>,
+    pub joins: mpsc::Sender<JoinCall>,
+    pub views: Arc<Views>,
+    pub metadata: watch::Sender<Arc<Metadata>>,
+    pub supervisor: Supervisor,
+    /// Carries out [`Effect::Formed`]; durable on return.
+    pub formed: Box<dyn FnMut() -> Result<(), String> + Send>,
+    /// Told once, when recovery is done.
+    pub recovered: Option<oneshot::Sender<()>>,
+}
+
+/// The core and its surroundings.
+pub(crate) struct Driver {
+    core: NodeCore,
+    sources: Sources,
+    sinks: Sinks,
+    replies: BTreeMap<RequestId, oneshot::Sender<Result<Reply, RequestError>>>,
+    next_request: u64,
+    /// Answers to questions that the core asked of this driver.
+    answers: Vec<Event>,
+    handle: NodeHandle,
+    read_answers: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+}
+
+impl Driver {
+    pub fn new(core: NodeCore, handle: NodeHandle, sources: Sources, sinks: Sinks) -> Driver {
+        Driver {
+            core,
+            sources,
+            sinks,
+            replies: BTreeMap::new(),
+            next_request: 0,
+            answers: Vec::new(),
+            handle,
+            read_answers: mpsc::channel(READS_MAX),
+        }
+    }
+
+    /// Runs until `stop`, or until the core ends the node.
+    pub async fn run(mut self, stop: CancellationToken) -> End {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let mut taken = 1;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(incoming) = self.sources.control.recv() => self.take_incoming(incoming),
+                Some(event) = self.sources.disk.recv() => self.core.handle(Clock.now(), event),
+                _ = tick.tick() => self.core.handle(Clock.now(), Event::Tick),
+                Some(event) = self.sources.vms.recv() => self.core.handle(Clock.now(), event),
+                Some(asked) = self.sources.requests.recv() => self.take_request(asked),
+                Some(event) = self.read_answers.1.recv() => self.core.handle(Clock.now(), event),
+                Some(incoming) = self.sources.bulk.recv() => self.take_incoming(incoming),
+            }
+            while taken < EVENTS_PER_FLUSH_MAX && self.take_one() {
+                taken += 1;
+            }
+            for effect in self.core.flush(Clock.now()) {
+                self.carry_out(effect)?;
+            }
+            if let Some(event) = self.answers.pop() {
+                self.core.handle(Clock.now(), event);
+                for effect in self.core.flush(Clock.now()) {
+                    self.carry_out(effect)?;
+                }
+            }
+        }
+    }
+
+    /// Takes one more event of those that wait, in the order of their urgency.
+    fn take_one(&mut self) -> bool {
+        if let Some(event) = self.answers.pop() {
+            self.core.handle(Clock.now(), event);
+        } else if let Some(incoming) = self.sources.control.try_recv() {
+            self.take_incoming(incoming);
+        } else if let Ok(event) = self.sources.disk.try_recv() {
+            self.core.handle(Clock.now(), event);
+        } else if let Ok(event) = self.sources.vms.try_recv() {
+            self.core.handle(Clock.now(), event);
+        } else if let Ok(asked) = self.sources.requests.try_recv() {
+            self.take_request(asked);
+        } else if let Some(incoming) = self.sources.bulk.try_recv() {
+            self.take_incoming(incoming);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn take_incoming(&mut self, incoming: Incoming) {
+        let event = match incoming {
+            Incoming::Peer { from, messages, .. } => Event::Peer { from, messages },
+            Incoming::Up { node, incarnation } => Event::PeerUp { node, incarnation },
+            Incoming::Down { node } => Event::PeerDown { node },
+            Incoming::Join { request, endpoint, reply } => {
+                // A full queue drops the reply, which refuses the stranger as busy.
+                let _ = self.sinks.joins.try_send(JoinCall { request, endpoint, reply });
+                return;
+            }
+        };
+        self.core.handle(Clock.now(), event);
+    }
+
+    fn take_request(&mut self, asked: Asked) {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.replies.insert(id, asked.reply);
+        let event = Event::Request { id, deadline: asked.deadline, target: asked.target, request: asked.request };
+        self.core.handle(Clock.now(), event);
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> End {
+        match effect {
+            Effect::Disk(op) => self.sinks.disk.submit(op),
+            Effect::Send { to, channel, messages } => self.sinks.transport.send(to, channel, messages),
+            Effect::Reply { id, outcome } => {
+                if let Some(reply) = self.replies.remove(&id) {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(outcome);
+                }
+            }
+            Effect::Publish { group, update } => {
+                if let Err(error) = self.sinks.views.reader_or_new(group).publish(update) {
+                    return Err(format!("partition group {group}: readers were told nonsense: {error}"));
+                }
+            }
+            Effect::Unpublish { group } => self.sinks.views.remove(group),
+            Effect::Leaders(changed) => self.sinks.views.set_leaders(changed),
+            Effect::Metadata(metadata) => self.publish_metadata(*metadata),
+            Effect::Vm(action) => {
+                if self.sinks.vm_actions.try_send(action).is_err() {
+                    tracing::error!("the VM side does not take actions; it is restarted with the node");
+                }
+            }
+            Effect::ListTasks { ticket } => {
+                let outcome = Ok(Reply::Tasks(task_lines(&self.sinks.supervisor)));
+                self.answers.push(Event::Answered { ticket, outcome });
+            }
+            Effect::ReadPartition { ticket, read } => {
+                let (handle, answers) = (self.handle.clone(), self.read_answers.0.clone());
+                tokio::spawn(async move {
+                    let outcome = partition_reads::read(&handle, read).await.map(Reply::PartitionBatches);
+                    // Only a driver that has ended does not take it.
+                    let _ = answers.send(Event::Answered { ticket, outcome }).await;
+                });
+            }
+            Effect::Formed => (self.sinks.formed)()?,
+            Effect::Recovered => {
+                if let Some(recovered) = self.sinks.recovered.take() {
+                    let _ = recovered.send(());
+                }
+            }
+            Effect::Applied { .. } | Effect::Role { .. } => {}
+            Effect::Fatal(reason) => return Err(reason),
+        }
+        Ok(())
+    }
+
+    fn publish_metadata(&mut self, metadata: Metadata) {
+        if self.sinks.metadata.borrow().nodes != metadata.nodes {
+            let members = metadata
+                .nodes
+                .values()
+                .map(|n| (n.member.address.endpoint, (n.member.node, n.member.address.clone())))
+                .collect();
+            if let Err(error) = self.sinks.transport.set_members(&Arc::new(members)) {
+                tracing::warn!(%error, "a new member is not dialled");
+            }
+        }
+        self.sinks.metadata.send_replace(Arc::new(metadata));
+        self.sinks.views.changed();
+    }
+}
+
+fn task_lines(supervisor: &Supervisor) -> Vec<TaskLine> {
+    let now = Clock.now().mono;
+    let line = |task: runtime::TaskSnapshot| TaskLine {
+        path: task.address,
+        state: format!("{:?}", task.state).to_lowercase(),
+        since_ms: now.since(task.started.mono).0,
+        restarts: task.run.saturating_sub(1),
+        cause: task.history.last().map(|entry| entry.cause.to_string()),
+    };
+    supervisor.list().into_iter().map(line).collect()
+}

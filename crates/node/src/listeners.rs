@@ -1,0 +1,105 @@
+//! The ports that clients use: Kafka and the API.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base::Millis;
+use doors::rest::{Probes, RestDoor, ServerLimits, serve};
+use engine::{Reply, Request, Target};
+use futures::future::BoxFuture;
+use kafka::{Listener, ListenerConfig, check_overcommit};
+use operations::Ports;
+use ops::{LoopbackOnly, Pipeline};
+use runtime::{CancellationToken, Registry};
+use tokio::net::TcpListener;
+
+use crate::error::NodeError;
+use crate::handle::NodeHandle;
+use crate::observe::{Clock, Watcher};
+
+/// How long a probe may take to ask the core.
+const PROBE_WITHIN: Millis = Millis(1_000);
+
+/// Both listeners, bound: clients may connect, and wait until they are served.
+pub(crate) struct Listeners {
+    kafka: Listener<NodeHandle>,
+    api: TcpListener,
+    pub kafka_address: SocketAddr,
+    pub api_address: SocketAddr,
+}
+
+fn refused(what: &'static str, address: SocketAddr, flag: &'static str) -> impl Fn(std::io::Error) -> NodeError {
+    move |error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "the port is in use by another process".to_owned(),
+            _ => error.to_string(),
+        };
+        NodeError::Listen { what, address, reason, flag }
+    }
+}
+
+impl Listeners {
+    pub async fn bind(kafka: SocketAddr, api: SocketAddr, handle: NodeHandle) -> Result<Listeners, NodeError> {
+        check_overcommit(kafka, false).map_err(|error| NodeError::Config(error.to_string()))?;
+        let kafka_failed = refused("Kafka", kafka, "--kafka-listen");
+        let kafka = Listener::bind(ListenerConfig::new(kafka), handle).await.map_err(&kafka_failed)?;
+        let api_failed = refused("the API", api, "--api-listen");
+        let api = TcpListener::bind(api).await.map_err(&api_failed)?;
+        let kafka_address = kafka.local_addr().map_err(kafka_failed)?;
+        let api_address = api.local_addr().map_err(api_failed)?;
+        Ok(Listeners { kafka, api, kafka_address, api_address })
+    }
+
+    /// Serves both until `stop`.
+    pub fn serve(
+        self,
+        handle: NodeHandle,
+        registry: Registry,
+        host_names: Vec<String>,
+        stop: &CancellationToken,
+    ) -> Result<(), NodeError> {
+        let start = |reason: String| NodeError::Start { what: "the API", reason };
+        let operations = operations::registry().map_err(|error| start(error.to_string()))?;
+        let shared = Arc::new(handle.clone());
+        let ports = Ports { core: shared.clone(), console: shared.clone(), random: shared.clone(), tasks: shared };
+        let pipeline = Pipeline::new(
+            Arc::new(operations),
+            Arc::new(ports),
+            Arc::new(Clock),
+            Arc::new(LoopbackOnly),
+            Arc::new(Watcher { registry: registry.clone() }),
+        );
+        let door = RestDoor {
+            pipeline: Arc::new(pipeline),
+            probes: Arc::new(NodeProbes { handle, registry }),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host_names,
+        };
+        tokio::spawn(self.kafka.run(stop.child_token()));
+        tokio::spawn(serve(self.api, Arc::new(door), ServerLimits::default(), stop.clone().cancelled_owned()));
+        Ok(())
+    }
+}
+
+struct NodeProbes {
+    handle: NodeHandle,
+    registry: Registry,
+}
+
+impl Probes for NodeProbes {
+    fn ready(&self) -> BoxFuture<'static, Result<(), String>> {
+        let status = self.handle.request_within(PROBE_WITHIN, Target::Here, Request::Status);
+        Box::pin(async move {
+            match status.await {
+                Ok(Reply::Status(status)) if status.ready => Ok(()),
+                Ok(Reply::Status(status)) => Err(status.reason),
+                Ok(other) => Err(format!("unexpected answer {other:?}")),
+                Err(error) => Err(error.message),
+            }
+        })
+    }
+
+    fn metrics(&self) -> String {
+        self.registry.render()
+    }
+}

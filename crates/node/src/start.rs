@@ -1,0 +1,414 @@
+//! Order at start and stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::limits::{
+    ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES, META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
+};
+use base::{ClusterId, Millis, NodeId};
+use engine::{CoreConfig, NodeCore, Reply, Request, Target};
+use metadata::Metadata;
+use runtime::{CancellationToken, Clock, Registry, Supervisor, spawn_priority_thread};
+use tokio::sync::{mpsc, oneshot, watch};
+use transport::{Identity, Local, Transport, TransportConfig};
+use vmm::{Vmm, VmmConfig};
+use wire::{Member, NodeAddress};
+
+use crate::config::Config;
+use crate::console;
+use crate::data_dir::{ClusterRecord, DataDir};
+use crate::disk::Disk;
+use crate::driver::{Driver, End, Sinks, Sources};
+use crate::error::NodeError;
+use crate::formation;
+use crate::handle::{NodeHandle, REQUEST_QUEUE, Views};
+use crate::host;
+use crate::join;
+use crate::listeners::Listeners;
+use crate::vms;
+
+/// Completions, reports, actions and lines that wait for their taker.
+const QUEUE: usize = 4_096;
+/// How long VMs may take to power off when the node stops.
+const VM_GRACE: Duration = Duration::from_secs(5);
+/// How long leadership may take to move when the node stops.
+const HAND_OVER: Duration = Duration::from_millis(1_500);
+/// How long the tasks may take to end.
+const TASKS_END: Duration = Duration::from_secs(3);
+
+/// A running node.
+pub struct Node {
+    handle: NodeHandle,
+    /// Where Kafka clients connect.
+    pub kafka: SocketAddr,
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// Where peers connect (UDP).
+    pub peer: Vec<SocketAddr>,
+    stop_clients: CancellationToken,
+    stop_core: CancellationToken,
+    core_ended: oneshot::Receiver<End>,
+    supervisor: Supervisor,
+    vmm: Arc<Vmm>,
+    _data: Arc<DataDir>,
+}
+
+/// Runs a node until SIGINT or SIGTERM, calling `started` when it serves. Blocks.
+///
+/// # Errors
+/// If it does not start, or must stop by itself.
+pub fn run(config: Config, started: impl FnOnce(&Node)) -> Result<(), NodeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("muster")
+        .build()
+        .map_err(|error| NodeError::Start { what: "the async runtime", reason: error.to_string() })?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let mut node = tokio::select! {
+            node = Node::start(config) => node?,
+            () = signals.recv() => return Ok(()),
+        };
+        started(&node);
+        let ended = tokio::select! {
+            end = &mut node.core_ended => {
+                Err(NodeError::Fatal(match end {
+                    Ok(Err(reason)) => reason,
+                    _ => "the core's thread ended".to_owned(),
+                }))
+            }
+            end = node.supervisor.ended() => {
+                Err(NodeError::Fatal(format!("task {} was given up: {}", end.task, end.reason)))
+            }
+            () = signals.recv() => Ok(()),
+        };
+        match ended {
+            Ok(()) => {
+                tracing::info!("stopping");
+                // A second signal does not wait for guests and peers.
+                tokio::select! {
+                    () = node.stop() => {}
+                    () = signals.recv() => tracing::warn!("stopped at once: VMs may still run; the next start adopts them"),
+                }
+                Ok(())
+            }
+            Err(error) => {
+                node.abandon().await;
+                Err(error)
+            }
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, NodeError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let failed = |error: std::io::Error| NodeError::Start { what: "signal handling", reason: error.to_string() };
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// What exists before the node knows its place.
+struct Ground {
+    data: Arc<DataDir>,
+    supervisor: Supervisor,
+    registry: Registry,
+    handle: NodeHandle,
+    requests: mpsc::Receiver<crate::handle::Asked>,
+    metadata: watch::Sender<Arc<Metadata>>,
+}
+
+impl Ground {
+    fn lay(config: &Config) -> Result<Ground, NodeError> {
+        let data = Arc::new(DataDir::open(&config.data_dir)?);
+        let supervisor = Supervisor::new(tokio::runtime::Handle::current());
+        let (queue, requests) = mpsc::channel(REQUEST_QUEUE);
+        let (metadata, view) = watch::channel(Arc::new(Metadata::default()));
+        let handle = NodeHandle { queue, views: Arc::new(Views::default()), metadata: view };
+        Ok(Ground { data, supervisor, registry: Registry::new(), handle, requests, metadata })
+    }
+}
+
+impl Node {
+    /// Starts a node: locks the data directory, takes its ports, finds its cluster, recovers, then serves.
+    ///
+    /// # Errors
+    /// See [`NodeError`]; nothing is left running.
+    pub async fn start(config: Config) -> Result<Node, NodeError> {
+        let ground = Ground::lay(&config)?;
+        let listeners = Listeners::bind(config.kafka_listen, config.api_listen, ground.handle.clone()).await?;
+        let identity = Identity::load_or_create(&ground.data.identity())?;
+        let (vm_events, vm_event_queue) = mpsc::channel(QUEUE);
+        let mut vmm_config = VmmConfig::new(ground.data.path(), &config.name);
+        vmm_config.kernel.clone_from(&config.kernel);
+        let vmm = Arc::new(Vmm::new(vmm_config, vm_events)?);
+        let transport_config = TransportConfig { identity: identity.clone(), listen: config.peer_listen, relay: None };
+        let bound = Transport::bind(transport_config, &ground.supervisor, &ground.registry);
+        let (bound, hypervisor) = tokio::join!(bound, vmm.detect());
+        let (transport, inboxes) = bound?;
+
+        let mut me = Member {
+            node: NodeId(0),
+            name: config.name.clone(),
+            address: NodeAddress {
+                endpoint: identity.endpoint(),
+                direct: peer_addresses(&config, &transport)?,
+                relay_url: None,
+                kafka: config.kafka_advertise.clone().unwrap_or_else(|| listeners.kafka_address.to_string()),
+                api: config.api_advertise.clone().unwrap_or_else(|| listeners.api_address.to_string()),
+            },
+            capabilities: host::measure(ground.data.path(), hypervisor.as_ref()),
+            labels: config.labels.clone(),
+        };
+        let record = formation::find_place(&ground.data, config.join.as_ref(), &transport, &me).await?;
+        me.node = record.node;
+        take_place(&ground, &transport, &record);
+
+        let adopted = vmm.adopt().await?;
+        for vm in &adopted {
+            tracing::info!(vm = %vm.id, name = vm.name, "taken over from the process before");
+        }
+        let node = Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue };
+        node.run(&config, me, record).await
+    }
+
+    /// The node, as its listeners see it.
+    #[must_use]
+    pub fn handle(&self) -> &NodeHandle {
+        &self.handle
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.handle.me()
+    }
+
+    /// Its cluster.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.handle.cluster()
+    }
+
+    /// Stops in order: leadership moves, clients are closed, guests power off, the core ends.
+    pub async fn stop(&self) {
+        self.hand_over().await;
+        self.stop_clients.cancel();
+        self.vmm.shutdown(VM_GRACE).await;
+        self.stop_core.cancel();
+        self.supervisor.shutdown(TASKS_END).await;
+    }
+
+    /// After the core is gone: nothing can be handed over, guests keep running for the next start to adopt.
+    async fn abandon(&self) {
+        self.stop_clients.cancel();
+        self.stop_core.cancel();
+        self.supervisor.shutdown(TASKS_END).await;
+    }
+
+    async fn hand_over(&self) {
+        let alone = self.handle.metadata().nodes.len() <= 1;
+        if alone {
+            return;
+        }
+        let within = Millis(HAND_OVER.as_millis() as u64);
+        let moved = async {
+            loop {
+                // Asked again until nothing is led here: a follower may have to catch up first.
+                let _ = self.handle.request_within(within, Target::Here, Request::StepDown).await;
+                let status = self.handle.request_within(within, Target::Here, Request::Status).await;
+                match status {
+                    Ok(Reply::Status(status)) if status.groups.iter().any(|g| g.role == "leader") => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    _ => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(HAND_OVER, moved).await;
+    }
+}
+
+/// Where other nodes reach this one.
+fn peer_addresses(config: &Config, transport: &Transport) -> Result<Vec<String>, NodeError> {
+    let bound = transport.listen_addrs();
+    if bound.iter().any(|address| address.ip().is_unspecified()) {
+        return Err(NodeError::Config(format!(
+            "--peer-listen {}: name the one address at which other nodes reach this host, such as {}",
+            config.peer_listen,
+            SocketAddr::from((std::net::Ipv4Addr::new(192, 168, 1, 10), config.peer_listen.port()))
+        )));
+    }
+    Ok(bound.iter().map(ToString::to_string).collect())
+}
+
+/// From now on this process speaks as a member.
+fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord) {
+    // Set once per process, here.
+    let _ = ground.handle.views.place.set((record.node, record.cluster));
+    ground.supervisor.set_node(record.node, record.incarnation);
+    let cluster_incarnation = record.joined.as_ref().map(|j| j.cluster_incarnation).unwrap_or_default();
+    transport.set_local(Local {
+        cluster: record.cluster,
+        cluster_incarnation,
+        node: record.node,
+        incarnation: record.incarnation,
+    });
+    if let Some(accepted) = &record.joined {
+        let members = accepted.members.iter().map(|m| (m.address.endpoint, (m.node, m.address.clone()))).collect();
+        if let Err(error) = transport.set_members(&Arc::new(members)) {
+            tracing::warn!(%error, "a member is not dialled");
+        }
+    }
+}
+
+/// Everything that is there when the node knows its place.
+struct Parts {
+    ground: Ground,
+    listeners: Listeners,
+    transport: Transport,
+    inboxes: transport::Inboxes,
+    vmm: Arc<Vmm>,
+    vm_event_queue: mpsc::Receiver<vmm::VmEvent>,
+}
+
+impl Parts {
+    async fn run(self, config: &Config, me: Member, record: ClusterRecord) -> Result<Node, NodeError> {
+        let Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue } = self;
+        let peer = transport.listen_addrs();
+        let (stop_clients, stop_core) = (CancellationToken::new(), CancellationToken::new());
+        let (vm_reports, vms) = mpsc::channel(QUEUE);
+        let (vm_actions, vm_action_queue) = mpsc::channel(QUEUE);
+        let (console_lines, console_queue) = mpsc::channel(QUEUE);
+        let (joins, join_queue) = mpsc::channel(QUEUE);
+        let (disk_done, disk_events) = mpsc::channel(QUEUE);
+        let (recovered, recovery) = oneshot::channel();
+        let incarnation = record.incarnation;
+
+        tokio::spawn(vms::take_actions(vmm.clone(), vm_action_queue, vm_reports.clone()));
+        tokio::spawn(vms::take_events(vm_event_queue, vm_reports, console_lines));
+        tokio::spawn(console::write_lines(ground.handle.clone(), incarnation, console_queue));
+        tokio::spawn(join::take_calls(ground.handle.clone(), join_queue));
+
+        let core_config = core_config(me, &record);
+        let sinks = Sinks {
+            transport,
+            disk: Disk::start(&ground.data.journal(), disk_done)?,
+            vm_actions,
+            joins,
+            views: ground.handle.views.clone(),
+            metadata: ground.metadata,
+            supervisor: ground.supervisor.clone(),
+            formed: remember_formed(ground.data.clone(), record),
+            recovered: Some(recovered),
+        };
+        let sources =
+            Sources { control: inboxes.control, bulk: inboxes.bulk, disk: disk_events, requests: ground.requests, vms };
+        let mut core_ended = start_core(core_config, ground.handle.clone(), sources, sinks, stop_core.clone())?;
+        tokio::select! {
+            _ = recovery => {}
+            end = &mut core_ended => {
+                let reason = end.ok().and_then(Result::err).unwrap_or_else(|| "the core's thread ended".into());
+                return Err(NodeError::Fatal(reason));
+            }
+        }
+        let (kafka, api) = (listeners.kafka_address, listeners.api_address);
+        listeners.serve(ground.handle.clone(), ground.registry, host_names(config), &stop_clients)?;
+        Ok(Node {
+            handle: ground.handle,
+            kafka,
+            api,
+            peer,
+            stop_clients,
+            stop_core,
+            core_ended,
+            supervisor: ground.supervisor,
+            vmm,
+            _data: ground.data,
+        })
+    }
+}
+
+fn core_config(me: Member, record: &ClusterRecord) -> CoreConfig {
+    CoreConfig {
+        me,
+        cluster: record.cluster,
+        formation: formation::formation(record),
+        incarnation: record.incarnation,
+        seed: record.seed,
+        segment_bytes: WAL_SEGMENT_BYTES,
+        election_timeout: ELECTION_TIMEOUT_MIN,
+        heartbeat_interval: HEARTBEAT_INTERVAL,
+        checkpoint_entries: META_CHECKPOINT_ENTRIES,
+        checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
+        observe: false,
+    }
+}
+
+/// Names, besides addresses and `localhost`, by which clients may call the API.
+fn host_names(config: &Config) -> Vec<String> {
+    let host = |advertised: &String| advertised.rsplit_once(':').map_or(advertised.clone(), |(host, _)| host.into());
+    config.api_advertise.iter().map(host).collect()
+}
+
+/// Carries out [`engine::Effect::Formed`].
+fn remember_formed(data: Arc<DataDir>, mut record: ClusterRecord) -> Box<dyn FnMut() -> Result<(), String> + Send> {
+    Box::new(move || {
+        if record.formed {
+            return Ok(());
+        }
+        record.formed = true;
+        data.save(&record).map_err(|error| error.to_string())
+    })
+}
+
+/// Starts the thread that owns the core. It ends with the node; what it says at its end is why.
+fn start_core(
+    config: CoreConfig,
+    handle: NodeHandle,
+    sources: Sources,
+    sinks: Sinks,
+    stop: CancellationToken,
+) -> Result<oneshot::Receiver<End>, NodeError> {
+    let failed = |error: std::io::Error| NodeError::Start { what: "the core's thread", reason: error.to_string() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let (ended, end) = oneshot::channel();
+    spawn_priority_thread("core", -5, move || {
+        let core = NodeCore::new(config, Clock.now());
+        let driver = Driver::new(core, handle, sources, sinks);
+        // A panic is a broken invariant: the node stops rather than going on with half a decision.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(driver.run(stop))));
+        let result = result.unwrap_or_else(|panic| Err(format!("a broken invariant: {}", panic_text(&*panic))));
+        // The node may be stopping already.
+        let _ = ended.send(result);
+    })
+    .map_err(failed)?;
+    Ok(end)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "a panic without a message".to_owned(),
+    }
+}
