@@ -21,8 +21,9 @@ pub(crate) const RECORD_HEAD_BYTES: usize = 44;
 const ROUND_PAYLOAD_BYTES: usize = 32;
 /// Bytes of the record that opens a frame.
 pub(crate) const FRAME_HEAD_BYTES: usize = RECORD_HEAD_BYTES + ROUND_PAYLOAD_BYTES;
-/// Payloads up to this size are copied next to their heads; larger ones are handed to the disk as they are.
-const COPY_BYTES_MAX: usize = 4096;
+/// Payloads up to this size are copied next to their heads; larger ones are handed to the disk as they are. Likewise
+/// when they are read back: up to this size they leave the buffer that was read.
+pub(crate) const COPY_BYTES_MAX: usize = 4096;
 
 static ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
 

@@ -130,8 +130,8 @@ impl Journal {
         self.run(|running, io| running.remove(group, io));
     }
 
-    /// Reads entries `low..=high` as appended so far, durable or not, at most about `bytes_max` bytes but at least one
-    /// entry. Ends with [`Output::Read`].
+    /// Reads entries `low..=high` as appended so far, durable or not: at most about `bytes_max` bytes, which other groups'
+    /// records in between count towards when they are read along, but at least one entry. Ends with [`Output::Read`].
     pub fn read(&mut self, token: u64, group: GroupId, low: u64, high: u64, bytes_max: usize) {
         self.run(|running, io| running.read(Range { token, group, low, high, bytes_max }, io));
     }
@@ -206,7 +206,7 @@ impl Journal {
         self.io.poll()
     }
 
-    /// When the oldest round that is not durable was queued: a stuck disk shows here.
+    /// When the oldest round that is not durable was queued, to the tick: a stuck disk shows here.
     #[must_use]
     pub fn oldest_pending_since(&self) -> Option<Mono> {
         match &self.phase {

@@ -8,7 +8,7 @@ use crc32c::crc32c;
 use wire::{Entry, EntryKind};
 
 use crate::api::{CheckpointPart, DiskOpKind, FileId, JournalError, Output, ReadError};
-use crate::framing::{Kind, RECORD_HEAD_BYTES, parse_record, seed};
+use crate::framing::{COPY_BYTES_MAX, Kind, RECORD_HEAD_BYTES, parse_record, seed};
 use crate::index::Place;
 use crate::io::{Io, Purpose};
 use crate::table::{Group, Table};
@@ -140,7 +140,8 @@ impl Reader {
 
     fn plan(&self, range: Range, view: &View, group: Option<&Group>) -> (Vec<Option<Entry>>, Vec<Stretch>) {
         let (mut slots, mut stretches) = (Vec::new(), Vec::<Stretch>::new());
-        let mut bytes = 0usize;
+        // What is returned, and what is read for it: a group that wrote little lies scattered among the others.
+        let (mut bytes, mut read) = (0usize, 0usize);
         for index in range.low..=range.high {
             let (size, entry, place) = match view.find(index) {
                 Found::Memory(entry) => (entry.data.len(), Some(entry.clone()), None),
@@ -150,14 +151,17 @@ impl Reader {
                     (place.bytes as usize, None, Some(place))
                 }
             };
-            bytes += size;
-            if bytes > range.bytes_max && !slots.is_empty() {
+            bytes = bytes.saturating_add(size);
+            if bytes.max(read) > range.bytes_max && !slots.is_empty() {
                 break;
             }
             if let Some(place) = place {
                 let slot = slots.len();
-                let near = stretches.last_mut().is_some_and(|stretch| stretch.extend(slot, index, place));
-                if !near {
+                let before = stretches.last().map_or(0, |stretch| stretch.len);
+                if stretches.last_mut().is_some_and(|stretch| stretch.extend(slot, index, place)) {
+                    read += stretches.last().map_or(0, |stretch| stretch.len - before);
+                } else {
+                    read += record_bytes(place);
                     stretches.push(Stretch::of(self.next, slot, index, place));
                 }
             }
@@ -182,7 +186,10 @@ impl Reader {
             };
             let kind = entry_kind(record.kind)
                 .ok_or_else(|| damaged(stretch.segment, offset, "an entry reads back as something else"))?;
-            job.slots[*slot] = Some(Entry { index: *index, term: record.term, kind, data: record.payload });
+            // A small entry that is kept must not keep the whole stretch in memory.
+            let small = record.payload.len() <= COPY_BYTES_MAX;
+            let data = if small { Bytes::copy_from_slice(&record.payload) } else { record.payload };
+            job.slots[*slot] = Some(Entry { index: *index, term: record.term, kind, data });
         }
         job.left -= 1;
         if job.left == 0
