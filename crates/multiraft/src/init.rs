@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn lost_or_damaged_state_is_named() {
-        let broken: Vec<(&str, fn(&mut GroupInit))> = vec![
+        type Breaking = fn(&mut GroupInit);
+        let broken: Vec<(&str, Breaking)> = vec![
             ("gap", |init| init.first_index = 7),
             ("missing at the end", |init| init.hard_state.commit = 8),
             ("outside", |init| init.applied = 4),

@@ -2,6 +2,7 @@
 
 mod checker;
 mod cluster;
+mod cost;
 mod disk;
 mod fuzz;
 mod random;
