@@ -88,7 +88,7 @@ impl NodeCore {
             unpublished: BTreeSet::new(),
             leaders: Leaders::default(),
             peers: Peers::default(),
-            requests: Requests::default(),
+            requests: Requests::new(config.incarnation),
             session: Session::default(),
             planner: Planner::default(),
             vms: VmSide::default(),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX};
-use base::{ErrorCode, GroupId, Millis, Mono, NodeId, RequestId};
+use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
 use minicbor::{Decode, Encode};
@@ -99,6 +99,14 @@ impl Requests {
         self.next_ticket += 1;
         self.tickets.insert(self.next_ticket, origin);
         self.next_ticket
+    }
+}
+
+impl Requests {
+    /// None yet. Names of requests are never used again by a later process of the node: an answer to the process before
+    /// must not pass for one to this.
+    pub fn new(incarnation: Incarnation) -> Self {
+        Requests { next: incarnation.0 << 40, ..Requests::default() }
     }
 }
 
