@@ -113,6 +113,8 @@ impl fmt::Display for FaultSet {
 pub enum Plant {
     /// Disks call writes durable that are not.
     LyingDisk,
+    /// A crash takes a disk back, whole and undamaged, to what it was some time before (a restored backup).
+    RestoredDisk,
     /// A crashed node comes back with an empty disk and its old identity.
     AmnesiacNode,
     /// The network turns refused votes into granted ones.

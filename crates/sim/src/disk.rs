@@ -36,6 +36,10 @@ pub struct VirtualDisk {
     pub mood: DiskMood,
     /// Planted: completes syncs without making anything durable.
     pub lies_about_sync: bool,
+    /// Planted: a crash takes it back to an earlier state.
+    pub goes_back: bool,
+    backup: BTreeMap<FileId, File>,
+    operations: u64,
     /// Writes that a crash lost, tore, or kept although they were not synced.
     pub torn: u64,
 }
@@ -60,6 +64,9 @@ impl VirtualDisk {
             random: SplitMix64::new(seed),
             mood: DiskMood::default(),
             lies_about_sync: false,
+            goes_back: false,
+            backup: BTreeMap::new(),
+            operations: 0,
             torn: 0,
         }
     }
@@ -96,6 +103,10 @@ impl VirtualDisk {
     /// Ends an operation: it takes effect now. `None` if there is no such operation.
     pub fn complete(&mut self, id: OpId) -> Option<Result<DiskDone, DiskError>> {
         let kind = self.under_way.remove(&id)?;
+        self.operations += 1;
+        if self.goes_back && self.operations.is_multiple_of(40) {
+            self.backup.clone_from(&self.files);
+        }
         Some(self.carry_out(kind))
     }
 
@@ -153,6 +164,9 @@ impl VirtualDisk {
                 tear(&mut self.random, &mut file.durable, offset, &data);
             }
             file.visible.clone_from(&file.durable);
+        }
+        if self.goes_back && !self.backup.is_empty() {
+            self.files.clone_from(&self.backup);
         }
     }
 

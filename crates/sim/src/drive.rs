@@ -144,7 +144,8 @@ impl World {
         let state = core.metadata();
         if state.applied > 0 {
             let verdict = self.checks.states.observed(node, state);
-            self.check("state machines are equal", verdict);
+            let events = self.checks.events.observed(state);
+            self.check("state machines are equal", verdict.and(events));
         }
     }
 
@@ -243,10 +244,7 @@ impl World {
         for message in messages.iter_mut() {
             match (plant, message) {
                 (Plant::ForgedVotes, PeerMessage::Raft { message, .. })
-                    if matches!(
-                        message.kind,
-                        wire::RaftMessageKind::VoteResponse | wire::RaftMessageKind::PreVoteResponse
-                    ) =>
+                    if message.kind == wire::RaftMessageKind::VoteResponse =>
                 {
                     message.reject = false;
                 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use base::GroupId;
+use compute::{VmDesired, VmPhase, VmRecord};
 use engine::Reply;
 
 use crate::check::Violation;
@@ -146,6 +147,14 @@ impl World {
         if applied.len() > 1 {
             return Some(format!("__meta is applied up to {applied:?}"));
         }
+        if let Some(state) = self.nodes[0].core.as_ref().map(engine::NodeCore::metadata) {
+            if !state.outbox.is_empty() {
+                return Some(format!("{} events wait in the outbox", state.outbox.len()));
+            }
+            if let Some(what) = state.vms.values().find_map(|vm| self.vm_unsettled(vm)) {
+                return Some(what);
+            }
+        }
         for group in self.checks.partitions.groups() {
             let end = self.checks.partitions.end(group);
             for node in &self.nodes {
@@ -160,6 +169,22 @@ impl World {
         None
     }
 
+    /// What a machine lacks to what its user wants.
+    fn vm_unsettled(&self, vm: &VmRecord) -> Option<String> {
+        let hosts: Vec<NodeIx> =
+            self.nodes.iter().filter(|node| node.host.running().contains_key(&vm.id)).map(|node| node.ix).collect();
+        let place = vm.assignment.and_then(|assignment| self.places.get(&assignment.node)).copied();
+        let settled = match (vm.desired, vm.phase) {
+            // It failed too often while the faults went on.
+            (VmDesired::Running, VmPhase::Failed) => true,
+            (VmDesired::Running, VmPhase::Running) => hosts.len() == 1 && hosts.first().copied() == place,
+            (VmDesired::Stopped, VmPhase::Stopped | VmPhase::Failed | VmPhase::Pending) => hosts.is_empty(),
+            _ => false,
+        };
+        let (name, desired, phase) = (&vm.name, vm.desired, vm.phase);
+        (!settled).then(|| format!("VM {name} is to be {desired:?}, is {phase:?} at {place:?}, runs at {hosts:?}"))
+    }
+
     fn final_checks(&mut self) {
         let verdict = self.checks.partitions.finish();
         self.check("acknowledged records stay", verdict);
@@ -168,6 +193,10 @@ impl World {
             let state = core.metadata().clone();
             let verdict = self.checks.states.finish(node, &state);
             self.check("acknowledged commands stay", verdict);
+            let events = state.topics.get(metadata::EVENTS_TOPIC).and_then(|topic| topic.partitions.first()).copied();
+            let published = self.checks.partitions.texts(events.unwrap_or_default());
+            let verdict = self.checks.events.finish(published, &state);
+            self.check("events are published once, in order", verdict);
         }
     }
 }

@@ -95,6 +95,7 @@ impl World {
             return;
         }
         it.member.node = *id;
+        it.accepted = Some(Box::new(accepted.clone()));
         it.stage = Stage::Admitted(Box::new(accepted));
         self.places.insert(*id, node);
         self.start_node(node);

@@ -32,6 +32,10 @@ pub struct SimNode {
     pub ix: NodeIx,
     pub member: Member,
     pub stage: Stage,
+    /// What it was told when it was admitted.
+    pub accepted: Option<Box<JoinAccepted>>,
+    /// When the process went on after standing still.
+    pub resumed: Nanos,
     /// Counts starts of the process; the incarnation.
     pub boot: u64,
     /// The process, while it runs.
@@ -64,6 +68,8 @@ impl SimNode {
             ix,
             member: member(ix),
             stage,
+            accepted: None,
+            resumed: 0,
             boot: 0,
             core: None,
             frozen: false,
@@ -107,16 +113,17 @@ impl SimNode {
             Stage::Admitted(accepted) => Formation::Join(accepted.clone()),
             Stage::Formed => Formation::Restart,
         };
+        let sizes = hash64(&[seed, 7]);
         let config = CoreConfig {
             me: self.member.clone(),
             cluster: cluster_id(seed),
             formation,
             incarnation: Incarnation(self.boot),
             seed: hash64(&[seed, 5, self.ix as u64, self.boot]),
-            segment_bytes: 256 << 10,
-            // So small that every run truncates logs and installs snapshots.
-            checkpoint_entries: 60,
-            checkpoint_keep_entries: 15,
+            // So small that runs recycle segments, truncate logs and install snapshots.
+            segment_bytes: (64 << 10) << (sizes % 3),
+            checkpoint_entries: 10 + sizes / 3 % 60,
+            checkpoint_keep_entries: sizes / 180 % 20,
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             observe: true,

@@ -139,7 +139,7 @@ impl World {
     pub fn overdue(&mut self, id: u64) {
         let Some(pending) = self.requests.pending.get(&id) else { return };
         let it = &self.nodes[pending.node];
-        if it.runs() && it.inbox.is_empty() {
+        if it.runs() && self.queue.now >= it.resumed + OVERDUE {
             let what = format!("n{} did not answer request {id} by its deadline: {:?}", pending.node, pending.what);
             return self.fail("one answer per request", what);
         }

@@ -125,6 +125,12 @@ impl VmHost {
         }
     }
 
+    /// The machines that run here.
+    #[must_use]
+    pub fn running(&self) -> &BTreeMap<VmId, (VmEpoch, VmIncarnation)> {
+        &self.running
+    }
+
     /// The node lost power, and its machines with it.
     pub fn crash(&mut self) {
         self.running.clear();

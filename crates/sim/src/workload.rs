@@ -103,12 +103,12 @@ impl World {
         }
         let it = &mut self.clients[client];
         let step = match it.random.below(1_000) {
-            0..700 => Step::Produce,
-            700..800 => Step::Read,
-            800..870 => Step::Barrier,
-            870..890 => Step::Topic,
-            890..960 => Step::Vm,
-            960..980 => Step::Token,
+            0..600 => Step::Produce,
+            600..700 => Step::Read,
+            700..770 => Step::Barrier,
+            770..790 => Step::Topic,
+            790..890 => Step::Vm,
+            890..970 => Step::Token,
             _ => Step::Status,
         };
         let step = if client < TOPIC_MAKERS && it.topics_made == 0 { Step::Topic } else { step };

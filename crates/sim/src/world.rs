@@ -78,6 +78,7 @@ impl World {
         let has = |faults: &FaultSet, fault| faults.0.contains(&fault);
         for node in &mut self.nodes {
             node.disk.lies_about_sync = self.cfg.plant == Some(Plant::LyingDisk);
+            node.disk.goes_back = self.cfg.plant == Some(Plant::RestoredDisk);
             if has(&self.cfg.faults, Fault::Vm) {
                 (node.host.exits, node.host.failures) = (200_000, 50_000);
             }
@@ -196,9 +197,7 @@ impl World {
         if self.cfg.plant == Some(Plant::AmnesiacNode) {
             it.disk.wipe();
             // It forms "its" cluster anew, or believes that it was just admitted.
-            if it.ix == 0 && it.stage == Stage::Formed {
-                it.stage = Stage::Founder;
-            }
+            it.stage = it.accepted.clone().map_or(Stage::Founder, Stage::Admitted);
         }
         self.checks.logs.restarted(node);
         self.checks.partitions.restarted(node);
@@ -232,6 +231,7 @@ impl World {
         if self.nodes[node].frozen {
             self.trace.node(self.queue.now, node, || "goes on".into());
             self.nodes[node].frozen = false;
+            self.nodes[node].resumed = self.queue.now;
             self.wake_soon(node);
         }
     }

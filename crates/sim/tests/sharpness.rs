@@ -31,6 +31,12 @@ fn a_disk_that_lies_about_syncs_is_caught() {
 }
 
 #[test]
+fn a_disk_restored_from_a_backup_is_caught() {
+    let expected = ["terms survive a restart", "one vote per term", "log matching", "election safety", "partitions"];
+    check(Plant::RestoredDisk, &[Fault::Crash, Fault::PowerLoss, Fault::Partition], &expected);
+}
+
+#[test]
 fn a_node_that_comes_back_without_its_disk_is_caught() {
     assert!(caught(Plant::AmnesiacNode, &[Fault::Crash], 100).is_some());
 }

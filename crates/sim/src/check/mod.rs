@@ -4,11 +4,13 @@
 //! into a node except through what a driver or a client would see too.
 
 mod election;
+mod events;
 mod log;
 mod partition;
 mod state;
 
 pub use election::Elections;
+pub use events::Events;
 pub use log::Logs;
 pub use partition::{Ack, Partitions};
 pub use state::{AckedCommand, States};
@@ -20,6 +22,7 @@ pub struct Checks {
     pub logs: Logs,
     pub partitions: Partitions,
     pub states: States,
+    pub events: Events,
 }
 
 /// What went wrong.

@@ -32,6 +32,8 @@ struct Log {
     unique: bool,
     /// Values of requests that were refused: nothing was written, said the answer.
     refused: BTreeSet<u64>,
+    /// The values of a partition that no client writes to.
+    texts: Vec<Vec<u8>>,
 }
 
 struct Batch {
@@ -188,6 +190,12 @@ impl Partitions {
         self.logs.get(&group).map(|log| log.by_index.keys().copied().collect()).unwrap_or_default()
     }
 
+    /// The record values of a partition that no client writes to, in order.
+    #[must_use]
+    pub fn texts(&self, group: GroupId) -> &[Vec<u8>] {
+        self.logs.get(&group).map_or(&[], |log| &log.texts)
+    }
+
     /// Groups that have any record.
     #[must_use]
     pub fn groups(&self) -> BTreeSet<GroupId> {
@@ -241,6 +249,9 @@ impl Log {
                     return Err(format!("value {value} was refused, and stands at offset {at}"));
                 }
             }
+        }
+        if !self.unique {
+            self.texts.extend(decoded.values.iter().cloned());
         }
         self.end = batch.last_offset + 1;
         self.by_index.insert(batch.index, base);
