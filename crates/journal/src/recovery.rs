@@ -159,8 +159,8 @@ impl Recovery {
             (Asked::Settling, _) => {}
             (asked, _) => unreachable!("{asked:?} is answered with what was asked for"),
         }
-        // Each step asks for the next; the last one has nothing more to ask for.
-        Ok(if io.is_idle() { Ok(self.result()) } else { Err(self) })
+        // Each step asks for the next; the last ones, `settle` and `clean`, have nothing more to ask for.
+        Ok(if io.is_idle() && !self.clean(io) { Ok(self.result()) } else { Err(self) })
     }
 
     fn expect_data(&self, file: FileId, wanted: (u64, usize), data: &Bytes) -> Result<(), JournalError> {
@@ -452,7 +452,7 @@ impl Recovery {
         }
     }
 
-    /// Makes the end safe and removes leftovers.
+    /// Makes the end safe.
     fn settle(&mut self, io: &mut Io) {
         if let Some((sequence, end)) = self.end {
             let file = FileId::Wal(sequence);
@@ -460,19 +460,27 @@ impl Recovery {
                 let data = vec![zero_block()];
                 ask(io, DiskOpKind::Write { file, offset, data, sync: true }, Asked::Settling);
             }
-            let mut offset = self.uncertain.front().map_or(end, |frame| frame.0.min(end));
+            let uncertain = self.uncertain.front().map_or(end, |frame| frame.0.min(end));
+            // The header was written together with the first frame.
+            let mut offset = if uncertain == BLOCK_BYTES { 0 } else { uncertain };
             while offset < end {
                 let len = (end - offset).min(limits::WAL_RECOVERY_READ_BYTES as u64) as usize;
                 ask(io, DiskOpKind::Read { file, offset, len }, Asked::Uncertain(offset));
                 offset += len as u64;
             }
         }
-        for file in std::mem::take(&mut self.remove) {
+    }
+
+    /// Removes leftovers: only now that what makes them leftovers is durable. `false` if there are none.
+    fn clean(&mut self, io: &mut Io) -> bool {
+        let leftovers = std::mem::take(&mut self.remove);
+        for file in &leftovers {
             if let FileId::Wal(sequence) = file {
-                self.segments.remove(&sequence);
+                self.segments.remove(sequence);
             }
-            ask(io, DiskOpKind::Remove { file }, Asked::Settling);
+            ask(io, DiskOpKind::Remove { file: *file }, Asked::Settling);
         }
+        !leftovers.is_empty()
     }
 
     fn result(self: Box<Self>) -> Recovered {
