@@ -31,9 +31,6 @@ pub trait Broker: Clone + Send + Sync + 'static {
     /// The partition's reader, if this node has a replica.
     fn reader(&self, group: GroupId) -> Option<Arc<PartitionReader>>;
 
-    /// This node.
-    fn node(&self) -> NodeId;
-
     /// Changes whenever [`Broker::metadata`] or [`Broker::leader`] may answer differently.
     fn changes(&self) -> watch::Receiver<u64>;
 }

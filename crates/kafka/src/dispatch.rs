@@ -29,11 +29,14 @@ pub(crate) enum Outcome {
     Close(String),
 }
 
+/// Appends a body to a frame.
+type Encode = Box<dyn FnOnce(&mut BytesMut) -> Result<(), String> + Send>;
+
 /// An answer that is encoded only when it is written.
 pub(crate) struct Answer {
     correlation_id: i32,
     header_version: i16,
-    body: Box<dyn FnOnce(&mut BytesMut) -> Result<(), String> + Send>,
+    body: Encode,
 }
 
 impl Answer {

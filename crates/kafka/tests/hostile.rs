@@ -5,9 +5,10 @@ mod common;
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use base::{Millis, SplitMix64};
-use common::{Client, Node, batch, encode_request};
+use common::{Client, Node, batch, encode_request, until};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{ApiKey, MetadataRequest, MetadataResponse, ProduceRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
@@ -136,6 +137,40 @@ async fn unknown_requests_and_versions_are_closed_as_kafka_does() {
         assert_eq!(client.receive_bytes().await, None, "{head:?}");
     }
     alive(address).await;
+}
+
+/// Everything that is logged on this thread, where a single-threaded test runs all its tasks.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn one_line_in_the_log_names_the_peer_and_the_reason() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (_node, address) = Node::start().await;
+    let mut client = Client::connect(address).await;
+    let peer = client.stream.local_addr().unwrap().to_string();
+    client.send_bytes(&[0, 3, 0, 9, 0, 0, 0, 1, 0xff, 0xff, 0, 0xff]).await;
+    assert_eq!(client.receive_bytes().await, None);
+    let lines = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    until("the close is logged", || lines().contains("closed")).await;
+    let about: Vec<String> = lines().lines().filter(|line| line.contains(&peer)).map(str::to_owned).collect();
+    assert_eq!(about.len(), 1, "{about:?}");
+    assert!(about[0].contains("malformed Metadata request (version 9)"), "{}", about[0]);
+    assert!(about[0].contains("larger than the request"), "the whole chain of causes: {}", about[0]);
 }
 
 #[tokio::test]

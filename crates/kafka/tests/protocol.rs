@@ -89,9 +89,9 @@ async fn api_versions_in_every_version_and_beyond() {
     assert_eq!(response.error_code, ResponseError::InvalidRequest.code());
 }
 
-/// Every version that is advertised is asked, with a request that does something.
+/// Here and below: every version that is advertised is asked, with a request that does something.
 #[tokio::test]
-async fn every_advertised_version_works() {
+async fn every_version_of_the_data_path_works() {
     let (node, address) = Node::start().await;
     let mut client = Client::connect(address).await;
     node.create("t", 1);
@@ -121,6 +121,13 @@ async fn every_advertised_version_works() {
         let partition = &response.topics[0].partitions[0];
         assert_eq!((partition.error_code, partition.offset), (0, 11), "list offsets {version}");
     }
+}
+
+#[tokio::test]
+async fn every_version_of_metadata_works() {
+    let (node, address) = Node::start().await;
+    let mut client = Client::connect(address).await;
+    node.create("t", 1);
     for version in 0..=13 {
         let request = MetadataRequest::default()
             .with_topics(Some(vec![MetadataRequestTopic::default().with_name(Some(name("t")))]))
@@ -144,6 +151,12 @@ async fn every_advertised_version_works() {
             assert_eq!(response.topics[0].topic_id, uuid(&node, "t"));
         }
     }
+}
+
+#[tokio::test]
+async fn every_version_about_topics_and_coordinators_works() {
+    let (node, address) = Node::start().await;
+    let mut client = Client::connect(address).await;
     for version in 0..=6 {
         let request = match version {
             0..4 => FindCoordinatorRequest::default().with_key(StrBytes::from_static_str("g")),
@@ -180,7 +193,7 @@ async fn every_advertised_version_works() {
             client.ask(ApiKey::DeleteTopics, version, &request.with_timeout_ms(5000)).await;
         assert_eq!(response.responses[0].error_code, 0, "delete {version}");
     }
-    assert_eq!(node.topics(), ["muster.events", "t"]);
+    assert_eq!(node.topics(), ["muster.events"]);
 }
 
 #[tokio::test]
@@ -208,6 +221,36 @@ async fn answers_leave_in_request_order_and_pipelined_produces_keep_theirs() {
     let response: FetchResponse = client.ask(ApiKey::Fetch, 11, &fetch("t", &[(0, 0)], 0, 1)).await;
     let expected: Vec<String> = (0..20).map(|n| n.to_string()).collect();
     assert_eq!(values(response.responses[0].partitions[0].records.as_ref().unwrap()), expected);
+}
+
+#[tokio::test]
+async fn more_requests_than_the_pipeline_holds_are_all_answered() {
+    let (node, address) = Node::start().await;
+    node.create("t", 1);
+    let mut client = Client::connect(address).await;
+    let requests = 5 * base::limits::KAFKA_PIPELINE_MAX as i64;
+    for _ in 0..requests {
+        client.send(ApiKey::Produce, 9, &produce("t", -1, vec![(0, batch(&["v"]))])).await;
+    }
+    for n in 0..requests {
+        let (id, response) = client.receive::<ProduceResponse>(9).await;
+        assert_eq!((i64::from(id), response.responses[0].partition_responses[0].base_offset), (n + 1, n));
+    }
+    // While answers are held back, no more than the pipeline holds reach the engine.
+    node.hold();
+    for _ in 0..requests {
+        client.send(ApiKey::Produce, 9, &produce("t", -1, vec![(0, batch(&["v"]))])).await;
+    }
+    let group = node.group("t", 0);
+    until("the pipeline is full", || node.proposed(group) == base::limits::KAFKA_PIPELINE_MAX).await;
+    let mut other = Client::connect(address).await;
+    let _: MetadataResponse = other.ask(ApiKey::Metadata, 9, &MetadataRequest::default().with_topics(None)).await;
+    assert_eq!(node.proposed(group), base::limits::KAFKA_PIPELINE_MAX);
+    node.commit();
+    for n in requests..2 * requests {
+        let (_, response) = client.receive::<ProduceResponse>(9).await;
+        assert_eq!(response.responses[0].partition_responses[0].base_offset, n);
+    }
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const TERM: u64 = 3;
 
 type Outcome = Result<Reply, RequestError>;
+/// A producer that waits, and the offset to tell it.
+type Waiter = (i64, oneshot::Sender<Outcome>);
 
 #[derive(Clone)]
 pub struct Node(Arc<Inner>);
@@ -49,7 +51,7 @@ struct Replica {
     partition: Partition,
     reader: Arc<PartitionReader>,
     log: Vec<(u64, Bytes)>,
-    proposed: VecDeque<(Bytes, Option<(i64, oneshot::Sender<Outcome>)>)>,
+    proposed: VecDeque<(Bytes, Option<Waiter>)>,
     next_index: u64,
     leader: Option<(NodeId, u64)>,
 }
@@ -319,10 +321,6 @@ impl Broker for Node {
 
     fn reader(&self, group: GroupId) -> Option<Arc<PartitionReader>> {
         self.state().partitions.get(&group).map(|replica| replica.reader.clone())
-    }
-
-    fn node(&self) -> NodeId {
-        NodeId(1)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
