@@ -18,6 +18,8 @@ pub const RAFT_INFLIGHT_MAX: usize = 64;
 pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of applied entries that one group keeps in memory for followers that lag a little.
 pub const RAFT_RESIDENT_BYTES_MAX: usize = 1 << 20;
+/// Requests for votes kept for replicas that are not born or recovered yet, one per group.
+pub const EARLY_VOTES_MAX: usize = 1_024;
 /// Bytes that one read of the log returns.
 pub const LOG_READ_BYTES_MAX: usize = 4 << 20;
 

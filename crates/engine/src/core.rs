@@ -6,7 +6,7 @@ use base::{GroupId, NodeId, Now};
 use journal::{Journal, JournalConfig, RecoveredGroup};
 use metadata::Metadata;
 use multiraft::{MultiRaft, MultiRaftConfig};
-use wire::{Channel, PeerMessage};
+use wire::{Channel, PeerMessage, RaftMessage};
 
 use crate::checkpoints::Checkpoints;
 use crate::directory::{Leaders, Peers};
@@ -45,6 +45,8 @@ pub struct NodeCore {
     pub(crate) parked: BTreeMap<GroupId, RecoveredGroup>,
     /// Groups whose removal from the journal is under way.
     pub(crate) removing: BTreeSet<GroupId>,
+    /// Requests for votes to replicas that do not run yet.
+    pub(crate) early_votes: BTreeMap<GroupId, RaftMessage>,
     pub(crate) metadata: Metadata,
     pub(crate) metadata_changed: bool,
     /// Partitions with news for their readers.
@@ -83,6 +85,7 @@ impl NodeCore {
             groups: BTreeMap::new(),
             parked: BTreeMap::new(),
             removing: BTreeSet::new(),
+            early_votes: BTreeMap::new(),
             metadata: Metadata::default(),
             metadata_changed: false,
             unpublished: BTreeSet::new(),

@@ -205,6 +205,7 @@ impl NodeCore {
             checkpoint: checkpoint.meta,
         };
         self.raft.create(init);
+        self.answer_early_vote(group);
         self.unpublished.insert(group);
         if group == GroupId::META {
             self.meta_born(checkpoint.state);
@@ -275,6 +276,7 @@ impl NodeCore {
 
     fn remove_group(&mut self, group: GroupId) {
         self.parked.remove(&group);
+        self.early_votes.remove(&group);
         if let Some(entry) = self.groups.remove(&group) {
             self.abandon(entry, "the partition was deleted");
             self.raft.remove(group);

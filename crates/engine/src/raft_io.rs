@@ -1,5 +1,6 @@
 //! Between Raft and the rest: messages in and out, rounds, roles.
 
+use base::limits::EARLY_VOTES_MAX;
 use base::{GroupId, Incarnation, NodeId};
 use journal::{GroupAppend, Round};
 use multiraft::{Output, Role, RoleChange};
@@ -43,8 +44,24 @@ impl NodeCore {
         if message.kind == RaftMessageKind::Snapshot {
             return self.pull_checkpoint(from, group, message);
         }
+        let asks = matches!(message.kind, RaftMessageKind::Vote | RaftMessageKind::PreVote);
+        if asks && !self.groups.get(&group).is_some_and(crate::groups::Group::running) {
+            if self.early_votes.len() < EARLY_VOTES_MAX || self.early_votes.contains_key(&group) {
+                self.early_votes.insert(group, message);
+            }
+            return;
+        }
         // Refusals are the expected fate of late and stray messages; `multiraft` counts them.
         let _ = self.raft.step(group, message);
+    }
+
+    /// A replica runs from now on: it answers whoever asked for its vote before. The first replica of a new group
+    /// campaigns as soon as it is born, which is often before the others have heard of the group; without this it would
+    /// lead only after an election timeout.
+    pub(crate) fn answer_early_vote(&mut self, group: GroupId) {
+        if let Some(message) = self.early_votes.remove(&group) {
+            let _ = self.raft.step(group, message);
+        }
     }
 
     pub(crate) fn peer_up(&mut self, node: NodeId, incarnation: Incarnation) {

@@ -77,9 +77,11 @@ impl NodeCore {
             unapplied,
             campaign: single,
         });
+        let applied = entry.applied;
+        self.answer_early_vote(group);
         self.unpublished.insert(group);
         if group == GroupId::META {
-            if entry.applied > 0 && self.config.formation != Formation::Restart {
+            if applied > 0 && self.config.formation != Formation::Restart {
                 self.effects.push(Effect::Formed);
             }
             self.recovered();
