@@ -1,1 +1,45 @@
-fn main() {}
+//! The `muster` command: starts nodes, and asks them for things.
+//!
+//! Verbs that are operations come from the registry ([`operations`]) by way of [`doors::cli`] and travel to a node's
+//! API; only what starts processes is written here. Exit codes: 0 done, 1 failed, 2 misused.
+
+mod client;
+mod command;
+mod demo;
+mod dev;
+mod remote;
+mod signals;
+mod start;
+mod terminal;
+
+use std::process::ExitCode;
+
+/// Reserves memory lazily: the Kafka decoder believes element counts before it has seen the elements
+/// (docs/decisions: the Kafka codec).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let registry = match operations::registry() {
+        Ok(registry) => registry,
+        Err(error) => return terminal::fail(&anyhow::Error::new(error)),
+    };
+    let matches = match command::parse(command::command(&registry), std::env::args_os().collect()) {
+        Ok(matches) => matches,
+        // Help and version are "errors" that print to stdout and end with 0; misuse ends with 2.
+        Err(error) => error.exit(),
+    };
+    let outcome = match matches.subcommand() {
+        Some(("up", args)) => start::up(args),
+        Some(("join", args)) => start::join(args),
+        Some(("node", args)) if args.subcommand().is_none() => start::node(args),
+        Some(("dev", args)) => dev::run(args),
+        Some(("demo", args)) => demo::run(&registry, args),
+        Some(("version", _)) => terminal::print(concat!("muster ", env!("CARGO_PKG_VERSION"))),
+        _ => return remote::run(&registry, &matches),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => terminal::fail(&error),
+    }
+}

@@ -14,6 +14,8 @@ mod ports;
 mod task;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod token;
 mod topic;
 mod vm;

@@ -1,0 +1,257 @@
+//! The command line: what starts processes is written here, everything else is drawn from the registry.
+
+use clap::builder::PossibleValuesParser;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgAction, Command, value_parser};
+use operations::Ports;
+use ops::Registry;
+
+/// Where the API is, if nothing else is said.
+pub(crate) const API_DEFAULT: &str = "127.0.0.1:7400";
+/// Names a node's API, if `--api` does not.
+pub(crate) const API_ENV: &str = "MUSTER_API";
+
+/// The whole command line.
+pub(crate) fn command(registry: &Registry<Ports>) -> Command {
+    let mut remote = doors::cli::commands(registry);
+    let node = match remote.iter().position(|command| command.get_name() == "node") {
+        Some(at) => remote.remove(at),
+        None => Command::new("node"),
+    };
+    Command::new("muster")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("One binary that turns a handful of Linux machines into a cluster: microVMs and a Kafka-compatible log")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(
+            Arg::new("api")
+                .long("api")
+                .global(true)
+                .value_name("ADDR")
+                .help(format!("The node to ask, host:port [default: ${API_ENV}, or {API_DEFAULT}]")),
+        )
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .short('o')
+                .global(true)
+                .value_name("FORMAT")
+                .value_parser(PossibleValuesParser::new(["human", "json"]))
+                .default_value("human")
+                .hide_possible_values(false)
+                .help("Tables for people, or JSON for programs"),
+        )
+        .subcommand(node_flags(up()))
+        .subcommand(node_flags(join()))
+        .subcommand(dev())
+        .subcommand(demo())
+        .subcommand(node_command(node))
+        .subcommand(Command::new("version").about("Print the version"))
+        .subcommands(remote)
+}
+
+/// Parses a command line.
+///
+/// # Errors
+/// Help, version and misuse, as clap tells of them; also a verb that is only one letter away is suggested.
+pub(crate) fn parse(command: Command, words: Vec<std::ffi::OsString>) -> Result<clap::ArgMatches, clap::Error> {
+    let mut parser = command.clone();
+    parser.try_get_matches_from_mut(&words).map_err(|mut error| {
+        // clap's own measure misses short words: "vn" for "vm".
+        let suggested = error.get(ContextKind::SuggestedSubcommand).is_some();
+        let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidSubcommand) else { return error };
+        let before = words.iter().skip(1).take_while(|word| *word != wrong.as_str()).filter_map(|word| word.to_str());
+        let group = before.fold(&command, |at, word| at.find_subcommand(word).unwrap_or(at));
+        let names = group.get_subcommands().flat_map(|verb| verb.get_all_aliases().chain([verb.get_name()]));
+        let near = ops::nearest(wrong, names.collect::<Vec<_>>()).map(str::to_owned);
+        if let (false, Some(near)) = (suggested, near) {
+            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![near]));
+        }
+        error
+    })
+}
+
+fn up() -> Command {
+    Command::new("up").about("Start one node here, with everything in it").after_help(
+        "Without a cluster in the data directory it forms a new one; otherwise it goes on with that one.\n\n\
+         Examples:\n  muster up                                   data in ./muster-data, the default ports\n  \
+         muster up --kafka-listen 127.0.0.1:19092    another port for Kafka clients",
+    )
+}
+
+fn join() -> Command {
+    Command::new("join")
+        .about("Start a node here that joins a cluster")
+        .arg(
+            Arg::new("token")
+                .required(true)
+                .value_name("TOKEN")
+                .help("As `muster token create` printed it; `-` reads it from standard input"),
+        )
+        .after_help(
+            "Peers must be able to reach this node: on another host, name an address of it.\n\nExamples:\n  \
+             muster join muster1_... --peer-listen 10.0.0.2:7401 --kafka-listen 10.0.0.2:9092",
+        )
+}
+
+/// `muster node --config FILE` starts a node; `muster node list` is an operation.
+fn node_command(operations: Command) -> Command {
+    operations
+        .about("Start a node from a configuration file; list the nodes")
+        .subcommand_required(false)
+        .arg_required_else_help(true)
+        .args_conflicts_with_subcommands(true)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .required(true)
+                .value_parser(value_parser!(std::path::PathBuf))
+                .help("TOML; the production start"),
+        )
+        .arg(parent_arg())
+}
+
+fn dev() -> Command {
+    listen_flags(
+        Command::new("dev")
+            .about("Start a cluster of several nodes on this machine")
+            .arg(
+                Arg::new("nodes")
+                    .long("nodes")
+                    .value_name("N")
+                    .value_parser(value_parser!(u16).range(1..=32))
+                    .help("How many nodes [default: 3, or as many as the data directory holds]"),
+            )
+            .arg(data_dir("./muster-dev"))
+            .arg(kernel())
+            .after_help(
+                "The flags for listening are those of the first node; the others take the next free ports.\n\
+                 Starting it again on the same data directory goes on with the same cluster.\n\n\
+                 Examples:\n  muster dev                three nodes, data in ./muster-dev\n  \
+                 muster dev --nodes 5      five",
+            ),
+    )
+}
+
+fn demo() -> Command {
+    listen_flags(
+        Command::new("demo")
+            .about("Show the main thing: a cluster, a VM, its console out of Kafka")
+            .arg(data_dir("a temporary directory"))
+            .arg(kernel())
+            .arg(
+                Arg::new("exit")
+                    .long("exit")
+                    .action(ArgAction::SetTrue)
+                    .help("Stop everything at the end instead of waiting for Ctrl-C"),
+            ),
+    )
+}
+
+fn node_flags(command: Command) -> Command {
+    listen_flags(
+        command
+            .arg(data_dir("./muster-data"))
+            .arg(Arg::new("name").long("name").value_name("NAME").help("The node's name [default: this host's]"))
+            .arg(kernel())
+            .arg(
+                Arg::new("label")
+                    .long("label")
+                    .value_name("KEY=VALUE")
+                    .action(ArgAction::Append)
+                    .help("Such as zone=a; may be given several times"),
+            )
+            .arg(parent_arg()),
+    )
+}
+
+fn listen_flags(command: Command) -> Command {
+    let flag = |name: &'static str, port: u16, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("ADDR")
+            .value_parser(value_parser!(std::net::SocketAddr))
+            .help(format!("{help} [default: 127.0.0.1:{port}]"))
+    };
+    command
+        .arg(flag("kafka-listen", node::KAFKA_PORT, "Where Kafka clients connect (TCP)"))
+        .arg(flag("api-listen", node::API_PORT, "Where the API listens (TCP)"))
+        .arg(flag("peer-listen", node::PEER_PORT, "Where other nodes connect (UDP)"))
+}
+
+fn data_dir(default: &str) -> Arg {
+    Arg::new("data-dir")
+        .long("data-dir")
+        .value_name("DIR")
+        .value_parser(value_parser!(std::path::PathBuf))
+        .help(format!("Where everything is kept [default: {default}]"))
+}
+
+fn kernel() -> Arg {
+    Arg::new("kernel")
+        .long("kernel")
+        .value_name("FILE")
+        .value_parser(value_parser!(std::path::PathBuf))
+        .help("Kernel of the built-in image, instead of fetching one")
+}
+
+/// The process that started this one: the node ends when it does.
+fn parent_arg() -> Arg {
+    Arg::new("parent").long("parent").hide(true).value_name("PID").value_parser(value_parser!(i32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        command(&operations::registry().unwrap()).debug_assert();
+    }
+
+    fn parse(line: &str) -> Result<clap::ArgMatches, String> {
+        let words = line.split_whitespace().map(Into::into).collect();
+        super::parse(command(&operations::registry().unwrap()), words).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_example_in_the_docs_parses_to_a_valid_input() {
+        let registry = operations::registry().unwrap();
+        for spec in registry.specs() {
+            assert!(!spec.examples.is_empty(), "{} has no example", spec.name);
+            assert!(!spec.docs.is_empty(), "{} has no docs", spec.name);
+            for example in spec.examples {
+                let matches = parse(example.command).unwrap_or_else(|error| panic!("{}: {error}", example.command));
+                let wanted = doors::cli::wanted(&registry, &matches).unwrap().unwrap();
+                assert_eq!(wanted.spec.name, spec.name, "{}", example.command);
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_verbs_and_flags_suggest_the_nearest() {
+        for (line, expect) in [
+            ("muster vn list", "'vm'"),
+            ("muster statsu", "'status'"),
+            ("muster vm crate web", "'create'"),
+            ("muster vm create web --cpu 2", "'--cpus'"),
+            ("muster vm create web --memory 2", "'--memory-mib'"),
+            ("muster up --data-dri x", "'--data-dir'"),
+            ("muster dev --node 3", "'--nodes'"),
+            ("muster vm list --outptu json", "'--output'"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains("similar") && error.contains(expect), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn node_is_a_start_and_a_noun() {
+        let config = parse("muster node --config x.toml").unwrap();
+        assert!(config.subcommand_matches("node").unwrap().subcommand().is_none());
+        assert!(parse("muster node list -o json").is_ok());
+        assert!(parse("muster node").is_err());
+        assert!(parse("muster node --config x.toml list").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! `muster dev`: a real cluster on one machine, each node a process of its own.
+
+mod child;
+mod cluster;
+mod layout;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ArgMatches;
+
+pub(crate) use cluster::{Cluster, Plan, prepare_dir};
+pub(crate) use layout::{FirstNode, Layout};
+
+use crate::signals::Signals;
+use crate::terminal;
+
+/// Starts the cluster, stays until Ctrl-C, stops it.
+pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let signals = Signals::catch()?;
+    let registry = operations::registry()?;
+    let dir = prepare_dir(&args.get_one::<PathBuf>("data-dir").cloned().unwrap_or_else(|| "muster-dev".into()))?;
+    let nodes = args.get_one::<u16>("nodes").map(|nodes| usize::from(*nodes));
+    let layout = Layout::open(&dir, nodes, first_node(args))?;
+    let kernel = args.get_one::<PathBuf>("kernel").cloned();
+    let plan = Plan { registry: &registry, dir, layout, kernel, signals: &signals };
+    terminal::print(format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
+    let Some(mut cluster) = Cluster::start(&plan)? else { return Ok(()) };
+    terminal::print(format!(
+        "all {} nodes are ready after {:.1} s\n",
+        cluster.nodes.len(),
+        began.elapsed().as_secs_f64()
+    ))?;
+    terminal::print(welcome(&plan))?;
+    cluster.watch(&signals);
+    terminal::print("stopping")?;
+    cluster.stop(&signals);
+    Ok(())
+}
+
+/// Where the first node is to listen.
+pub(crate) fn first_node(args: &ArgMatches) -> FirstNode {
+    let address = |flag: &str| args.get_one(flag).copied();
+    FirstNode { kafka: address("kafka-listen"), api: address("api-listen"), peer: address("peer-listen") }
+}
+
+/// What listens where, and what to try next.
+fn welcome(plan: &Plan<'_>) -> String {
+    let rows: Vec<Vec<String>> = plan
+        .layout
+        .nodes
+        .iter()
+        .map(|node| vec![node.name.clone(), node.kafka.to_string(), node.api.to_string(), node.peer.to_string()])
+        .collect();
+    let table = ops::human::table(&["NODE", "KAFKA", "API", "PEERS (UDP)"], &rows);
+    let (api, kafka) = match plan.layout.nodes.first() {
+        Some(first) => (api_flag(first.api), first.kafka.to_string()),
+        None => (String::new(), String::new()),
+    };
+    format!(
+        "{table}\n\nTry next:\n  muster status{api}\n  muster vm create hello --wait{api}\n  \
+         echo hello | kcat -b {kafka} -P -t greetings\n\nLogs are in {}. Ctrl-C stops everything.",
+        plan.dir.join("*.log").display()
+    )
+}
+
+/// ` --api ADDR`, unless that is where the command line looks anyway.
+pub(crate) fn api_flag(api: std::net::SocketAddr) -> String {
+    if api.to_string() == crate::command::API_DEFAULT { String::new() } else { format!(" --api {api}") }
+}

@@ -1,0 +1,106 @@
+//! `up`, `join`, `node`: this process becomes a node.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::ArgMatches;
+use node::{Config, Node};
+use tracing_subscriber::EnvFilter;
+
+use crate::terminal;
+
+/// What is logged, if nothing else is said.
+const LOG_ENV: &str = "MUSTER_LOG";
+
+/// `muster up`.
+pub(crate) fn up(args: &ArgMatches) -> anyhow::Result<()> {
+    start(from_flags(args)?, args)
+}
+
+/// `muster join TOKEN`.
+pub(crate) fn join(args: &ArgMatches) -> anyhow::Result<()> {
+    let mut config = from_flags(args)?;
+    let text = match args.get_one::<String>("token").map(String::as_str) {
+        Some("-") => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).context("cannot read the token from standard input")?;
+            line
+        }
+        Some(token) => token.to_owned(),
+        None => bail!("a token is needed: make one with `muster token create`"),
+    };
+    config.join = Some(text.parse()?);
+    start(config, args)
+}
+
+/// `muster node --config FILE`.
+pub(crate) fn node(args: &ArgMatches) -> anyhow::Result<()> {
+    let Some(path) = args.get_one::<PathBuf>("config") else { bail!("--config FILE is needed") };
+    start(Config::from_file(path)?, args)
+}
+
+fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
+    let data_dir = args.get_one::<PathBuf>("data-dir").cloned().unwrap_or_else(|| "muster-data".into());
+    let mut config = Config::embedded(data_dir);
+    if let Some(name) = args.get_one::<String>("name") {
+        config.name = node::valid_name(name).map_err(anyhow::Error::msg)?.to_owned();
+    }
+    for text in args.get_many::<String>("label").into_iter().flatten() {
+        let (key, value) = node::parse_label(text).map_err(anyhow::Error::msg)?;
+        config.labels.insert(key, value);
+    }
+    let address = |flag: &str| args.get_one::<SocketAddr>(flag).copied();
+    config.kafka_listen = address("kafka-listen").unwrap_or(config.kafka_listen);
+    config.api_listen = address("api-listen").unwrap_or(config.api_listen);
+    config.peer_listen = address("peer-listen").unwrap_or(config.peer_listen);
+    config.kernel = args.get_one::<PathBuf>("kernel").cloned();
+    Ok(config)
+}
+
+fn start(config: Config, args: &ArgMatches) -> anyhow::Result<()> {
+    if let Some(parent) = args.get_one::<i32>("parent") {
+        end_with(*parent)?;
+    }
+    log_to_stderr()?;
+    let (name, began) = (config.name.clone(), Instant::now());
+    node::run(config, |node| announce(&name, began, node))?;
+    Ok(())
+}
+
+/// The kernel ends this process when the one that started it ends, however that came about.
+fn end_with(parent: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("cannot tie this process to the one that started it")?;
+    // It may have ended before that.
+    if rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero).map(i32::from) != Some(parent) {
+        bail!("the process {parent} that started this one has ended");
+    }
+    Ok(())
+}
+
+fn log_to_stderr() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env(LOG_ENV).unwrap_or_else(|_| EnvFilter::new("info,iroh=warn,noq=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}
+
+/// Says what listens where and what to try next.
+fn announce(name: &str, began: Instant, node: &Node) {
+    let (kafka, api) = (node.kafka, node.api);
+    let api_flag = if api.port() == node::API_PORT { String::new() } else { format!(" --api {api}") };
+    // Whoever started this process may have closed its output; the node runs all the same.
+    let _ = terminal::print(format!(
+        "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}\n  API    {api}\n\nTry next:\n  \
+         muster{api_flag} status\n  muster{api_flag} vm create hello --wait\n  \
+         kcat -b {kafka} -C -t muster.events -o beginning -e\n  muster{api_flag} token create",
+        node.id(),
+        began.elapsed().as_secs_f64()
+    ));
+}

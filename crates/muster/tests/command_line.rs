@@ -1,0 +1,92 @@
+//! The built binary, as people call it: help, mistakes, exit codes, a node that is not there.
+#![allow(clippy::unwrap_used)]
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn muster(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_muster"))
+        .args(args)
+        .env_remove("MUSTER_API")
+        .env("COLUMNS", "120")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Compares with a committed text; `UPDATE=1` rewrites it.
+fn golden(name: &str, actual: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, actual).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), actual, "{name}; UPDATE=1 rewrites it");
+}
+
+#[test]
+fn help_is_as_committed() {
+    for args in [
+        vec!["--help"],
+        vec!["vm", "--help"],
+        vec!["vm", "create", "--help"],
+        vec!["vm", "logs", "-h"],
+        vec!["up", "-h"],
+    ] {
+        let output = muster(&args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        let name = format!("{}.txt", args.join("_").replace("--", "").replace('-', ""));
+        golden(&name, &text(&output.stdout));
+    }
+}
+
+#[test]
+fn mistakes_end_with_2_and_say_what_was_meant() {
+    for (args, says) in [
+        (vec!["vm", "lsit"], "'list'"),
+        (vec!["vm", "create"], "<NAME>"),
+        (vec!["vm", "create", "web", "--cpu", "1"], "'--cpus'"),
+        (vec!["vm", "create", "web", "--cpus", "0"], "error: `cpus` must be at least 1, is 0"),
+        (vec!["vm", "create", "web", "--cpus", "two"], "error: `cpus` must be an integer, is \"two\""),
+        (vec!["topic", "create", "t", "--config", "x"], "error: `config` must be KEY=VALUE, is \"x\""),
+        (vec!["status", "--output", "yaml"], "[possible values: human, json]"),
+        (vec!["node"], "--config"),
+    ] {
+        let output = muster(&args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(says), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn where_no_node_answers_it_says_so_and_ends_with_1() {
+    // A port that was free a moment ago, with nobody listening.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let output = muster(&["status", "--api", &address]);
+    assert_eq!(output.status.code(), Some(1));
+    let expect = format!("error: no node answers at {address}: start one with `muster up`, or name one with --api\n");
+    assert_eq!(text(&output.stderr), expect);
+    let json = muster(&["status", "--api", &address, "--output", "json"]);
+    let error: serde_json::Value = serde_json::from_slice(&json.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "unreachable");
+    let strange = muster(&["status", "--api", "not an address"]);
+    assert_eq!(strange.status.code(), Some(1));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_refused_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("node.toml");
+    std::fs::write(&file, "name = \"a\"\nkafka_lisen = \"127.0.0.1:0\"\n").unwrap();
+    let output = muster(&["node", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let expect = format!("error: {}:2: unknown key \"kafka_lisen\": did you mean \"kafka_listen\"?\n", file.display());
+    assert_eq!(text(&output.stderr), expect);
+    let output = muster(&["join", "hello"]);
+    assert!(text(&output.stderr).contains("not a muster join token"), "{}", text(&output.stderr));
+}

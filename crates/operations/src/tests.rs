@@ -1,0 +1,190 @@
+//! Every operation against real tables and nodes that do not always answer.
+
+use base::ErrorCode;
+use compute::VmReportEvent;
+use serde_json::{Value, json};
+
+use crate::testing::{Mood, World};
+
+fn code(result: Result<Value, ops::OpError>) -> ErrorCode {
+    result.unwrap_err().code
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_listed_with_the_reason() {
+    let world = World::new(4);
+    world.mood(2, Mood::Fails("connection refused"));
+    world.mood(3, Mood::Hangs);
+    world.mood(4, Mood::Joining("waits for the checkpoint of __meta"));
+    let status = world.value("cluster.status", json!({})).unwrap();
+    let nodes: Vec<_> = status["nodes"].as_array().unwrap().iter().map(|n| (&n["state"], &n["reason"])).collect();
+    assert_eq!(
+        nodes,
+        [
+            (&json!("ready"), &json!("")),
+            (&json!("unreachable"), &json!("connection refused")),
+            (&json!("unreachable"), &json!("no answer within 2.000 s")),
+            (&json!("joining"), &json!("waits for the checkpoint of __meta")),
+        ]
+    );
+    assert_eq!(status["nodes"][1]["vms_running"], Value::Null, "what nobody said is not invented");
+    let groups = world.value("group.list", json!({})).unwrap();
+    assert_eq!(groups["nodes"].as_array().unwrap().len(), 4);
+    assert_eq!((&groups["nodes"][2]["reachable"], &groups["nodes"][2]["groups"]), (&json!(false), &json!([])));
+    let tasks = world.value("task.list", json!({})).unwrap();
+    assert_eq!(tasks["nodes"][1]["reason"], "connection refused");
+    assert_eq!(tasks["nodes"][0]["tasks"][0]["path"], "engine");
+}
+
+#[test]
+fn the_status_fits_one_screen_and_says_what_can_be_lost() {
+    let world = World::new(3);
+    for n in 0..30 {
+        world.value("vm.create", json!({ "name": format!("vm{n}") })).unwrap();
+    }
+    let shown = world.shown("cluster.status", json!({}));
+    assert!(shown.lines().count() <= 40, "{shown}");
+    assert!(
+        shown.starts_with("cluster abababab: 3 nodes, no fault tolerance: muster.events/0 has 1 voter\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("__meta: leader node1, term 2"), "{shown}");
+    assert!(shown.contains("... and 22 more: `muster vm list`"), "{shown}");
+    let one = World::new(1).shown("cluster.status", json!({}));
+    assert!(one.starts_with("cluster abababab: 1 node, no fault tolerance: 1 node\n"), "{one}");
+}
+
+#[test]
+fn a_token_leads_back_to_the_cluster_and_only_its_hash_stays() {
+    let world = World::new(2);
+    let made = world.value("token.create", json!({ "uses": 3 })).unwrap();
+    let token: wire::JoinToken = made["token"].as_str().unwrap().parse().unwrap();
+    assert_eq!((token.cluster.0, token.id, token.secret), ([0xab; 16], made["id"].as_u64().unwrap(), [7; 32]));
+    assert_eq!(
+        token.seeds.iter().map(|s| s.direct[0].as_str()).collect::<Vec<_>>(),
+        ["10.0.0.1:7401", "10.0.0.2:7401"]
+    );
+    assert_eq!(made["command"], format!("muster join {token}"));
+    let listed = world.value("token.list", json!({})).unwrap();
+    assert_eq!((&listed["tokens"][0]["uses_left"], &listed["tokens"][0]["state"]), (&json!(3), &json!("usable")));
+    assert!(!listed.to_string().contains(made["token"].as_str().unwrap()));
+    world.value("token.revoke", json!({ "id": made["id"] })).unwrap();
+    assert_eq!(code(world.value("token.revoke", json!({ "id": made["id"] }))), ErrorCode::NotFound);
+}
+
+#[test]
+fn topics_live_and_die() {
+    let world = World::new(3);
+    let made = world.value("topic.create", json!({ "name": "orders", "partitions": 2 })).unwrap();
+    assert_eq!((&made["partitions"], &made["replication_factor"]), (&json!(2), &Value::Null));
+    assert_eq!(code(world.value("topic.create", json!({ "name": "orders" }))), ErrorCode::AlreadyExists);
+    let described = world.value("topic.describe", json!({ "name": "orders" })).unwrap();
+    assert_eq!(described["partitions"][1]["leader"], "node1");
+    assert_eq!(described["partitions"][1]["high_watermark"], 5);
+    for (input, field) in [
+        (json!({ "name": "a b" }), "name"),
+        (json!({ "name": "x", "partitions": 0 }), "partitions"),
+        (json!({ "name": "x", "config": { "retention.sm": "1" } }), "config"),
+        (json!({ "name": "x", "config": { "retention.ms": "soon" } }), "config"),
+    ] {
+        let error = world.value("topic.create", input).unwrap_err();
+        assert_eq!((error.code, error.field.as_deref()), (ErrorCode::InvalidArgument, Some(field)), "{error:?}");
+    }
+    let error = world.value("topic.delete", json!({ "name": "order" })).unwrap_err();
+    assert_eq!(error.hint.as_deref(), Some("did you mean `orders`?"));
+    world.value("topic.delete", json!({ "name": "orders" })).unwrap();
+    assert_eq!(code(world.value("topic.describe", json!({ "name": "orders" }))), ErrorCode::NotFound);
+    assert_eq!(code(world.value("topic.delete", json!({ "name": "muster.events" }))), ErrorCode::InvalidArgument);
+}
+
+#[test]
+fn a_vm_is_recorded_with_its_defaults_and_shown() {
+    let world = World::new(2);
+    let made = world.value("vm.create", json!({ "name": "web" })).unwrap();
+    assert_eq!((&made["cpus"], &made["memory_mib"], &made["image"]), (&json!(1), &json!(128), &json!("minimal")));
+    assert_eq!((&made["phase"], &made["node"]), (&json!("Pending"), &Value::Null));
+    world.vm_events("web", 2, &[VmReportEvent::Started, VmReportEvent::Ready]);
+    let shown = world.shown("vm.list", json!({}));
+    let row: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[..4], ["web", "Running", "node2", "1"], "{shown}");
+    assert_eq!(world.value("vm.inspect", json!({ "name": "web" })).unwrap()["placement"], "the only one");
+    assert_eq!(world.value("vm.stop", json!({ "name": "web" })).unwrap()["phase"], "Stopping");
+    assert_eq!(world.value("vm.delete", json!({ "name": "web" })).unwrap()["gone"], false);
+}
+
+#[test]
+fn mistaken_vms_are_refused_with_what_to_write() {
+    let world = World::new(2);
+    world.value("vm.create", json!({ "name": "web" })).unwrap();
+    for (operation, input, expect, says) in [
+        ("vm.create", json!({ "name": "web" }), ErrorCode::AlreadyExists, "VM web exists already"),
+        ("vm.create", json!({ "name": "Web" }), ErrorCode::InvalidArgument, "`name` is refused"),
+        (
+            "vm.create",
+            json!({ "name": "a", "memory_mib": 1 }),
+            ErrorCode::InvalidArgument,
+            "`memory_mib` must be at least 80",
+        ),
+        ("vm.create", json!({ "name": "a", "cpus": 257 }), ErrorCode::InvalidArgument, "`cpus` must be at most 256"),
+        ("vm.create", json!({ "name": "a", "node": "node9" }), ErrorCode::NotFound, "no node is named \"node9\""),
+        ("vm.stop", json!({ "name": "wbe" }), ErrorCode::NotFound, "there is no VM \"wbe\""),
+        ("vm.inspect", json!({ "name": "x" }), ErrorCode::NotFound, "there is no VM \"x\""),
+        ("vm.delete", json!({ "name": "x" }), ErrorCode::NotFound, "there is no VM \"x\""),
+    ] {
+        let error = world.value(operation, input).unwrap_err();
+        assert_eq!(error.code, expect, "{error:?}");
+        assert!(error.message.starts_with(says), "{error:?}");
+    }
+}
+
+#[test]
+fn without_a_leader_writes_fail_and_reads_say_how_to_go_on() {
+    let world = World::new(3);
+    world.no_leader();
+    assert_eq!(code(world.value("vm.create", json!({ "name": "web" }))), ErrorCode::NoLeader);
+    let error = world.value("vm.list", json!({})).unwrap_err();
+    assert!(error.hint.unwrap().contains("--stale"));
+    assert!(world.value("vm.list", json!({ "stale": true })).is_ok());
+    let status = world.value("cluster.status", json!({})).unwrap();
+    assert_eq!(status["meta"]["leader"], Value::Null);
+}
+
+#[test]
+fn logs_need_the_topic_but_not_the_vm() {
+    let world = World::new(1);
+    let error = world.items("vm.logs", json!({ "name": "web" })).unwrap_err();
+    assert_eq!(error.message, "there is no VM \"web\"");
+    world.value("vm.create", json!({ "name": "web" })).unwrap();
+    world.value("vm.delete", json!({ "name": "web" })).unwrap();
+    assert_eq!(code(world.value("vm.inspect", json!({ "name": "web" }))), ErrorCode::NotFound, "it had no node: gone");
+    let lines = world.items("vm.logs", json!({ "name": "web", "tail": 3, "follow": true })).unwrap();
+    assert_eq!(lines[0].as_ref().unwrap()["line"], "vm.web.console Tail(3) true");
+}
+
+#[test]
+fn waiting_shows_each_change_and_how_it_ended() {
+    let world = World::new(1);
+    world.patient();
+    world.value("vm.create", json!({ "name": "web" })).unwrap();
+    let changes = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| world.items("vm.wait", json!({ "name": "web" })).unwrap());
+        world.vm_events("web", 1, &[VmReportEvent::Started, VmReportEvent::Ready]);
+        waiting.join().unwrap()
+    });
+    let last = changes.last().unwrap().as_ref().unwrap();
+    assert_eq!(last["vm"]["phase"], "Running");
+
+    world.value("vm.create", json!({ "name": "bad" })).unwrap();
+    world.vm_events("bad", 1, &[VmReportEvent::Failed { reason: "no such image".into() }]);
+    let changes = world.items("vm.wait", json!({ "name": "bad" })).unwrap();
+    let error = changes.last().unwrap().as_ref().unwrap_err();
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::FailedPrecondition, "VM bad failed: no such image"));
+
+    let world = World::new(1);
+    world.value("vm.create", json!({ "name": "web" })).unwrap();
+    let changes = world.items("vm.wait", json!({ "name": "web", "timeout_s": 5 })).unwrap();
+    let error = changes.last().unwrap().as_ref().unwrap_err();
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::DeadlineExceeded, "after 5 s VM web is Pending"));
+    let gone = world.items("vm.wait", json!({ "name": "never", "until": "gone" })).unwrap();
+    assert_eq!(gone[0].as_ref().unwrap()["vm"], Value::Null);
+}
