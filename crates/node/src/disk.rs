@@ -115,7 +115,10 @@ impl Shared {
         }
     }
 
+    /// What is listed is durable: a rename that a killed process left unsynced must not be undone by a later power
+    /// loss, after the journal has built on it.
     fn list(&self) -> io::Result<Vec<(FileId, u64)>> {
+        self.sync_dir()?;
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let entry = entry?;

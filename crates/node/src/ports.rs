@@ -44,10 +44,6 @@ impl kafka::Broker for NodeHandle {
         NodeHandle::reader(self, group)
     }
 
-    fn node(&self) -> NodeId {
-        self.me()
-    }
-
     fn changes(&self) -> watch::Receiver<u64> {
         self.views.changes.subscribe()
     }

@@ -55,11 +55,11 @@ pub struct Node {
     _data: Arc<DataDir>,
 }
 
-/// Runs a node until SIGINT or SIGTERM, calling `started` when it serves. Blocks.
+/// Runs a node until SIGINT or SIGTERM, calling `ready` once, when it is a member that can do its work. Blocks.
 ///
 /// # Errors
 /// If it does not start, or must stop by itself.
-pub fn run(config: Config, started: impl FnOnce(&Node)) -> Result<(), NodeError> {
+pub fn run(config: Config, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("muster")
@@ -71,19 +71,7 @@ pub fn run(config: Config, started: impl FnOnce(&Node)) -> Result<(), NodeError>
             node = Node::start(config) => node?,
             () = signals.recv() => return Ok(()),
         };
-        started(&node);
-        let ended = tokio::select! {
-            end = &mut node.core_ended => {
-                Err(NodeError::Fatal(match end {
-                    Ok(Err(reason)) => reason,
-                    _ => "the core's thread ended".to_owned(),
-                }))
-            }
-            end = node.supervisor.ended() => {
-                Err(NodeError::Fatal(format!("task {} was given up: {}", end.task, end.reason)))
-            }
-            () = signals.recv() => Ok(()),
-        };
+        let ended = until_ended(&mut node, &mut signals, ready).await;
         match ended {
             Ok(()) => {
                 tracing::info!("stopping");
@@ -102,6 +90,47 @@ pub fn run(config: Config, started: impl FnOnce(&Node)) -> Result<(), NodeError>
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Waits for a signal (`Ok`) or for the node to end by itself.
+async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
+    let supervisor = node.supervisor.clone();
+    let handle = node.handle.clone();
+    let mut ready = Some(ready);
+    let becomes_ready = becomes_ready(handle);
+    tokio::pin!(becomes_ready);
+    loop {
+        tokio::select! {
+            end = &mut node.core_ended => {
+                return Err(NodeError::Fatal(match end {
+                    Ok(Err(reason)) => reason,
+                    _ => "the core's thread ended".to_owned(),
+                }));
+            }
+            end = supervisor.ended() => {
+                return Err(NodeError::Fatal(format!("task {} was given up: {}", end.task, end.reason)));
+            }
+            () = signals.recv() => return Ok(()),
+            () = &mut becomes_ready, if ready.is_some() => {
+                if let Some(ready) = ready.take() {
+                    ready(node);
+                }
+            }
+        }
+    }
+}
+
+/// Returns when the core says that the node is ready.
+async fn becomes_ready(handle: NodeHandle) {
+    let within = Millis(1_000);
+    loop {
+        if let Ok(Reply::Status(status)) = handle.request_within(within, Target::Here, Request::Status).await
+            && status.ready
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 struct Signals {
