@@ -15,7 +15,7 @@ use crate::{Acks, Produce, Request, Target};
 
 /// The producer id of the outbox; the ids given to clients start above 1,000.
 const PRODUCER_ID: i64 = 1;
-/// After a failed publication.
+/// After a failed publication, or a trim that does not show.
 const RETRY: Millis = Millis(200);
 
 /// What of the outbox is under way.
@@ -23,7 +23,10 @@ const RETRY: Millis = Millis(200);
 pub(crate) struct Outbox {
     under_way: BTreeSet<u64>,
     done: BTreeSet<u64>,
+    /// Published through here.
     trimmed: u64,
+    /// When that was last proposed as a trim, if it was.
+    trim_proposed: Option<Mono>,
     retry_at: Option<Mono>,
 }
 
@@ -46,19 +49,32 @@ impl NodeCore {
         let Some(group) = self.metadata.topics.get(EVENTS_TOPIC).and_then(|t| t.partitions.first()).copied() else {
             return;
         };
+        self.propose_trim();
         // The first event of all opens the producer's sequence: nothing may overtake it.
         let window = if self.metadata.outbox.contains_key(&1) { 1 } else { OUTBOX_WINDOW };
+        // Counted from what is trimmed in the state, not from what this leader believes: a trim that was refused or
+        // lost with this leadership would leave the next leader with events that the partition no longer remembers.
         let events: Vec<_> = self
             .metadata
             .outbox
-            .range(self.outbox.trimmed + 1..)
+            .values()
             .take(window)
-            .map(|(_, event)| event)
+            .filter(|e| e.sequence > self.outbox.trimmed)
             .filter(|e| !self.outbox.under_way.contains(&e.sequence) && !self.outbox.done.contains(&e.sequence))
             .cloned()
             .collect();
         for event in events {
             self.publish_event(group, &event);
+        }
+    }
+
+    /// Proposes to drop what was published, again if the state does not show it after a while.
+    fn propose_trim(&mut self) {
+        let untrimmed = self.metadata.outbox.get_min().is_some_and(|(first, _)| *first <= self.outbox.trimmed);
+        let waits = self.outbox.trim_proposed.is_some_and(|at| self.now.mono.since(at) < RETRY);
+        if untrimmed && !waits {
+            self.outbox.trim_proposed = Some(self.now.mono);
+            self.propose_command(None, None, Command::TrimOutbox { through: self.outbox.trimmed });
         }
     }
 
@@ -98,7 +114,8 @@ impl NodeCore {
         }
         if let Some(through) = through {
             self.outbox.trimmed = through;
-            self.propose_command(None, None, Command::TrimOutbox { through });
+            self.outbox.trim_proposed = None;
+            self.propose_trim();
         }
     }
 }
