@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use base::limits::{ELASTIC_REPLICATION_FACTOR, TOPIC_NAME_BYTES_MAX, TOPIC_PARTITIONS_MAX};
+use base::limits::ELASTIC_REPLICATION_FACTOR;
 use base::{ErrorCode, GroupId, NodeId, TopicId};
 use serde_json::json;
+use stream::topic;
 
 use crate::apply::{Context, refuse};
 use crate::{CommandResult, EVENTS_TOPIC, Metadata, PartitionRecord, ReplicaRecord, TopicRecord};
@@ -13,25 +14,6 @@ use crate::{CommandResult, EVENTS_TOPIC, Metadata, PartitionRecord, ReplicaRecor
 #[must_use]
 pub fn console_topic(vm: &str) -> String {
     format!("vm.{vm}.console")
-}
-
-/// Whether Kafka allows the name: 1 to 249 of `[a-zA-Z0-9._-]`, neither `.` nor `..`.
-///
-/// # Errors
-/// With a sentence that says what is wrong.
-pub fn valid_topic_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || name == "." || name == ".." {
-        return Err(format!("\"{name}\" is not a topic name"));
-    }
-    if name.len() > TOPIC_NAME_BYTES_MAX {
-        return Err(format!("a topic name has at most {TOPIC_NAME_BYTES_MAX} characters, this one has {}", name.len()));
-    }
-    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
-        Some(c) => {
-            Err(format!("topic names consist of letters, digits, \".\", \"_\" and \"-\"; {c:?} is none of them"))
-        }
-        None => Ok(()),
-    }
 }
 
 impl Metadata {
@@ -44,26 +26,18 @@ impl Metadata {
         replication_factor: Option<u16>,
         config: &[(String, String)],
     ) -> CommandResult {
-        if let Err(reason) = valid_topic_name(name) {
-            return refuse(ErrorCode::InvalidArgument, reason);
-        }
+        let nodes = self.nodes.len();
+        let asked = replication_factor.map_or(-1, i64::from);
+        let checked = topic::check_name(name)
+            .and_then(|()| topic::check_partitions(i64::from(partitions)))
+            .and_then(|partitions| Ok((partitions, topic::check_replication_factor(asked, nodes)?)));
+        let (partitions, factor) = match checked {
+            Ok((partitions, factor)) => (partitions, factor.map_or(ELASTIC_REPLICATION_FACTOR.min(nodes), usize::from)),
+            Err(broken) => return refuse(ErrorCode::InvalidArgument, broken.to_string()),
+        };
         if self.topics.contains_key(name) {
             return refuse(ErrorCode::AlreadyExists, format!("topic {name} exists already"));
         }
-        if partitions == 0 || partitions > TOPIC_PARTITIONS_MAX {
-            let message = format!("a topic has 1 to {TOPIC_PARTITIONS_MAX} partitions, not {partitions}");
-            return refuse(ErrorCode::InvalidArgument, message);
-        }
-        let nodes = self.nodes.len();
-        let factor = match replication_factor {
-            Some(0) => return refuse(ErrorCode::InvalidArgument, "the replication factor is at least 1"),
-            Some(factor) if usize::from(factor) > nodes => {
-                let message = format!("replication factor {factor} needs as many nodes, the cluster has {nodes}");
-                return refuse(ErrorCode::InvalidArgument, message);
-            }
-            Some(factor) => usize::from(factor),
-            None => ELASTIC_REPLICATION_FACTOR.min(nodes),
-        };
         let groups: Vec<_> = (0..partitions).map(|partition| self.create_partition(name, partition, factor)).collect();
         let record = TopicRecord {
             name: name.to_owned(),
