@@ -60,6 +60,7 @@ impl World {
                 return;
             }
             self.trace.node(self.queue.now, node, || show_effect(&effect));
+            self.watch_effect(node, &effect);
             self.effect(node, effect);
         }
         if recovered {

@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 
 use base::{GroupId, SplitMix64, hash64};
-use engine::{Request, Target};
+use engine::{Effect, Request, Target};
+use journal::DiskOpKind;
+use multiraft::Role;
 
 use crate::config::{Fault, SimConfig};
 use crate::net::Weather;
 use crate::queue::{Ev, Mend, NodeIx};
 use crate::requests::{Owner, What};
-use crate::time::{Nanos, ms};
+use crate::time::{Nanos, ms, us};
 use crate::world::World;
 
 /// State of the fault injector.
@@ -25,7 +27,29 @@ pub struct Nemesis {
     partitions: BTreeMap<u64, Vec<(NodeIx, NodeIx)>>,
     weather: u64,
     disks: BTreeMap<NodeIx, u64>,
+    armed: Option<Armed>,
     random: SplitMix64,
+}
+
+/// A crash that waits for its moment.
+#[derive(Clone, Copy, Debug)]
+struct Armed {
+    /// The node that is watched.
+    node: NodeIx,
+    moment: Moment,
+    /// All nodes lose power then.
+    all: bool,
+}
+
+/// When a crash hurts most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// A write has begun and is not durable yet.
+    Write,
+    /// A candidate or a new leader has made itself known.
+    Election,
+    /// Something was acknowledged to a client.
+    Reply,
 }
 
 impl Nemesis {
@@ -48,6 +72,7 @@ impl Nemesis {
             partitions: BTreeMap::new(),
             weather: 0,
             disks: BTreeMap::new(),
+            armed: None,
             random,
         }
     }
@@ -98,16 +123,18 @@ impl World {
                 }
             }
             Fault::Partition => return self.partition(node),
-            Fault::Crash => {
-                let back_in = self.nemesis.span(20, 6_000);
-                self.crash(node, back_in);
-            }
-            Fault::PowerLoss => {
-                for node in 0..count {
-                    let back_in = self.nemesis.span(20, 2_000);
-                    self.crash(node, back_in);
-                }
-                return true;
+            Fault::Crash | Fault::PowerLoss => {
+                let all = fault == Fault::PowerLoss;
+                let moment = match self.nemesis.random.below(6) {
+                    0 | 1 => Moment::Write,
+                    2 | 3 => Moment::Election,
+                    4 => Moment::Reply,
+                    _ => {
+                        self.power_off(node, all, 0);
+                        return running;
+                    }
+                };
+                self.nemesis.armed = Some(Armed { node, moment, all });
             }
             Fault::Pause => {
                 let duration = self.nemesis.span(20, 6_000);
@@ -122,6 +149,31 @@ impl World {
             }
         }
         running
+    }
+
+    /// Takes the power from a node or from all, within `soon` from now.
+    fn power_off(&mut self, node: NodeIx, all: bool, soon: Nanos) {
+        let delay = self.nemesis.random.between(0, soon);
+        for node in if all { 0..self.nodes.len() } else { node..node + 1 } {
+            let back_in = self.nemesis.span(20, if all { 2_000 } else { 6_000 });
+            let boot = self.nodes[node].boot;
+            self.queue.after(delay, Ev::Crash { node, boot, back_in });
+        }
+    }
+
+    /// What a node asks for may be the moment that a crash waits for.
+    pub fn watch_effect(&mut self, node: NodeIx, effect: &Effect) {
+        let Some(armed) = self.nemesis.armed.filter(|armed| armed.node == node) else { return };
+        let its_moment = match effect {
+            Effect::Disk(op) => armed.moment == Moment::Write && matches!(op.kind, DiskOpKind::Write { .. }),
+            Effect::Role { role, .. } => armed.moment == Moment::Election && *role != Role::Follower,
+            Effect::Reply { .. } => armed.moment == Moment::Reply,
+            _ => false,
+        };
+        if its_moment && self.finale.began.is_none() {
+            self.nemesis.armed = None;
+            self.power_off(node, armed.all, us(400));
+        }
     }
 
     fn next_id(&mut self) -> u64 {

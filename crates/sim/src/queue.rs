@@ -34,6 +34,8 @@ pub enum Ev {
     Vm { node: NodeIx, boot: u64, report: VmReport },
     /// The file that says "formed" is durable.
     FormedDurable { node: NodeIx, boot: u64 },
+    /// A node loses power.
+    Crash { node: NodeIx, boot: u64, back_in: Nanos },
     /// A crashed node starts again.
     Restart { node: NodeIx },
     /// A paused node goes on.

@@ -127,6 +127,11 @@ impl World {
                     self.nodes[node].stage = Stage::Formed;
                 }
             }
+            Ev::Crash { node, boot, back_in } => {
+                if self.nodes[node].boot == boot {
+                    self.crash(node, back_in);
+                }
+            }
             Ev::Restart { node } => self.start_node(node),
             Ev::Resume { node } => self.resume(node),
             Ev::Mend(mend) => self.mend(mend),

@@ -12,7 +12,7 @@ pub struct Elections {
     leaders: BTreeMap<(GroupId, u64), ReplicaId>,
     /// Granted votes that left a node: to whom.
     votes: BTreeMap<(GroupId, ReplicaId, u64), ReplicaId>,
-    /// The highest term that a replica spoke in.
+    /// The highest term that a replica spoke or led in.
     spoken: BTreeMap<(GroupId, ReplicaId), u64>,
     max_term: BTreeMap<GroupId, u64>,
     won: BTreeMap<GroupId, u64>,
@@ -28,6 +28,8 @@ impl Elections {
         if role != Role::Leader {
             return Ok(false);
         }
+        // Whoever leads has its term and its own vote on disk.
+        self.spoke(group, replica, term);
         match self.leaders.insert((group, term), replica) {
             None => {
                 *self.won.entry(group).or_default() += 1;
@@ -49,8 +51,7 @@ impl Elections {
             return Ok(());
         }
         self.saw_term(group, message.term);
-        let spoken = self.spoken.entry((group, message.from)).or_default();
-        *spoken = message.term.max(*spoken);
+        self.spoke(group, message.from, message.term);
         let voted_for = match message.kind {
             // A candidate votes for itself.
             Vote => message.from,
@@ -77,6 +78,11 @@ impl Elections {
             )),
             _ => Ok(()),
         }
+    }
+
+    fn spoke(&mut self, group: GroupId, replica: ReplicaId, term: u64) {
+        let spoken = self.spoken.entry((group, replica)).or_default();
+        *spoken = term.max(*spoken);
     }
 
     fn saw_term(&mut self, group: GroupId, term: u64) {
@@ -167,5 +173,7 @@ mod tests {
         elections.sent(GROUP, &message(RaftMessageKind::AppendResponse, 1, 2, 7, false)).expect("fine");
         assert!(elections.came_back(GROUP, ReplicaId(1), 7).is_ok());
         assert!(elections.came_back(GROUP, ReplicaId(1), 6).is_err());
+        elections.role(GROUP, ReplicaId(2), Role::Leader, 8).expect("the first");
+        assert!(elections.came_back(GROUP, ReplicaId(2), 7).is_err(), "it led in term 8");
     }
 }
