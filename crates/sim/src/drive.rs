@@ -110,7 +110,8 @@ impl World {
                 self.check("log matching", verdict);
             }
             Effect::Role { group, replica, role, term } => {
-                match self.checks.elections.role(group, replica, role, term) {
+                let who = (replica, self.nodes[node].boot);
+                match self.checks.elections.role(group, who, role, term) {
                     Ok(true) => self.elected(group),
                     Ok(false) => {}
                     Err(why) => self.fail("election safety", why),

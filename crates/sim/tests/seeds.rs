@@ -38,7 +38,7 @@ fn clusters_of_every_size_survive_every_fault() {
 
 #[test]
 fn a_healthy_cluster_forms_in_one_election_and_needs_no_other() {
-    let cfg = SimConfig { seconds: 20, faults: FaultSet::none(), ..SimConfig::new(5_000) };
+    let cfg = SimConfig { seconds: 12, faults: FaultSet::none(), ..SimConfig::new(5_000) };
     let sweep = sweep(&cfg, 20, cores(), false);
     assert_clean(&cfg, &sweep);
     let stats = &sweep.stats;

@@ -9,7 +9,8 @@ use wire::{RaftMessage, RaftMessageKind};
 /// See the module.
 #[derive(Default)]
 pub struct Elections {
-    leaders: BTreeMap<(GroupId, u64), ReplicaId>,
+    /// With the boot of the process: whoever starts again leads only in a new term.
+    leaders: BTreeMap<(GroupId, u64), (ReplicaId, u64)>,
     /// Granted votes that left a node: to whom.
     votes: BTreeMap<(GroupId, ReplicaId, u64), ReplicaId>,
     /// The highest term that a replica spoke or led in.
@@ -19,24 +20,33 @@ pub struct Elections {
 }
 
 impl Elections {
-    /// A replica's role is in force. `Ok(true)`: a leader of a new term.
+    /// The role of a replica is in force, in the process with that boot. `Ok(true)`: a leader of a new term.
     ///
     /// # Errors
-    /// Another replica led in that term.
-    pub fn role(&mut self, group: GroupId, replica: ReplicaId, role: Role, term: u64) -> Result<bool, String> {
+    /// Another replica led in that term, or an earlier process of this one.
+    pub fn role(
+        &mut self,
+        group: GroupId,
+        (replica, boot): (ReplicaId, u64),
+        role: Role,
+        term: u64,
+    ) -> Result<bool, String> {
         self.saw_term(group, term);
         if role != Role::Leader {
             return Ok(false);
         }
         // Whoever leads has its term and its own vote on disk.
         self.spoke(group, replica, term);
-        match self.leaders.insert((group, term), replica) {
+        match self.leaders.insert((group, term), (replica, boot)) {
             None => {
                 *self.won.entry(group).or_default() += 1;
                 Ok(true)
             }
-            Some(other) if other == replica => Ok(false),
-            Some(other) => Err(format!("replicas {other} and {replica} both lead group {group} in term {term}")),
+            Some(other) if other == (replica, boot) => Ok(false),
+            Some((other, _)) if other == replica => {
+                Err(format!("replica {replica} leads group {group} in term {term} again after a restart"))
+            }
+            Some((other, _)) => Err(format!("replicas {other} and {replica} both lead group {group} in term {term}")),
         }
     }
 
@@ -144,12 +154,12 @@ mod tests {
     #[test]
     fn two_leaders_in_one_term_are_noticed() {
         let mut elections = Elections::default();
-        let mut leads = |replica, term| elections.role(GROUP, ReplicaId(replica), Role::Leader, term);
+        let mut leads = |replica, term| elections.role(GROUP, (ReplicaId(replica), 1), Role::Leader, term);
         assert_eq!(leads(1, 2), Ok(true));
         assert_eq!(leads(1, 2), Ok(false), "said again");
         assert_eq!(leads(2, 3), Ok(true));
         assert!(leads(3, 3).is_err());
-        assert_eq!(elections.role(GROUP, ReplicaId(3), Role::Follower, 3), Ok(false));
+        assert_eq!(elections.role(GROUP, (ReplicaId(3), 1), Role::Follower, 3), Ok(false));
         assert_eq!((elections.won(GROUP), elections.highest_term()), (2, (GROUP, 3)));
     }
 
@@ -173,7 +183,8 @@ mod tests {
         elections.sent(GROUP, &message(RaftMessageKind::AppendResponse, 1, 2, 7, false)).expect("fine");
         assert!(elections.came_back(GROUP, ReplicaId(1), 7).is_ok());
         assert!(elections.came_back(GROUP, ReplicaId(1), 6).is_err());
-        elections.role(GROUP, ReplicaId(2), Role::Leader, 8).expect("the first");
+        elections.role(GROUP, (ReplicaId(2), 1), Role::Leader, 8).expect("the first");
         assert!(elections.came_back(GROUP, ReplicaId(2), 7).is_err(), "it led in term 8");
+        assert!(elections.role(GROUP, (ReplicaId(2), 2), Role::Leader, 8).is_err(), "again, after a restart");
     }
 }
