@@ -33,7 +33,7 @@ impl Folder {
         let folder = Folder { path, passed: Cell::new(false) };
         match body(&folder) {
             Ok(()) => folder.passed.set(true),
-            Err(error) => panic!("{name}: {error:?}"),
+            Err(error) => panic!("{name}: {error:#}"),
         }
     }
 

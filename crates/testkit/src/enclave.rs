@@ -1,4 +1,4 @@
-//! A network and a process tree of their own: for commands that use default ports and start processes themselves.
+//! A process tree of its own, and a network if wanted: for commands that start processes themselves, on default ports.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,8 +14,16 @@ use crate::wait::wait_until;
 /// How long the first process of an enclave may take to appear, and the last one to go.
 const TURN_LIMIT: Duration = Duration::from_secs(30);
 
-/// A running `muster` that has all ports of a loopback to itself. When this value goes, so does every process that was
-/// started inside.
+/// Which network an enclave has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The host's.
+    Host,
+    /// A loopback of its own, on which every port is free, and nothing else.
+    Loopback,
+}
+
+/// A running `muster` and what it starts. When this value goes, so does every process that was started inside.
 #[derive(Debug)]
 pub struct Enclave {
     /// `unshare`, which ends everything inside when it ends.
@@ -29,23 +37,29 @@ impl Enclave {
     ///
     /// # Errors
     /// If the namespaces are refused, or there is no binary.
-    pub fn start(arguments: &[&str], name: &str, folder: &Path) -> anyhow::Result<Self> {
+    pub fn start(network: Network, arguments: &[&str], name: &str, folder: &Path) -> anyhow::Result<Self> {
+        let binary = muster_binary()?.canonicalize().context("the binary has no place")?;
         let mut command = Command::new("unshare");
         if !rustix::process::geteuid().is_root() {
             command.args(["--user", "--map-root-user"]);
         }
-        command.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-        command.args(["sh", "-c", "busybox ip link set lo up && exec \"$0\" \"$@\""]).arg(muster_binary()?);
-        command.args(arguments).current_dir(folder);
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        match network {
+            Network::Host => command.arg("--"),
+            Network::Loopback => {
+                command.args(["--net", "--", "sh", "-c", "busybox ip link set lo up && exec \"$0\" \"$@\""])
+            }
+        };
+        command.arg(&binary).args(arguments).current_dir(folder);
         let mut shell = Process::start(&mut command, name, folder)?;
         let children = format!("/proc/{pid}/task/{pid}/children", pid = shell.pid());
         let first = wait_until(TURN_LIMIT, "muster runs in its namespaces", || {
             shell.ensure_running()?;
             let list = std::fs::read_to_string(&children)?;
             let first: i32 = list.split_whitespace().next().context("no process yet")?.parse()?;
-            // The shell becomes muster.
+            // What starts it becomes it.
             let program = std::fs::read_link(format!("/proc/{first}/exe"))?;
-            ensure!(program.ends_with("muster"), "it is {} still", program.display());
+            ensure!(program == binary, "it is {} still", program.display());
             Ok(first)
         })?;
         Ok(Enclave { shell, first })

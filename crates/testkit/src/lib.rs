@@ -21,7 +21,7 @@ mod wait;
 
 pub use binary::muster_binary;
 pub use cluster::{Cluster, Folder};
-pub use enclave::Enclave;
+pub use enclave::{Enclave, Network};
 pub use http::{Answer, Api};
 pub use kcat::{Kcat, Record};
 pub use node::{Node, Start};

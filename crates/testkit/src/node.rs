@@ -27,6 +27,8 @@ pub enum Start {
     Up,
     /// `muster join TOKEN`: becomes a member and runs.
     Join(String),
+    /// `muster node --config FILE`, with a file that [`Node::write_config`] wrote, or another.
+    Config(PathBuf),
 }
 
 /// A node; its process may or may not be running.
@@ -75,6 +77,11 @@ impl Node {
         match start {
             Start::Up => command.arg("up"),
             Start::Join(token) => command.args(["join", token]),
+            Start::Config(file) => {
+                command.args(["node", "--config"]).arg(file).args(&self.arguments);
+                command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+                return Ok(command);
+            }
         };
         command.arg("--data-dir").arg(&self.data_dir).args(["--name", &self.name]);
         command.args(["--kafka-listen", &self.kafka.to_string()]);
@@ -82,6 +89,24 @@ impl Node {
         command.args(["--peer-listen", &self.peer.to_string()]);
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
+    }
+
+    /// Writes a configuration file that says what the flags would say, and `more`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_config(&self, more: &str) -> anyhow::Result<PathBuf> {
+        let path = self.logs.join(format!("{}.toml", self.name));
+        let text = format!(
+            "name = \"{}\"\ndata_dir = \"{}\"\nkafka_listen = \"{}\"\napi_listen = \"{}\"\npeer_listen = \"{}\"\n{more}",
+            self.name,
+            self.data_dir.display(),
+            self.kafka,
+            self.api,
+            self.peer
+        );
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     /// Starts the process and does not wait for anything.

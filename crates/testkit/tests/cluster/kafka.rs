@@ -44,10 +44,10 @@ fn offsets_and_acknowledgements_are_as_kafka_has_them() {
     Folder::scenario("offsets", |folder| {
         let cluster = Cluster::start(folder, 3)?;
         let kcat = cluster.nodes[0].kcat();
-        for (n, acks) in ["0", "1", "all"].into_iter().enumerate() {
+        for (n, acks) in ["all", "1", "0"].into_iter().enumerate() {
             let record = (format!("{n}").into_bytes(), acks.as_bytes().to_vec());
             kcat.produce("t", [(&record.0[..], &record.1[..])], &[], &["-X", &format!("acks={acks}")])?;
-            // acks=0 is not answered; what follows must not overtake it in this test.
+            // acks=0 is not answered, and promises nothing; but here nothing is in its way.
             testkit::wait_until(PATIENCE, "the record is there", || {
                 let read = cluster.nodes[1].kcat().consume("t")?;
                 ensure!(read.len() == n + 1, "{read:?}");
@@ -59,7 +59,7 @@ fn offsets_and_acknowledgements_are_as_kafka_has_them() {
         let offsets: Vec<i64> = from_one.iter().map(|record| record.offset).collect();
         ensure!(offsets == [1, 2], "from offset 1 came {from_one:?}");
         let last = kcat.consume_with("t", &["-o", "-1", "-e"])?;
-        ensure!(last.len() == 1 && last[0].value == b"all", "the last record is {last:?}");
+        ensure!(last.len() == 1 && last[0].value == b"0", "the last record is {last:?}");
         // From a time before all of them: everything. (kcat: `s@` takes milliseconds since 1970.)
         let timed = kcat.consume_with("t", &["-o", "s@1", "-e"])?;
         ensure!(timed.len() == 3, "since 1970 there are {timed:?}");

@@ -112,6 +112,38 @@ fn a_port_in_use_is_named_with_the_flag_that_changes_it() {
 }
 
 #[test]
+fn a_configuration_file_starts_it_and_a_mistake_in_one_is_named_with_its_line() {
+    let _machine = machine_shared();
+    Folder::scenario("config", |folder| {
+        let mut node = Cluster::prepare(folder, 1)?.nodes.remove(0);
+        let mistaken = node.write_config("kafka_lisen = \"127.0.0.1:1\"\n")?;
+        let ended = node.start_again(&Start::Config(mistaken.clone()))?;
+        let text = ended.text();
+        ensure!(!ended.status.success(), "it started with an unknown key:\n{text}");
+        let place = format!("{}:6", mistaken.display());
+        ensure!(
+            text.contains(&place) && text.contains("kafka_listen"),
+            "{place} and the right key are missing:\n{text}"
+        );
+        let ended = node.start_again(&Start::Config(folder.path().join("nothing.toml")))?;
+        ensure!(!ended.status.success() && ended.text().contains("nothing.toml"), "{}", ended.text());
+
+        let file = node.write_config("labels = { zone = \"a\" }\n")?;
+        node.start(&Start::Config(file))?;
+        node.wait_ready(PATIENCE)?;
+        let member = node.members()?.remove(0);
+        ensure!(member["labels"]["zone"] == "a" && member["name"] == node.name.as_str(), "the member is {member}");
+        // What it can carry is measured, not invented.
+        let cores = std::thread::available_parallelism()?.get();
+        ensure!(member["cores"] == cores, "{cores} cores are shown as {}", member["cores"]);
+        ensure!(member["architecture"] == std::env::consts::ARCH, "the architecture is {}", member["architecture"]);
+        let positive = ["memory_mib", "disk_mib"].iter().all(|field| member[*field].as_u64().is_some_and(|n| n > 0));
+        ensure!(positive, "memory or disk is missing in {member}");
+        Ok(())
+    });
+}
+
+#[test]
 fn it_says_where_it_listens_and_what_to_try() {
     let _machine = machine_shared();
     Folder::scenario("greeting", |folder| {

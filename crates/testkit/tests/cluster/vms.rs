@@ -29,8 +29,8 @@ fn a_vm_runs_survives_its_hypervisor_stops_and_goes() {
             vm["phase"] == "Running" && vm["incarnation"] == 2
         })?;
         ensure!(again["epoch"] == vm["epoch"], "it was assigned anew: {again}");
-        wait_event(node, "the end of incarnation 1, with its reason", |event| {
-            event["incarnation"] == 1 && event["phase"] != "Running" && event["reason"] != "" && event["vm"] == "web1"
+        wait_event(node, "that it is started again, with the reason", |event| {
+            event["phase"] == "Restarting" && event["reason"] != "" && event["vm"] == "web1"
         })?;
         wait_event(node, "the new incarnation, running", |event| {
             event["incarnation"] == 2 && event["phase"] == "Running" && event["vm"] == "web1"
