@@ -86,13 +86,6 @@ impl Client {
         }
     }
 
-    /// Whether the node there says that it is a ready member.
-    pub(crate) fn is_ready(&self) -> bool {
-        let request = self.agent.get(format!("http://{}/readyz", self.address));
-        let answer = request.config().timeout_global(Some(Duration::from_secs(2))).build().call();
-        answer.is_ok_and(|response| response.status().is_success())
-    }
-
     /// Carries out an operation that answers with one value.
     pub(crate) fn value(&self, spec: &Spec, input: &Value) -> Result<Value, OpError> {
         match self.call(spec, input)? {

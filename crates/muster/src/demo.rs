@@ -15,7 +15,7 @@ use ops::{OpError, Registry, Spec};
 use serde_json::{Value, json};
 
 use crate::client::Answer;
-use crate::dev::{Cluster, Layout, Plan, api_flag, first_node, prepare_dir};
+use crate::dev::{Cluster, ClusterDir, Layout, Plan, api_flag, first_node};
 use crate::signals::Signals;
 use crate::terminal;
 
@@ -35,23 +35,23 @@ pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Resu
     let began = Instant::now();
     let signals = Signals::catch()?;
     let (dir, temporary) = match args.get_one::<PathBuf>("data-dir") {
-        Some(dir) => (prepare_dir(dir)?, None),
+        Some(dir) => (ClusterDir::open(dir)?, None),
         None => {
             let made = Temporary::make()?;
-            (prepare_dir(&made.0)?, Some(made))
+            (ClusterDir::open(&made.0)?, Some(made))
         }
     };
-    let layout = Layout::open(&dir, None, first_node(args))?;
+    let layout = Layout::open(&dir.path, None, first_node(args))?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
-    let plan = Plan { registry, dir, layout, kernel, signals: &signals };
+    let plan = Plan { registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     step(began, &format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
     let Some(cluster) = Cluster::start(&plan)? else { return Ok(()) };
     step(began, "the cluster is formed: every node is ready")?;
     let mut demo = Demo { plan, cluster, began };
-    let shown = demo.show();
+    let mut shown = demo.show();
     if shown.is_ok() && !args.get_flag("exit") {
         terminal::print("\nThe cluster keeps running. Ctrl-C stops it.")?;
-        demo.cluster.watch(&signals);
+        shown = demo.cluster.watch(&signals);
     }
     step(began, "stopping")?;
     demo.cluster.stop(&signals);

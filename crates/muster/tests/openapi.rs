@@ -16,7 +16,7 @@ fn the_committed_document_is_that_of_the_registry() {
     assert!(
         committed == document,
         "docs/openapi.json differs from the operations, first at line {:?}; if the change is meant, rewrite it with \
-         `cargo xtask openapi`",
+         `UPDATE=1 cargo test -p muster --test openapi`",
         first.map(|line| line + 1)
     );
 }

@@ -33,13 +33,17 @@ pub fn json_table(columns: &[Column], rows: &[Value]) -> String {
     table(&header, &rows)
 }
 
-/// One line per field of an object.
+/// One line per field of an object that says anything.
 #[must_use]
 pub fn fields(value: &Value) -> String {
     let Some(object) = value.as_object() else { return text(value) };
-    let width = object.keys().map(String::len).max().unwrap_or(0);
-    let line = |(name, value): (&String, &Value)| format!("{:<width$}  {}", name.replace('_', " "), text(value));
-    object.iter().filter(|(_, value)| !value.is_null()).map(line).collect::<Vec<_>>().join("\n")
+    let shown: Vec<_> = object
+        .iter()
+        .map(|(name, value)| (name.replace('_', " "), text(value)))
+        .filter(|(_, v)| !v.is_empty())
+        .collect();
+    let width = shown.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    shown.iter().map(|(name, value)| format!("{name:<width$}  {value}")).collect::<Vec<_>>().join("\n")
 }
 
 fn cell(value: Option<&Value>, cell: Cell) -> String {

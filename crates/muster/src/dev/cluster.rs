@@ -1,11 +1,14 @@
 //! A whole development cluster: started, formed, watched, stopped.
 
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use operations::Ports;
 use ops::Registry;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::child::NodeProcess;
@@ -118,14 +121,14 @@ impl Cluster {
     }
 
     /// Stays until somebody wants to stop, telling of nodes that end.
-    pub(crate) fn watch(&mut self, signals: &Signals) {
+    pub(crate) fn watch(&mut self, signals: &Signals) -> anyhow::Result<()> {
         while !signals.came_within(Duration::from_millis(200)) {
             self.bury();
             if self.nodes.is_empty() {
-                terminal::complain("no node is left");
-                return;
+                bail!("no node is left");
             }
         }
+        Ok(())
     }
 
     /// Asks all nodes to stop, and kills those that do not within [`STOP_WAIT`], or at once on another signal.
@@ -161,8 +164,32 @@ fn states(status: &Value) -> String {
     nodes.map(one).collect::<Vec<_>>().join(", ")
 }
 
-/// The data directory, made if need be, as an absolute path (children may run elsewhere).
-pub(crate) fn prepare_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
-    dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))
+/// A cluster's data directory, held by this process: another one's nodes would answer in place of its own.
+pub(crate) struct ClusterDir {
+    /// Absolute.
+    pub path: PathBuf,
+    _lock: File,
+}
+
+impl ClusterDir {
+    /// Makes the directory if need be and holds it.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<ClusterDir> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+        let path = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
+        let file = path.join("dev.lock");
+        let open = || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&file);
+        let mut lock = open().with_context(|| format!("cannot open {}", file.display()))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            bail!(
+                "{} is in use by the muster process {}: stop that one first, or choose another --data-dir",
+                path.display(),
+                pid.trim()
+            );
+        }
+        lock.set_len(0)?;
+        writeln!(lock, "{}", std::process::id()).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(ClusterDir { path, _lock: lock })
+    }
 }

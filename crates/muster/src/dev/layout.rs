@@ -72,11 +72,12 @@ impl Layout {
     fn place(&self, index: usize, first: FirstNode) -> anyhow::Result<NodePlace> {
         let step = u16::try_from(index).context("too many nodes")?;
         let told = |address: Option<SocketAddr>| address.filter(|_| index == 0);
+        let any = |address: Option<SocketAddr>| address.is_some_and(|address| address.port() == 0);
         Ok(NodePlace {
             name: format!("node{}", index + 1),
-            kafka: self.choose(told(first.kafka), index, node::KAFKA_PORT + step, tcp_is_free)?,
-            api: self.choose(told(first.api), index, node::API_PORT + 10 * step, tcp_is_free)?,
-            peer: self.choose(told(first.peer), index, node::PEER_PORT + 10 * step, udp_is_free)?,
+            kafka: self.choose(told(first.kafka), index, (node::KAFKA_PORT + step, any(first.kafka)), tcp_is_free)?,
+            api: self.choose(told(first.api), index, (node::API_PORT + 10 * step, any(first.api)), tcp_is_free)?,
+            peer: self.choose(told(first.peer), index, (node::PEER_PORT + 10 * step, any(first.peer)), udp_is_free)?,
         })
     }
 
@@ -84,9 +85,11 @@ impl Layout {
         &self,
         told: Option<SocketAddr>,
         index: usize,
-        usual: u16,
+        (usual, anywhere): (u16, bool),
         is_free: fn(SocketAddr) -> Option<SocketAddr>,
     ) -> anyhow::Result<SocketAddr> {
+        // Whoever wants any port for the first node wants no fixed ones for the others either.
+        let usual = if anywhere { 0 } else { usual };
         let wanted = told.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), usual));
         // The first node's ports are where people look for it: it takes them or says why it cannot.
         if index == 0 && wanted.port() != 0 {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::ArgMatches;
 
-pub(crate) use cluster::{Cluster, Plan, prepare_dir};
+pub(crate) use cluster::{Cluster, ClusterDir, Plan};
 pub(crate) use layout::{FirstNode, Layout};
 
 use crate::signals::Signals;
@@ -20,11 +20,11 @@ pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
     let began = Instant::now();
     let signals = Signals::catch()?;
     let registry = operations::registry()?;
-    let dir = prepare_dir(&args.get_one::<PathBuf>("data-dir").cloned().unwrap_or_else(|| "muster-dev".into()))?;
+    let dir = ClusterDir::open(&args.get_one::<PathBuf>("data-dir").cloned().unwrap_or_else(|| "muster-dev".into()))?;
     let nodes = args.get_one::<u16>("nodes").map(|nodes| usize::from(*nodes));
-    let layout = Layout::open(&dir, nodes, first_node(args))?;
+    let layout = Layout::open(&dir.path, nodes, first_node(args))?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
-    let plan = Plan { registry: &registry, dir, layout, kernel, signals: &signals };
+    let plan = Plan { registry: &registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     terminal::print(format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
     let Some(mut cluster) = Cluster::start(&plan)? else { return Ok(()) };
     terminal::print(format!(
@@ -33,10 +33,10 @@ pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
         began.elapsed().as_secs_f64()
     ))?;
     terminal::print(welcome(&plan))?;
-    cluster.watch(&signals);
+    let watched = cluster.watch(&signals);
     terminal::print("stopping")?;
     cluster.stop(&signals);
-    Ok(())
+    watched
 }
 
 /// Where the first node is to listen.

@@ -85,7 +85,10 @@ async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
 /// How the members are, from what they answered.
 pub(crate) fn views(asked: &[Asked]) -> Vec<NodeView> {
     let best = best_informed(asked);
-    asked.iter().map(|one| view(one, best)).collect()
+    let answers = || asked.iter().filter_map(|one| one.answer.as_ref().ok());
+    // Whoever heard of it last.
+    let heard = |node| answers().filter_map(|status| status.peers.get(&node).copied()).min();
+    asked.iter().map(|one| view(one, best, heard(one.record.member.node))).collect()
 }
 
 /// The answer of whoever has applied most of the cluster's log.
@@ -93,12 +96,18 @@ pub(crate) fn best_informed(asked: &[Asked]) -> Option<&NodeStatus> {
     asked.iter().filter_map(|one| one.answer.as_ref().ok()).max_by_key(|status| status.meta_applied)
 }
 
-fn view(asked: &Asked, best: Option<&NodeStatus>) -> NodeView {
+fn view(asked: &Asked, best: Option<&NodeStatus>, heard: Option<u64>) -> NodeView {
     let member = &asked.record.member;
     let (state, reason) = match &asked.answer {
         Ok(status) if status.ready => ("ready", String::new()),
         Ok(status) => ("joining", status.reason.clone()),
-        Err(error) => ("unreachable", error.message.clone()),
+        Err(error) => (
+            "unreachable",
+            match heard {
+                Some(ms) => format!("{}; last heard of {} ago", error.message, ops::human::duration(ms)),
+                None => error.message.clone(),
+            },
+        ),
     };
     let answer = asked.answer.as_ref().ok();
     let leads =
