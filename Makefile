@@ -3,7 +3,7 @@
 # `dev` shares its build of the dependencies (optimized there too) with the tests; `make run PROFILE=release` is faster
 # once it runs, but builds everything a second time.
 PROFILE ?= dev
-SIM_SEEDS ?= 200
+SOAK_SEEDS ?= 2000
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
@@ -32,10 +32,22 @@ run: setup build
 ## make test    set up, build, and run every test: units, tidy, the simulator over 200 seeds, real clusters
 .PHONY: test
 test: setup
-	$(CARGO) build -p muster -p sim
+	$(CARGO) build -p muster
 	$(CARGO) test --workspace --exclude testkit --no-fail-fast
-	$(TARGET_DIR)/debug/muster-sim run --seed 1 --seeds $(SIM_SEEDS)
 	MUSTER_BIN=$(TARGET_DIR)/debug/muster $(CARGO) test -p testkit --no-fail-fast
+
+## make soak    the simulator over SOAK_SEEDS seeds (2000) of 30 virtual seconds, from seed SOAK_SEED (1)
+SOAK_SEED ?= 1
+.PHONY: soak
+soak:
+	$(CARGO) run --release -p sim --bin muster-sim -- run --seed $(SOAK_SEED) --seeds $(SOAK_SEEDS)
+
+## make bench   the figures that the documents quote, on real clusters of a release build
+.PHONY: bench
+bench: setup
+	$(CARGO) build --release -p muster
+	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example figures
+	$(CARGO) run --release -p vmm --example boot_time -- 10 1 $(TARGET_DIR)/images
 
 ## make ci      what must pass before a change lands: formatting, tidy, clippy, then `make test`
 .PHONY: ci

@@ -200,7 +200,10 @@ impl Driver {
     }
 
     fn publish_metadata(&mut self, metadata: Metadata) {
-        if self.sinks.metadata.borrow().nodes != metadata.nodes {
+        // A joiner's first state may be older than what it was told when it was admitted: only a table that knows this
+        // node itself says who the members are.
+        let current = metadata.nodes.contains_key(&self.handle.me());
+        if current && self.sinks.metadata.borrow().nodes != metadata.nodes {
             let members = metadata
                 .nodes
                 .values()

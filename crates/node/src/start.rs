@@ -189,6 +189,7 @@ impl Node {
         let (vm_events, vm_event_queue) = mpsc::channel(QUEUE);
         let mut vmm_config = VmmConfig::new(ground.data.path(), &config.name);
         vmm_config.kernel.clone_from(&config.kernel);
+        vmm_config.images = image_dir().unwrap_or(vmm_config.images);
         let vmm = Arc::new(Vmm::new(vmm_config, vm_events)?);
         let transport_config = TransportConfig { identity: identity.clone(), listen: config.peer_listen, relay: None };
         let bound = Transport::bind(transport_config, &ground.supervisor, &ground.registry);
@@ -275,6 +276,16 @@ impl Node {
         };
         let _ = tokio::time::timeout(HAND_OVER, moved).await;
     }
+}
+
+/// Images are made once per host and user, not per data directory: `$XDG_CACHE_HOME/muster/images` or
+/// `~/.cache/muster/images`, if there is such a place.
+fn image_dir() -> Option<std::path::PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    let images = cache.join("muster").join("images");
+    std::fs::create_dir_all(&images).ok()?;
+    Some(images)
 }
 
 /// Where other nodes reach this one.
