@@ -49,6 +49,8 @@ pub struct NodeCore {
     pub(crate) early_votes: BTreeMap<GroupId, RaftMessage>,
     pub(crate) metadata: Metadata,
     pub(crate) metadata_changed: bool,
+    /// Replicas here may have to be born, recovered or removed.
+    pub(crate) partitions_due: bool,
     /// Partitions with news for their readers.
     pub(crate) unpublished: BTreeSet<GroupId>,
     pub(crate) leaders: Leaders,
@@ -61,6 +63,8 @@ pub struct NodeCore {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
     pub(crate) disk_full: bool,
+    /// This process is about to stop: it hands leadership away and takes none.
+    pub(crate) stopping: bool,
     pub(crate) effects: Vec<Effect>,
     pub(crate) sends: BTreeMap<(NodeId, Channel), Vec<PeerMessage>>,
 }
@@ -88,6 +92,7 @@ impl NodeCore {
             early_votes: BTreeMap::new(),
             metadata: Metadata::default(),
             metadata_changed: false,
+            partitions_due: false,
             unpublished: BTreeSet::new(),
             leaders: Leaders::default(),
             peers: Peers::default(),
@@ -99,6 +104,7 @@ impl NodeCore {
             checkpoints: Checkpoints::default(),
             reads: Reads::default(),
             disk_full: false,
+            stopping: false,
             effects: Vec::new(),
             sends: BTreeMap::new(),
             config,
@@ -171,7 +177,7 @@ impl NodeCore {
 
     /// What follows from changed tables and roles: planners, reconciler, publication. Runs once per flush.
     fn after_changes(&mut self) {
-        if self.metadata_changed {
+        if std::mem::take(&mut self.partitions_due) {
             self.sync_partitions();
         }
         self.drive_session();

@@ -74,6 +74,7 @@ impl NodeCore {
         if self.stage == Stage::Recovering {
             self.stage = Stage::Running;
             self.metadata_changed = true;
+            self.partitions_due = true;
             self.effects.push(Effect::Recovered);
         }
     }
@@ -129,7 +130,7 @@ impl NodeCore {
     pub(crate) fn watch_disk(&mut self) {
         let waited = self.journal.oldest_pending_since().map_or(Millis(0), |since| self.now.mono.since(since));
         let stuck = waited > self.config.election_timeout;
-        self.raft.set_electable(!stuck);
+        self.raft.set_electable(!stuck && !self.stopping);
         if stuck {
             self.hand_over_leaderships();
         }

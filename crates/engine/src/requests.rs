@@ -244,6 +244,9 @@ impl NodeCore {
             }
             Request::TransferLeader { group, to } => self.transfer(origin, group, to),
             Request::StepDown => {
+                // Otherwise two nodes that stop together would hand leadership to and fro, a term each time.
+                self.stopping = true;
+                self.raft.set_electable(false);
                 self.hand_over_leaderships();
                 self.answer(origin, Ok(Reply::Done));
             }
@@ -272,8 +275,8 @@ impl NodeCore {
         }
         match self.raft.propose(Proposal { group: GroupId::META, term, kind: EntryKind::Command, data }) {
             Ok(proposed) => {
-                self.planner.proposed(proposed.index);
-                if let (Some(origin), Some(meta)) = (origin, self.groups.get_mut(&GroupId::META)) {
+                let Some(origin) = origin else { return self.planner.proposed(proposed.index) };
+                if let Some(meta) = self.groups.get_mut(&GroupId::META) {
                     meta.waiters.insert(proposed.index, Waiter { term, what: Awaited::Command(origin) });
                 }
             }
@@ -601,6 +604,7 @@ fn may_retry(pending: &Pending, failure: &RequestError) -> bool {
 fn may_repeat(request: &Request) -> bool {
     match request {
         Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
+        Request::Status | Request::Tasks => true,
         Request::Produce(produce) => stamped(produce),
         _ => false,
     }

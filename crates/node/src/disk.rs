@@ -1,6 +1,6 @@
 //! Carries out the journal's disk operations, on a few threads of its own: a slow disk never holds up the core.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
@@ -17,13 +17,16 @@ use crate::error::NodeError;
 
 /// Threads: two rounds in flight and reads beside them.
 const THREADS: usize = 4;
-/// Operations handed over and not begun; the journal's own bounds keep it far below.
+/// Operations handed over and not begun.
 const QUEUE: usize = 4_096;
 const ZEROS: usize = 1 << 20;
 
 /// The hands of the journal.
 pub(crate) struct Disk {
     queue: std_mpsc::SyncSender<DiskOp>,
+    /// What the queue has no room for, in order. The journal bounds it: it knows each of these operations, too. The core
+    /// must never wait for the disk threads, because they wait for it when it does not take their completions.
+    waiting: VecDeque<DiskOp>,
 }
 
 struct Shared {
@@ -45,13 +48,23 @@ impl Disk {
             runtime::spawn_priority_thread(&format!("disk-{number}"), -5, move || shared.work())
                 .map_err(|error| NodeError::Start { what: "a disk thread", reason: error.to_string() })?;
         }
-        Ok(Disk { queue: sender })
+        Ok(Disk { queue: sender, waiting: VecDeque::new() })
     }
 
-    /// Hands over an operation. Waits only if thousands are under way, which the journal never has.
-    pub fn submit(&self, op: DiskOp) {
-        if self.queue.send(op).is_err() {
-            tracing::error!("the disk threads have ended");
+    /// Takes an operation; never waits.
+    pub fn submit(&mut self, op: DiskOp) {
+        self.waiting.push_back(op);
+        self.hand_over();
+    }
+
+    /// Hands over what there is room for. To be called after completions, which make room.
+    pub fn hand_over(&mut self) {
+        while let Some(op) = self.waiting.pop_front() {
+            match self.queue.try_send(op) {
+                Ok(()) => {}
+                Err(std_mpsc::TrySendError::Full(op)) => return self.waiting.push_front(op),
+                Err(std_mpsc::TrySendError::Disconnected(_)) => tracing::error!("the disk threads have ended"),
+            }
         }
     }
 }
@@ -135,11 +148,10 @@ impl Shared {
         self.close(file);
         let fill = || {
             let new = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-            match fallocate(&new, FallocateFlags::empty(), 0, len) {
-                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
-                    return Err(io::Error::from(io::ErrorKind::StorageFull));
-                }
-                _ => {} // Not every file system has it; writing zeros does the same, later.
+            // Not every file system has it; writing zeros finds out the same, later.
+            let asked = fallocate(&new, FallocateFlags::empty(), 0, len);
+            if let Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) = asked {
+                return Err(io::Error::from(io::ErrorKind::StorageFull));
             }
             let zeros = vec![0; ZEROS];
             let mut offset = 0;
@@ -182,7 +194,7 @@ impl Shared {
             let mut slices: Vec<_> = chunk.iter().map(|bytes| IoSlice::new(bytes)).collect();
             let mut rest = &mut slices[..];
             while !rest.is_empty() {
-                let written = rustix::io::pwritev(&*open, rest, at)?;
+                let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(&*open, rest, at))?;
                 if written == 0 && rest.iter().any(|slice| !slice.is_empty()) {
                     return Err(io::Error::from(io::ErrorKind::WriteZero));
                 }

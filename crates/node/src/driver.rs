@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::RequestId;
 use base::limits::EVENTS_PER_FLUSH_MAX;
@@ -18,8 +18,11 @@ use crate::handle::{Asked, NodeHandle, Views};
 use crate::join::JoinCall;
 use crate::partition_reads;
 
-/// Between two ticks of an idle node. Raft's own tick is longer; this bounds how late it is noticed.
+/// Between two ticks. Raft's own tick is longer; this bounds how late it is noticed.
 const TICK: Duration = Duration::from_millis(20);
+
+/// Requests taken before one flush, so that however many there are, what peers send in bulk gets its turn.
+const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
 
 /// Answers to partition reads on their way back to the core.
 const READS_MAX: usize = 1_024;
@@ -82,21 +85,27 @@ impl Driver {
     pub async fn run(mut self, stop: CancellationToken) -> End {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticked = Instant::now();
         loop {
-            let mut taken = 1;
+            let (mut taken, mut requests_left, mut due) = (1, REQUESTS_PER_FLUSH_MAX, false);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                _ = tick.tick() => due = true,
                 Some(incoming) = self.sources.control.recv() => self.take_incoming(incoming),
                 Some(event) = self.sources.disk.recv() => self.core.handle(Clock.now(), event),
-                _ = tick.tick() => self.core.handle(Clock.now(), Event::Tick),
                 Some(event) = self.sources.vms.recv() => self.core.handle(Clock.now(), event),
                 Some(asked) = self.sources.requests.recv() => self.take_request(asked),
                 Some(event) = self.read_answers.1.recv() => self.core.handle(Clock.now(), event),
                 Some(incoming) = self.sources.bulk.recv() => self.take_incoming(incoming),
             }
-            while taken < EVENTS_PER_FLUSH_MAX && self.take_one() {
+            while taken < EVENTS_PER_FLUSH_MAX && self.take_one(&mut requests_left) {
                 taken += 1;
+            }
+            // A loop that never waits never lets the timer fire either: leaders would miss their heartbeats.
+            if due || ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                self.core.handle(Clock.now(), Event::Tick);
             }
             for effect in self.core.flush(Clock.now()) {
                 self.carry_out(effect)?;
@@ -107,11 +116,12 @@ impl Driver {
                     self.carry_out(effect)?;
                 }
             }
+            self.sinks.disk.hand_over();
         }
     }
 
     /// Takes one more event of those that wait, in the order of their urgency.
-    fn take_one(&mut self) -> bool {
+    fn take_one(&mut self, requests_left: &mut usize) -> bool {
         if let Some(event) = self.answers.pop() {
             self.core.handle(Clock.now(), event);
         } else if let Some(incoming) = self.sources.control.try_recv() {
@@ -120,7 +130,10 @@ impl Driver {
             self.core.handle(Clock.now(), event);
         } else if let Ok(event) = self.sources.vms.try_recv() {
             self.core.handle(Clock.now(), event);
-        } else if let Ok(asked) = self.sources.requests.try_recv() {
+        } else if *requests_left > 0
+            && let Ok(asked) = self.sources.requests.try_recv()
+        {
+            *requests_left -= 1;
             self.take_request(asked);
         } else if let Some(incoming) = self.sources.bulk.try_recv() {
             self.take_incoming(incoming);

@@ -26,6 +26,7 @@ mod observe;
 mod partition_reads;
 mod ports;
 mod start;
+mod tasks;
 mod vms;
 
 pub use config::*;

@@ -10,12 +10,13 @@ use futures::future::BoxFuture;
 use kafka::{Listener, ListenerConfig, check_overcommit};
 use operations::Ports;
 use ops::{LoopbackOnly, Pipeline};
-use runtime::{CancellationToken, Registry};
+use runtime::{CancellationToken, Registry, Supervisor};
 use tokio::net::TcpListener;
 
 use crate::error::NodeError;
 use crate::handle::NodeHandle;
 use crate::observe::{Clock, Watcher};
+use crate::tasks;
 
 /// How long a probe may take to ask the core.
 const PROBE_WITHIN: Millis = Millis(1_000);
@@ -56,6 +57,7 @@ impl Listeners {
         handle: NodeHandle,
         registry: Registry,
         host_names: Vec<String>,
+        tree: &Supervisor,
         stop: &CancellationToken,
     ) -> Result<(), NodeError> {
         let start = |reason: String| NodeError::Start { what: "the API", reason };
@@ -75,10 +77,28 @@ impl Listeners {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host_names,
         };
-        tokio::spawn(self.kafka.run(stop.child_token()));
-        tokio::spawn(serve(self.api, Arc::new(door), ServerLimits::default(), stop.clone().cancelled_owned()));
-        Ok(())
+        // Both are asked to end by `stop`, before the tree: clients go first.
+        let (kafka, stopped) = (self.kafka.run(stop.child_token()), stop.clone());
+        tasks::start(tree, "listeners/kafka", async move {
+            kafka.await;
+            unless_stopped(&stopped).await
+        })?;
+        let api = serve(self.api, Arc::new(door), ServerLimits::default(), stop.clone().cancelled_owned());
+        let stopped = stop.clone();
+        tasks::start(tree, "listeners/api", async move {
+            api.await;
+            unless_stopped(&stopped).await
+        })
     }
+}
+
+/// A listener ended: as asked, or not.
+async fn unless_stopped(stop: &CancellationToken) -> Result<(), String> {
+    if stop.is_cancelled() {
+        // Ending is the tree's to order.
+        return std::future::pending().await;
+    }
+    Err("it ended unasked".into())
 }
 
 struct NodeProbes {

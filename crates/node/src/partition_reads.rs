@@ -26,9 +26,8 @@ pub(crate) async fn read(handle: &NodeHandle, read: ReadPartition) -> Result<Par
     };
     match plan {
         FetchPlan::Tail(batches) => out.batches = batches,
-        FetchPlan::Wait | FetchPlan::OutOfRange { .. } => {}
+        FetchPlan::Wait | FetchPlan::OutOfRange => {}
         FetchPlan::ReadLog { low, high, bytes_max, .. } => {
-            let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
             let request = Request::ReadLog(ReadLog { group: read.group, low, high, bytes_max });
             let within: Millis = REQUEST_DEADLINE_DEFAULT;
             match handle.request_within(within, Target::Here, request).await? {

@@ -27,6 +27,7 @@ use crate::handle::{NodeHandle, REQUEST_QUEUE, Views};
 use crate::host;
 use crate::join;
 use crate::listeners::Listeners;
+use crate::tasks;
 use crate::vms;
 
 /// Completions, reports, actions and lines that wait for their taker.
@@ -217,7 +218,7 @@ impl Node {
         for vm in &adopted {
             tracing::info!(vm = %vm.id, name = vm.name, "taken over from the process before");
         }
-        let node = Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue };
+        let node = Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue, adopted };
         node.run(&config, me, record).await
     }
 
@@ -329,14 +330,16 @@ struct Parts {
     inboxes: transport::Inboxes,
     vmm: Arc<Vmm>,
     vm_event_queue: mpsc::Receiver<vmm::VmEvent>,
+    adopted: Vec<vmm::AdoptedVm>,
 }
 
 impl Parts {
     async fn run(self, config: &Config, me: Member, record: ClusterRecord) -> Result<Node, NodeError> {
-        let Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue } = self;
+        let Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue, adopted } = self;
         let peer = transport.listen_addrs();
         let (stop_clients, stop_core) = (CancellationToken::new(), CancellationToken::new());
-        let (vm_reports, vms) = mpsc::channel(QUEUE);
+        let (vm_reports, vms) = mpsc::channel(QUEUE.max(adopted.len()));
+        vms::say_adopted(&vm_reports, adopted);
         let (vm_actions, vm_action_queue) = mpsc::channel(QUEUE);
         let (console_lines, console_queue) = mpsc::channel(QUEUE);
         let (joins, join_queue) = mpsc::channel(QUEUE);
@@ -344,10 +347,13 @@ impl Parts {
         let (recovered, recovery) = oneshot::channel();
         let incarnation = record.incarnation;
 
-        tokio::spawn(vms::take_actions(vmm.clone(), vm_action_queue, vm_reports.clone()));
-        tokio::spawn(vms::take_events(vm_event_queue, vm_reports, console_lines));
-        tokio::spawn(console::write_lines(ground.handle.clone(), incarnation, console_queue));
-        tokio::spawn(join::take_calls(ground.handle.clone(), join_queue));
+        let tree = ground.supervisor.clone();
+        let actions = vms::take_actions(vmm.clone(), vm_action_queue, vm_reports.clone());
+        tasks::start(&tree, "vms/actions", ended_by_node(actions))?;
+        tasks::start(&tree, "vms/events", ended_by_node(vms::take_events(vm_event_queue, vm_reports, console_lines)))?;
+        let lines = console::write_lines(ground.handle.clone(), incarnation, console_queue);
+        tasks::start(&tree, "vms/consoles", ended_by_node(lines))?;
+        tasks::start(&tree, "joins", ended_by_node(join::take_calls(ground.handle.clone(), join_queue)))?;
 
         let core_config = core_config(me, &record);
         let sinks = Sinks {
@@ -372,7 +378,7 @@ impl Parts {
             }
         }
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
-        listeners.serve(ground.handle.clone(), ground.registry, host_names(config), &stop_clients)?;
+        listeners.serve(ground.handle.clone(), ground.registry, host_names(config), &tree, &stop_clients)?;
         Ok(Node {
             handle: ground.handle,
             kafka,
@@ -402,6 +408,12 @@ fn core_config(me: Member, record: &ClusterRecord) -> CoreConfig {
         checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
         observe: false,
     }
+}
+
+/// A task whose queues are open as long as the node runs.
+async fn ended_by_node(task: impl Future<Output = ()>) -> Result<(), String> {
+    task.await;
+    Err("its queue was closed".into())
 }
 
 /// Names, besides addresses and `localhost`, by which clients may call the API.
