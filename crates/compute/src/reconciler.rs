@@ -56,7 +56,13 @@ impl Reconciler {
     /// Takes in what the hypervisor side says, before the cluster hears of it.
     pub fn reported(&mut self, report: &VmReport) {
         let known = self.local.get(&report.vm).copied();
-        if known.is_some_and(|vm| (vm.epoch, vm.incarnation) > (report.epoch, report.incarnation)) {
+        // A removal is about the assignment, not about one start.
+        let removed = report.event == VmReportEvent::Removed;
+        let newer = |vm: LocalVm| match removed {
+            true => vm.epoch > report.epoch,
+            false => (vm.epoch, vm.incarnation) > (report.epoch, report.incarnation),
+        };
+        if known.is_some_and(newer) {
             return;
         }
         let state = match (&report.event, known.map(|vm| vm.state)) {

@@ -30,6 +30,7 @@ impl NodeCore {
             Machine::Meta => match apply_meta(&mut self.metadata, entry) {
                 Ok(outcome) => {
                     self.metadata_changed |= entry.kind == EntryKind::Command;
+                    self.partitions_due |= entry.kind == EntryKind::Command;
                     result = outcome;
                 }
                 Err(reason) => return self.fatal(format!("__meta entry {}: {reason}", entry.index)),

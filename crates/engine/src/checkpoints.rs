@@ -8,7 +8,7 @@ use multiraft::{Install, Role};
 use wire::{Channel, CheckpointChunk, CheckpointPull, PeerMessage, RaftMessage, SnapshotMeta};
 
 use crate::Effect;
-use crate::core::NodeCore;
+use crate::core::{NodeCore, Stage};
 use crate::groups::GroupStage;
 use crate::journal_events::ReadFor;
 
@@ -205,6 +205,7 @@ impl NodeCore {
             entry.applied_term = meta.term;
             entry.membership = meta.membership;
         }
+        self.fail_waiting(group);
         self.raft.snapshot_installed(group, meta.index);
         self.effects.push(Effect::Formed);
         self.meta_advanced();
@@ -213,6 +214,9 @@ impl NodeCore {
     // ---- Serving, as a leader ----
 
     pub(crate) fn take_pull(&mut self, from: NodeId, pull: &CheckpointPull) {
+        if self.stage != Stage::Running {
+            return; // The journal is not there yet. Whoever pulled from the process before asks again.
+        }
         let token = self.reads.begin(ReadFor::Serve { to: from, group: pull.group, index: pull.index });
         self.journal.read_checkpoint(token, pull.group, pull.offset, CHECKPOINT_CHUNK_BYTES);
     }

@@ -40,7 +40,13 @@ impl NodeCore {
 
     pub(crate) fn take_gossip(&mut self, from: NodeId, gossip: Gossip) {
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
-            self.leaders.learn(claim.group, claim.term, Some(from));
+            // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
+            let deleted = claim.group != GroupId::META
+                && claim.group.0 <= self.metadata.groups_given_out()
+                && !self.metadata.partitions.contains_key(&claim.group);
+            if !deleted {
+                self.leaders.learn(claim.group, claim.term, Some(from));
+            }
         }
     }
 }

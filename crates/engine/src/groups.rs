@@ -225,13 +225,23 @@ impl NodeCore {
 
     /// Takes a whole new state of the cluster.
     pub(crate) fn adopt_metadata(&mut self, metadata: metadata::Metadata) {
+        if metadata.cluster != self.config.cluster {
+            return self.fatal(format!(
+                "the journal is that of a node of cluster {}, but this node was started as one of cluster {}: journal \
+                 and cluster record of the data directory do not belong together",
+                metadata.cluster, self.config.cluster
+            ));
+        }
         self.peers.follow(&metadata);
         self.metadata = metadata;
         self.metadata_changed = true;
+        self.partitions_due = true;
     }
 
     /// Lets the partitions here follow the table: born, recovered, or removed. Only the leader's committed word counts,
-    /// and a group that the table does not know *yet* is left alone.
+    /// and what the table does not know *yet* is left alone: a group with a higher number than any in it, and, until the
+    /// table is known to be current, a replica found in the journal. A restarted process begins with an older table than
+    /// the one it stopped with, and a replica that it removed would be born again under its old id, without its memory.
     pub(crate) fn sync_partitions(&mut self) {
         let me = self.me();
         let wanted: Vec<_> = self
@@ -248,7 +258,8 @@ impl NodeCore {
                 && group.0 <= highest
                 && !record.is_some_and(|p| p.replicas.iter().any(|r| r.node == me))
         };
-        let held: Vec<_> = self.groups.keys().chain(self.parked.keys()).copied().filter(|g| gone(g, self)).collect();
+        let parked = self.vms.is_current().then(|| self.parked.keys()).into_iter().flatten();
+        let held: Vec<_> = self.groups.keys().chain(parked).copied().filter(|g| gone(g, self)).collect();
         for group in held {
             self.remove_group(group);
         }
@@ -267,7 +278,8 @@ impl NodeCore {
         let born = record.born.clone();
         match self.parked.remove(&group) {
             Some(recovered) if recovered.replica == replica => self.recover_group(recovered, machine),
-            Some(_) => self.remove_group(group),
+            Some(_) if self.vms.is_current() => self.remove_group(group),
+            Some(recovered) => drop(self.parked.insert(group, recovered)),
             // Another replica id than before: the old one is forgotten first.
             None if self.groups.contains_key(&group) => self.remove_group(group),
             None => self.give_birth(group, replica, machine, born, Bytes::new()),
@@ -292,7 +304,7 @@ impl NodeCore {
     /// The journal has forgotten a group.
     pub(crate) fn removed(&mut self, group: GroupId) {
         self.removing.remove(&group);
-        self.metadata_changed = true;
+        self.partitions_due = true;
     }
 
     pub(crate) fn recover_group(&mut self, recovered: journal::RecoveredGroup, machine: Machine) {

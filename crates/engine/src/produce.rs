@@ -1,5 +1,6 @@
 //! Produce and log reads: the data path of a partition through the core.
 
+use base::limits::PARTITION_INFLIGHT_BYTES_MAX;
 use base::{ErrorCode, GroupId};
 use journal::ReadError;
 use multiraft::{Proposal, ProposeError};
@@ -23,6 +24,12 @@ impl NodeCore {
             let refusal = self.not_leader(group);
             return self.answer(origin, Err(refusal));
         };
+        let bytes: usize = produce.batches.iter().map(bytes::Bytes::len).sum();
+        if bytes > PARTITION_INFLIGHT_BYTES_MAX {
+            // Raft would refuse some of its batches after it took others.
+            let message = format!("{bytes} bytes for one partition: one request takes {PARTITION_INFLIGHT_BYTES_MAX}");
+            return self.answer(origin, Err(error(ErrorCode::TooLarge, message)));
+        }
         let term = replica.term;
         let Some(partition) = replica.partition() else {
             let message = format!("group {group} is not a partition");
@@ -50,8 +57,8 @@ impl NodeCore {
                     }
                     last = Some(proposed.index);
                 }
-                // Between two proposals of one request nothing happens that could refuse the second but not the first,
-                // so a refusal leaves no trace.
+                // Between two proposals of one request nothing happens that could refuse the second but not the first
+                // (all of it fits what Raft takes uncommitted), so a refusal leaves no trace.
                 Err(refused) => return self.answer(origin, Err(self.refused(group, refused))),
             }
         }
@@ -107,6 +114,17 @@ impl NodeCore {
         origins.extend(std::mem::take(&mut replica.repeats).into_iter().map(|(_, origin, _)| origin));
         for origin in origins {
             let lost = error(ErrorCode::LeaderChanged, "leadership changed while the records were under way");
+            self.answer(origin, Err(lost));
+        }
+    }
+
+    /// The log was replaced by a checkpoint: nobody will ever see here what became of the entries waited for.
+    pub(crate) fn fail_waiting(&mut self, group: GroupId) {
+        let waiters = self.groups.get_mut(&group).map(|g| std::mem::take(&mut g.waiters)).unwrap_or_default();
+        for waiter in waiters.into_values() {
+            let (Awaited::Command(origin) | Awaited::Produced { origin, .. }) = waiter.what;
+            let lost =
+                error(ErrorCode::LeaderChanged, "leadership changed, and this node took the newer state as a whole");
             self.answer(origin, Err(lost));
         }
     }

@@ -108,7 +108,9 @@ impl NodeCore {
     pub(crate) fn node_updated(&mut self, outcome: Result<Reply, RequestError>) {
         match outcome {
             Ok(Reply::Command { result: CommandResult::Done, .. }) => {}
-            Ok(Reply::Command { result: CommandResult::Refused { message, .. }, .. }) => {
+            Ok(Reply::Command { result: CommandResult::Refused { code, message }, .. })
+                if !matches!(code, ErrorCode::Busy | ErrorCode::UnknownSession) =>
+            {
                 self.fatal(format!("the cluster refuses this node: {message}"));
             }
             _ => {

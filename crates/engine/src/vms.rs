@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use base::{GroupId, Millis, Mono};
+use base::{ErrorCode, GroupId, Millis, Mono};
 use compute::{Reconciler, Step, VmReport};
-use metadata::Command;
+use metadata::{Command, CommandResult};
 
 use crate::core::{NodeCore, Stage};
 use crate::requests::Internal;
@@ -35,6 +35,13 @@ pub(crate) struct VmSide {
     current: Current,
     dirty: bool,
     reconciled: u64,
+}
+
+impl VmSide {
+    /// Whether the tables were current once in this process; they never go back.
+    pub fn is_current(&self) -> bool {
+        self.current == Current::Yes
+    }
 }
 
 impl NodeCore {
@@ -92,7 +99,13 @@ impl NodeCore {
         self.vms.reporting = false;
         self.vms.dirty = true;
         let Request::Command(Command::ReportVm { report, .. }) = request else { return };
-        if !matches!(outcome, Ok(Reply::Command { .. })) {
+        // Refused for reasons of the session, not of the VM: nothing was judged.
+        let unjudged = |code: &ErrorCode| matches!(code, ErrorCode::Busy | ErrorCode::UnknownSession);
+        let taken = match &outcome {
+            Ok(Reply::Command { result: CommandResult::Refused { code, .. }, .. }) => !unjudged(code),
+            outcome => matches!(outcome, Ok(Reply::Command { .. })),
+        };
+        if !taken {
             // Never at once: the same refusal would come back inside this very call.
             self.vms.retry_at = Some(self.now.mono.plus(RETRY));
             return;
@@ -106,5 +119,6 @@ impl NodeCore {
 
     pub(crate) fn vm_barrier_done(&mut self, current: bool) {
         self.vms.current = if current { Current::Yes } else { Current::No };
+        self.partitions_due |= current;
     }
 }

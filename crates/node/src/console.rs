@@ -4,11 +4,12 @@
 //! a change of leader is recognised.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use base::limits::{REQUEST_DEADLINE_DEFAULT, VM_NAME_BYTES_MAX};
 use base::{ErrorCode, GroupId, Incarnation, VmEpoch, VmId, VmIncarnation, hash64};
 use bytes::Bytes;
-use engine::{Acks, Produce, Request, Target};
+use engine::{Acks, Produce, Request, RequestError, Target};
 use metadata::console_topic;
 use runtime::Clock;
 use stream::{ProducerStamp, Record, encode_batch};
@@ -26,6 +27,8 @@ pub(crate) struct ConsoleLines {
 
 /// Lines of one record batch.
 const LINES_PER_BATCH: usize = 256;
+/// Before a busy leader is asked again.
+const BUSY_RETRY: Duration = Duration::from_millis(100);
 /// Ids below this are muster's own and fixed.
 const PRODUCER_ID_MIN: u64 = 1_001;
 
@@ -90,10 +93,8 @@ async fn append(handle: &NodeHandle, producer: &mut Producer, lines: &ConsoleLin
                 continue;
             }
         };
-        let produce = Request::Produce(Produce { group, acks: Acks::All, batches: vec![batch] });
-        let within = REQUEST_DEADLINE_DEFAULT;
-        match handle.request_within(within, Target::Leader(group), produce).await {
-            Ok(_) => producer.next_sequence = next_sequence(producer.next_sequence, records.len()),
+        match produce(handle, group, batch).await {
+            Ok(()) => producer.next_sequence = next_sequence(producer.next_sequence, records.len()),
             Err(error) => {
                 tracing::warn!(vm = name, %error, lines = records.len(), "console lines lost");
                 // What became of the batch is unknown: go on under another id, so that no sequence is missing.
@@ -104,6 +105,20 @@ async fn append(handle: &NodeHandle, producer: &mut Producer, lines: &ConsoleLin
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Appends a batch; tries again while the leader is busy, such as with handing over. Its sequence makes that harmless.
+async fn produce(handle: &NodeHandle, group: GroupId, batch: Bytes) -> Result<(), RequestError> {
+    let deadline = Clock.now().mono.plus(REQUEST_DEADLINE_DEFAULT);
+    loop {
+        let request = Request::Produce(Produce { group, acks: Acks::All, batches: vec![batch.clone()] });
+        match handle.request(Target::Leader(group), deadline, request).await {
+            Err(busy) if busy.code == ErrorCode::Busy && Clock.now().mono < deadline => {
+                tokio::time::sleep(BUSY_RETRY).await;
+            }
+            outcome => return outcome.map(drop),
         }
     }
 }
