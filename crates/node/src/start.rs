@@ -102,6 +102,8 @@ async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(
     tokio::pin!(becomes_ready);
     loop {
         tokio::select! {
+            // The core first: tasks that end because it did are not the reason.
+            biased;
             end = &mut node.core_ended => {
                 return Err(NodeError::Fatal(match end {
                     Ok(Err(reason)) => reason,
