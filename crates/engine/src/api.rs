@@ -81,7 +81,10 @@ pub enum Event {
     /// The hypervisor side reports.
     Vm(VmReport),
     /// The driver's answer to [`Effect::ListTasks`] or [`Effect::ReadPartition`].
-    Answered { ticket: u64, outcome: Result<Reply, RequestError> },
+    Answered {
+        ticket: u64,
+        outcome: Result<Reply, RequestError>,
+    },
 }
 
 /// Where a request is carried out; any node takes any request and passes it on.
@@ -366,9 +369,14 @@ pub enum Effect {
     Metadata(Box<Metadata>),
     Vm(VmAction),
     /// Somebody asks for the tasks of this node's supervision tree; answer with [`Event::Answered`].
-    ListTasks { ticket: u64 },
+    ListTasks {
+        ticket: u64,
+    },
     /// Somebody on another node reads a partition that this node leads; answer with [`Event::Answered`].
-    ReadPartition { ticket: u64, read: ReadPartition },
+    ReadPartition {
+        ticket: u64,
+        read: ReadPartition,
+    },
     /// The node's own `__meta` replica is durable: from now on it restarts with [`Formation::Restart`].
     Formed,
     /// Recovery is done; requests are carried out from now on (before, they wait).

@@ -104,7 +104,7 @@ fn numbers(value: &Value, key: &str) -> Vec<u64> {
 
 fn voters_everywhere(node: &Node, voters: u64) -> anyhow::Result<()> {
     let topics = node.api().get("/v1/status")?.ok()?;
-    let seen = numbers(&topics["topics"], "voters");
+    let seen = numbers(&topics["topics"], "voters_min");
     ensure!(!seen.is_empty() && seen.iter().all(|count| *count == voters), "voters are {seen:?}");
     Ok(())
 }
