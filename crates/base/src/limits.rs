@@ -10,6 +10,8 @@ pub const TICK: Millis = Millis(50);
 pub const HEARTBEAT_INTERVAL: Millis = Millis(150);
 /// Least election timeout; the greatest is twice this.
 pub const ELECTION_TIMEOUT_MIN: Millis = Millis(1000);
+/// A node that handed its leaderships away takes none for this long; by then it has stopped, or did not mean to.
+pub const STEP_DOWN_HOLD: Millis = Millis(5_000);
 /// Bytes of entries in one append message.
 pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages under way to one replica.
@@ -27,6 +29,8 @@ pub const LOG_READ_BYTES_MAX: usize = 4 << 20;
 
 /// Size of one write-ahead log segment.
 pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Kept free in the data directory for the few bytes that a node must write to start on a full disk.
+pub const DATA_DIR_RESERVE_BYTES: usize = 64 << 10;
 /// Bytes in one commit round.
 pub const ROUND_BYTES_MAX: usize = 4 << 20;
 /// Commit rounds under way at once.
@@ -39,6 +43,9 @@ pub const WAL_SPARE_SEGMENTS_MAX: usize = 2;
 pub const WAL_RECOVERY_READ_BYTES: usize = 1 << 20;
 /// Records of other groups that one read of the log skips over rather than being split in two.
 pub const WAL_READ_GAP_BYTES: u64 = 16 << 10;
+/// Disk reads that one read of the log causes; a group that wrote little lies scattered among the others, and its
+/// readers take what they get.
+pub const WAL_READ_STRETCHES_MAX: usize = 64;
 /// Between tries of an operation for which the disk was full.
 pub const DISK_FULL_RETRY: Millis = Millis(200);
 /// Bytes of a checkpoint file written at once, so that the log's small writes come in between.
@@ -114,6 +121,8 @@ pub const KAFKA_FRAME_BYTES_MAX: usize = 100 << 20;
 pub const KAFKA_FRAME_UNAUTHENTICATED_BYTES_MAX: usize = 64 << 10;
 /// One record batch, Kafka's `message.max.bytes`.
 pub const RECORD_BATCH_BYTES_MAX: usize = 1_048_588;
+/// Producer ids from 0 up to this one are muster's own; clients may not write under them.
+pub const PRODUCER_ID_RESERVED_MAX: i64 = 1_000;
 /// Bytes of recent batches that one partition keeps in memory for consumers.
 pub const PARTITION_TAIL_BYTES: usize = 1 << 20;
 /// Bytes of one partition proposed and not yet applied; above it produce answers "busy".

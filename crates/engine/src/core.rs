@@ -63,8 +63,8 @@ pub struct NodeCore {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
     pub(crate) disk_full: bool,
-    /// This process is about to stop: it hands leadership away and takes none.
-    pub(crate) stopping: bool,
+    /// This process handed its leaderships away, to stop: it takes none until then.
+    pub(crate) abstains_until: Option<base::Mono>,
     pub(crate) effects: Vec<Effect>,
     pub(crate) sends: BTreeMap<(NodeId, Channel), Vec<PeerMessage>>,
 }
@@ -104,7 +104,7 @@ impl NodeCore {
             checkpoints: Checkpoints::default(),
             reads: Reads::default(),
             disk_full: false,
-            stopping: false,
+            abstains_until: None,
             effects: Vec::new(),
             sends: BTreeMap::new(),
             config,

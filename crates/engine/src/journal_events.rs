@@ -130,7 +130,8 @@ impl NodeCore {
     pub(crate) fn watch_disk(&mut self) {
         let waited = self.journal.oldest_pending_since().map_or(Millis(0), |since| self.now.mono.since(since));
         let stuck = waited > self.config.election_timeout;
-        self.raft.set_electable(!stuck && !self.stopping);
+        let abstains = self.abstains_until.is_some_and(|until| self.now.mono < until);
+        self.raft.set_electable(!stuck && !abstains);
         if stuck {
             self.hand_over_leaderships();
         }

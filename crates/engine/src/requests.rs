@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX};
+use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
 use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
@@ -245,7 +245,7 @@ impl NodeCore {
             Request::TransferLeader { group, to } => self.transfer(origin, group, to),
             Request::StepDown => {
                 // Otherwise two nodes that stop together would hand leadership to and fro, a term each time.
-                self.stopping = true;
+                self.abstains_until = Some(self.now.mono.plus(STEP_DOWN_HOLD));
                 self.raft.set_electable(false);
                 self.hand_over_leaderships();
                 self.answer(origin, Ok(Reply::Done));

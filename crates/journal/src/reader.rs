@@ -158,8 +158,11 @@ impl Reader {
             if let Some(place) = place {
                 let slot = slots.len();
                 let before = stretches.last().map_or(0, |stretch| stretch.len);
+                let full = stretches.len() >= limits::WAL_READ_STRETCHES_MAX;
                 if stretches.last_mut().is_some_and(|stretch| stretch.extend(slot, index, place)) {
                     read += stretches.last().map_or(0, |stretch| stretch.len - before);
+                } else if full {
+                    break;
                 } else {
                     read += record_bytes(place);
                     stretches.push(Stretch::of(self.next, slot, index, place));

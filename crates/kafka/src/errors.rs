@@ -48,6 +48,7 @@ pub(crate) fn batch(error: &BatchError) -> ResponseError {
         | BatchError::Producer { .. }
         | BatchError::Compressed
         | BatchError::Records
+        | BatchError::ReservedProducer { .. }
         | BatchError::Empty => ResponseError::InvalidRecord,
     }
 }

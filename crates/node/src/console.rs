@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use base::limits::{REQUEST_DEADLINE_DEFAULT, VM_NAME_BYTES_MAX};
+use base::limits::{PRODUCER_ID_RESERVED_MAX, REQUEST_DEADLINE_DEFAULT, VM_NAME_BYTES_MAX};
 use base::{ErrorCode, GroupId, Incarnation, VmEpoch, VmId, VmIncarnation, hash64};
 use bytes::Bytes;
 use engine::{Acks, Produce, Request, RequestError, Target};
@@ -29,8 +29,8 @@ pub(crate) struct ConsoleLines {
 const LINES_PER_BATCH: usize = 256;
 /// Before a busy leader is asked again.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
-/// Ids below this are muster's own and fixed.
-const PRODUCER_ID_MIN: u64 = 1_001;
+/// The first id that is not fixed.
+const PRODUCER_ID_MIN: u64 = PRODUCER_ID_RESERVED_MAX as u64 + 1;
 
 /// Where the next batch of one start of a VM goes on.
 struct Producer {

@@ -4,6 +4,7 @@
 //! DIR/lock          held while a process runs; names its pid
 //! DIR/identity.key  the node's Ed25519 key
 //! DIR/cluster       which cluster, which node, how it came to be (replaced atomically)
+//! DIR/reserve       a little space for the record on a full disk
 //! DIR/journal/      write-ahead log and checkpoints
 //! DIR/vms, images   virtual machines and what they are made of
 //! ```
@@ -12,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use base::limits::DATA_DIR_RESERVE_BYTES;
 use base::{ClusterId, Incarnation, NodeId};
 use minicbor::{Decode, Encode};
 use rustix::fs::{FlockOperation, flock};
@@ -75,7 +77,23 @@ impl DataDir {
         if let Err(error) = write(&lock) {
             tracing::warn!(%error, path = %lock_path.display(), "the lock does not name this process");
         }
-        Ok(DataDir { path, _lock: lock })
+        let data = DataDir { path, _lock: lock };
+        data.fill_reserve();
+        Ok(data)
+    }
+
+    /// Keeps a little space for the record, so that a node can start on a full disk.
+    fn fill_reserve(&self) {
+        let path = self.reserve_path();
+        let filled = std::fs::metadata(&path).is_ok_and(|found| found.len() == DATA_DIR_RESERVE_BYTES as u64);
+        // A disk that is full already has nothing to keep; the next start tries again.
+        if !filled && std::fs::write(&path, vec![0; DATA_DIR_RESERVE_BYTES]).is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+
+    fn reserve_path(&self) -> PathBuf {
+        self.path.join("reserve")
     }
 
     pub fn path(&self) -> &Path {
@@ -122,7 +140,16 @@ impl DataDir {
             std::fs::rename(&temporary, &path)?;
             File::open(&self.path)?.sync_all()
         };
-        write().map_err(NodeError::file("write", &path))
+        let written = match write() {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                let _ = std::fs::remove_file(self.reserve_path());
+                let written = write();
+                self.fill_reserve();
+                written
+            }
+            written => written,
+        };
+        written.map_err(NodeError::file("write", &path))
     }
 }
 

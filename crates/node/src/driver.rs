@@ -1,6 +1,6 @@
 //! The thread that owns the core: hands in events, carries out effects, decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,8 @@ pub(crate) struct Driver {
     sinks: Sinks,
     replies: BTreeMap<RequestId, oneshot::Sender<Result<Reply, RequestError>>>,
     next_request: u64,
+    /// Actions that the VM side did not take yet; the reconciler asks for few per VM.
+    vm_backlog: VecDeque<compute::VmAction>,
     /// Answers to questions that the core asked of this driver.
     answers: Vec<Event>,
     handle: NodeHandle,
@@ -75,6 +77,7 @@ impl Driver {
             sinks,
             replies: BTreeMap::new(),
             next_request: 0,
+            vm_backlog: VecDeque::new(),
             answers: Vec::new(),
             handle,
             read_answers: mpsc::channel(READS_MAX),
@@ -117,6 +120,7 @@ impl Driver {
                 }
             }
             self.sinks.disk.hand_over();
+            self.pass_on_vm_actions();
         }
     }
 
@@ -184,9 +188,8 @@ impl Driver {
             Effect::Leaders(changed) => self.sinks.views.set_leaders(changed),
             Effect::Metadata(metadata) => self.publish_metadata(*metadata),
             Effect::Vm(action) => {
-                if self.sinks.vm_actions.try_send(action).is_err() {
-                    tracing::error!("the VM side does not take actions; it is restarted with the node");
-                }
+                self.vm_backlog.push_back(action);
+                self.pass_on_vm_actions();
             }
             Effect::ListTasks { ticket } => {
                 let outcome = Ok(Reply::Tasks(task_lines(&self.sinks.supervisor)));
@@ -210,6 +213,14 @@ impl Driver {
             Effect::Fatal(reason) => return Err(reason),
         }
         Ok(())
+    }
+
+    fn pass_on_vm_actions(&mut self) {
+        while let Some(action) = self.vm_backlog.pop_front() {
+            if let Err(mpsc::error::TrySendError::Full(action)) = self.sinks.vm_actions.try_send(action) {
+                return self.vm_backlog.push_front(action);
+            }
+        }
     }
 
     fn publish_metadata(&mut self, metadata: Metadata) {

@@ -60,6 +60,8 @@ pub enum BatchError {
     Records,
     #[error("there is no record batch")]
     Empty,
+    #[error("producer id {producer_id} is muster's own: ids up to {max} are not for clients", max = base::limits::PRODUCER_ID_RESERVED_MAX)]
+    ReservedProducer { producer_id: i64 },
 }
 
 /// How the records are compressed.

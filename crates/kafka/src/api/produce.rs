@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use base::limits::PRODUCER_ID_RESERVED_MAX;
 use base::{ErrorCode, GroupId, Millis};
 use bytes::Bytes;
 use engine::{Acks, Produce, Reply, Request, RequestError, Target};
@@ -131,7 +132,10 @@ fn check(records: Option<Bytes>) -> Result<Vec<Bytes>, BatchError> {
         return Err(BatchError::Empty);
     }
     for one in &batches {
-        batch::check_produced(one)?;
+        let header = batch::check_produced(one)?;
+        if (0..=PRODUCER_ID_RESERVED_MAX).contains(&header.producer_id) {
+            return Err(BatchError::ReservedProducer { producer_id: header.producer_id });
+        }
     }
     Ok(batches)
 }
