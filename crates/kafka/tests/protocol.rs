@@ -340,11 +340,15 @@ async fn idempotent_producers_are_answered_with_their_offset_again() {
     let (node, address) = Node::start().await;
     node.create("t", 1);
     let mut client = Client::connect(address).await;
-    let stamped = |epoch, base_sequence| {
-        let stamp = stream::ProducerStamp { id: 4, epoch, base_sequence };
+    let stamped = |id, epoch, base_sequence| {
+        let stamp = stream::ProducerStamp { id, epoch, base_sequence };
         let request = stream::encode_batch(&[stream::Record::default()], Some(stamp)).unwrap();
         produce("t", -1, vec![(0, request)])
     };
+    // An id of muster's own, which would disturb the outbox of events.
+    let reserved = stamped(1_000, 0, 0);
+    let refused = (ResponseError::InvalidRecord.code(), -1);
+    assert_eq!(produced(&mut client, 9, &reserved).await, [refused]);
     for (epoch, sequence, expected) in [
         (1, 0, (0, 0)),
         (1, 1, (0, 1)),
@@ -353,7 +357,7 @@ async fn idempotent_producers_are_answered_with_their_offset_again() {
         (0, 2, (ResponseError::InvalidProducerEpoch.code(), -1)),
         (1, 2, (0, 2)),
     ] {
-        assert_eq!(produced(&mut client, 9, &stamped(epoch, sequence)).await, [expected], "{epoch} {sequence}");
+        assert_eq!(produced(&mut client, 9, &stamped(1_001, epoch, sequence)).await, [expected], "{epoch} {sequence}");
     }
 }
 
