@@ -31,6 +31,8 @@ enum Local {
     Down,
     /// Asked to remove.
     Removing,
+    /// Removed, and the table does not say so yet.
+    Gone,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,10 +70,8 @@ impl Reconciler {
         let state = match (&report.event, known.map(|vm| vm.state)) {
             (VmReportEvent::Started | VmReportEvent::Ready, Some(state @ (Local::Stopping | Local::Removing))) => state,
             (VmReportEvent::Started | VmReportEvent::Ready, _) => Local::Up,
-            (VmReportEvent::Removed, _) => {
-                self.local.remove(&report.vm);
-                return;
-            }
+            // Kept until the table has let go of it: forgotten now, it would be removed again and again until then.
+            (VmReportEvent::Removed, _) => Local::Gone,
             (_, Some(Local::Removing)) => Local::Removing,
             _ => Local::Down,
         };
@@ -89,6 +89,7 @@ impl Reconciler {
                 steps.extend(self.reconcile_one(vm));
             }
         }
+        self.local.retain(|id, local| local.state != Local::Gone || mine.contains_key(id));
         for (id, local) in &mut self.local {
             if !mine.contains_key(id) && local.state != Local::Removing {
                 local.state = Local::Removing;
@@ -99,16 +100,18 @@ impl Reconciler {
     }
 
     fn reconcile_one(&mut self, vm: &VmRecord) -> Option<Step> {
-        let local = self.local.get(&vm.id).copied();
+        let known = self.local.get(&vm.id).copied();
+        // What is gone is as good as never here, unless it is to be gone.
+        let local = known.filter(|l| l.state != Local::Gone);
         let current = local.is_some_and(|l| l.epoch == vm.epoch && l.incarnation == vm.incarnation);
         match vm.desired {
-            VmDesired::Deleted => match local {
-                Some(LocalVm { state: Local::Removing, .. }) => None,
+            VmDesired::Deleted => match known {
+                Some(LocalVm { state: Local::Removing | Local::Gone, .. }) => None,
                 _ => Some(self.act(vm, Local::Removing, VmAction::Remove { vm: vm.id, epoch: vm.epoch })),
             },
             VmDesired::Stopped => match local.map(|l| l.state) {
                 Some(Local::Up) => Some(self.act(vm, Local::Stopping, stop(vm))),
-                Some(Local::Stopping | Local::Removing) => None,
+                Some(Local::Stopping | Local::Removing | Local::Gone) => None,
                 Some(Local::Down) | None if vm.phase == VmPhase::Stopping => Some(say(vm, VmReportEvent::Stopped)),
                 Some(Local::Down) | None => None,
             },
@@ -223,6 +226,22 @@ mod tests {
         vm.phase = VmPhase::Running;
         tell(&mut reconciler, &mut vm, 1, VmReportEvent::Ready);
         assert_eq!(reconciler.reconcile(NodeId(1), [&vm].into_iter()), []);
+    }
+
+    #[test]
+    fn a_vm_that_is_gone_is_not_removed_again_while_the_table_still_holds_it() {
+        let (mut reconciler, mut vm) = (Reconciler::default(), assigned());
+        tell(&mut reconciler, &mut vm, 1, VmReportEvent::Ready);
+        lifecycle::delete(&mut vm, Wall(2));
+        let remove = Step::Act(VmAction::Remove { vm: vm.id, epoch: VmEpoch(1) });
+        assert_eq!(reconciler.reconcile(NodeId(1), [&vm].into_iter()), [remove]);
+        // The table learns of it only when the report is committed, which may take long.
+        let gone =
+            VmReport { vm: vm.id, epoch: VmEpoch(1), incarnation: VmIncarnation(1), event: VmReportEvent::Removed };
+        reconciler.reported(&gone);
+        assert_eq!(reconciler.reconcile(NodeId(1), [&vm].into_iter()), []);
+        assert_eq!(reconciler.reconcile(NodeId(1), [].into_iter()), []);
+        assert!(reconciler.local.is_empty(), "forgotten once the table has let go of it");
     }
 
     #[test]

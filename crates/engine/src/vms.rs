@@ -47,8 +47,12 @@ impl VmSide {
 impl NodeCore {
     pub(crate) fn take_vm_report(&mut self, report: VmReport) {
         self.vms.reconciler.reported(&report);
-        self.vms.reports.push_back(report);
         self.vms.dirty = true;
+        // Each VM has a handful of different things to say per start, and the next start waits for the table: so the
+        // queue is bounded by the VMs of this node.
+        if !self.vms.reports.contains(&report) {
+            self.vms.reports.push_back(report);
+        }
     }
 
     /// Acts on the tables, but never on those that a restarted process finds in its journal before it knows that they

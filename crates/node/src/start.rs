@@ -247,8 +247,9 @@ impl Node {
         self.hand_over().await;
         self.stop_clients.cancel();
         self.vmm.shutdown(VM_GRACE).await;
-        self.stop_core.cancel();
+        // The core goes last: its end closes the queues that the tasks read.
         self.supervisor.shutdown(TASKS_END).await;
+        self.stop_core.cancel();
     }
 
     /// After the core is gone: nothing can be handed over, guests keep running for the next start to adopt.
