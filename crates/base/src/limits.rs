@@ -115,10 +115,8 @@ pub const GOSSIP_LEADERS_MAX: usize = 1_024;
 
 // ---- Kafka and streams ----
 
-/// One Kafka frame from an authenticated or loopback client.
+/// One Kafka frame. There is no authentication yet; once there is, frames before it get a bound of their own.
 pub const KAFKA_FRAME_BYTES_MAX: usize = 100 << 20;
-/// One Kafka frame before authentication.
-pub const KAFKA_FRAME_UNAUTHENTICATED_BYTES_MAX: usize = 64 << 10;
 /// One record batch, Kafka's `message.max.bytes`.
 pub const RECORD_BATCH_BYTES_MAX: usize = 1_048_588;
 /// Producer ids from 0 up to this one are muster's own; clients may not write under them.

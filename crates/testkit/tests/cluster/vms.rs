@@ -33,7 +33,11 @@ fn a_vm_runs_survives_its_hypervisor_stops_and_goes() {
             event["phase"] == "Restarting" && event["reason"] != "" && event["vm"] == "web1"
         })?;
         wait_event(node, "the new incarnation, running", |event| {
-            event["incarnation"] == 2 && event["phase"] == "Running" && event["vm"] == "web1"
+            event["incarnation"] == 2
+                && event["phase"] == "Running"
+                && event["vm"] == "web1"
+                && event["node_name"] == node.name.as_str()
+                && event["epoch"] == again["epoch"]
         })?;
 
         // A hypervisor outlives its daemon, and is the same VM afterwards.
@@ -49,12 +53,18 @@ fn a_vm_runs_survives_its_hypervisor_stops_and_goes() {
         node.api().post("/v1/vms/web1/stop", &json!({}))?.ok()?;
         wait_vm(node, "web1", PATIENCE, "it has stopped", |vm| vm["phase"] == "Stopped")?;
         ensure!(node.hypervisors().is_empty(), "it stopped, but {:?} run", node.hypervisors());
+        let commit = |node: &Node| -> anyhow::Result<u64> {
+            node.api().get("/v1/status")?.ok()?["meta"]["commit"].as_u64().context("no commit index")
+        };
+        let before = commit(node)?;
         node.api().delete("/v1/vms/web1")?.ok()?;
         wait_until(PATIENCE, "it is gone", || {
             let answer = node.api().get("/v1/vms/web1")?;
             ensure!(answer.status == 404, "{}", answer.body);
             Ok(())
         })?;
+        let commands = commit(node)? - before;
+        ensure!(commands < 20, "a deletion took {commands} commands: something is said again and again");
         let console = node.kcat().consume("vm.web1.console")?;
         ensure!(!console.is_empty(), "the console went with the VM");
         Ok(())
