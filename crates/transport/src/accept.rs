@@ -57,10 +57,18 @@ pub async fn take_calls(shared: Arc<Shared>, context: TaskContext) -> TaskResult
 /// One call, from its first packet to its end.
 async fn take_call(shared: Arc<Shared>, incoming: iroh::endpoint::Incoming, handshake: OwnedSemaphorePermit) {
     let from = format!("{:?}", incoming.remote_addr());
-    let Ok(accepting) = incoming.accept() else { return };
     let deadline = Duration::from_millis(HELLO_DEADLINE.0);
-    // A handshake that comes to nothing is told by iroh at debug level; it may be anybody's noise.
-    let Ok(Ok(conn)) = timeout(deadline, accepting).await else { return };
+    let shaken = match incoming.accept() {
+        Ok(accepting) => match timeout(deadline, accepting).await {
+            Ok(shaken) => shaken.map_err(|error| error.to_string()),
+            Err(_) => Err("it was not finished in time".to_owned()),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    let conn = match shaken {
+        Ok(conn) => conn,
+        Err(reason) => return shared.handshake_failed(&from, &reason),
+    };
     let endpoint = EndpointId(*conn.remote_id().as_bytes());
     let stranger = if shared.gate.roster().is_member(&endpoint) {
         None

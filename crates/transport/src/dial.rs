@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::limits::{HELLO_FRAME_BYTES_MAX, PEER_FRAME_BYTES_MAX};
-use base::{EndpointId, Incarnation, SplitMix64};
+use base::{EndpointId, ErrorCode, Incarnation, SplitMix64};
 use bytes::Bytes;
 use iroh::endpoint::{Connection, ConnectionError, SendStream};
 use iroh::{EndpointAddr, RelayUrl};
@@ -148,7 +148,12 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
                 }
                 if let Some(held_back) = shared.log.allow(&format!("dial {} {reason}", peer.node)) {
                     let addresses = peer.address().direct.join(", ");
-                    tracing::warn!(peer = %peer.node, addresses, reason, held_back, "peer cannot be reached");
+                    // That the peer has no cluster yet is part of every start.
+                    if matches!(&error, DialError::Refused(refusal) if refusal.code == ErrorCode::FailedPrecondition) {
+                        tracing::info!(peer = %peer.node, addresses, reason, held_back, "peer cannot be reached yet");
+                    } else {
+                        tracing::warn!(peer = %peer.node, addresses, reason, held_back, "peer cannot be reached");
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use base::limits::{HANDSHAKES_MAX, STRANGERS_MAX};
-use base::{EndpointId, NodeId, Wall};
+use base::{EndpointId, ErrorCode, NodeId, Wall};
 use iroh::endpoint::{
     AfterHandshakeOutcome, Connection, EndpointHooks, IdleTimeout, PortmapperConfig, QuicTransportConfig, Side, VarInt,
     presets,
@@ -313,12 +313,25 @@ impl Shared {
         self.peers().get(&node).cloned()
     }
 
+    /// Logs (not too often) a call that did not get as far as a key. Who calls is not proven: the lines of all such
+    /// callers count as one, so that made-up addresses do not crowd out other complaints.
+    pub fn handshake_failed(&self, from: &str, reason: &str) {
+        if let Some(held_back) = self.log.allow("handshake") {
+            tracing::warn!(from, reason, held_back, "closing an incoming connection: its handshake failed");
+        }
+    }
+
     /// Counts, remembers and (not too often) logs a refusal.
     pub fn refused(&self, endpoint: EndpointId, from: &str, refusal: &Refusal) {
         self.metrics.refused.inc();
         if let Some(held_back) = self.log.allow(&format!("refused {endpoint} {}", refusal.code)) {
             let (code, reason) = (refusal.code, &refusal.reason);
-            tracing::warn!(%endpoint, from, %code, reason, held_back, "refused a peer");
+            // That this node has no cluster yet is part of every start.
+            if code == ErrorCode::FailedPrecondition {
+                tracing::info!(%endpoint, from, %code, reason, held_back, "refused a peer");
+            } else {
+                tracing::warn!(%endpoint, from, %code, reason, held_back, "refused a peer");
+            }
         }
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if refusals.len() == REFUSALS_MAX {

@@ -6,6 +6,7 @@
 //! A browser on the same machine must not become a way in: bodies must be `application/json` (which makes browsers ask
 //! first), and the `Host` header must be an address, `localhost` or a name that the door was told is its own.
 
+mod complaints;
 mod handler;
 mod problem;
 mod server;

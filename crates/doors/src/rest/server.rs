@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::Millis;
@@ -16,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::RestDoor;
+use super::complaints::Complaints;
 use super::handler::router;
 
 /// Bounds of one listener.
@@ -52,6 +54,7 @@ pub async fn serve<C: Send + Sync + 'static>(
     stop: impl Future<Output = ()> + Send,
 ) -> Served {
     let router = router(door);
+    let complaints = Arc::new(Complaints::default());
     let room = Arc::new(Semaphore::new(limits.connections_max));
     let (stopping, watching) = watch::channel(false);
     let mut connections = JoinSet::new();
@@ -79,8 +82,12 @@ pub async fn serve<C: Send + Sync + 'static>(
         };
         served.connections += 1;
         let (service, watching) = (TowerToHyperService::new(router.clone()), watching.clone());
+        let complaints = complaints.clone();
         connections.spawn(async move {
-            connection(stream, peer, service, limits.header_timeout, watching).await;
+            let asked = AtomicBool::new(false);
+            if let Err(error) = connection(stream, peer, service, limits.header_timeout, watching, &asked).await {
+                tell(peer, &error, asked.into_inner(), &complaints);
+            }
             drop(permit);
         });
     }
@@ -93,15 +100,18 @@ pub async fn serve<C: Send + Sync + 'static>(
     served
 }
 
+/// Serves one connection to its end; `asked` becomes true with the first request that can be understood.
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     service: TowerToHyperService<axum::Router>,
     header_timeout: Millis,
     mut stopping: watch::Receiver<bool>,
-) {
+    asked: &AtomicBool,
+) -> hyper::Result<()> {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
         service.call(request)
     });
@@ -114,15 +124,24 @@ async fn connection(
         // An error means that the server is gone: stop all the same.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let ended = tokio::select! {
+    tokio::select! {
         ended = serving.as_mut() => ended,
         () = stop => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error = &error as &dyn std::error::Error, "API connection closed");
+    }
+}
+
+/// One line, but not too many of them, about a connection that is closed for what it sent. A client that hangs up while
+/// it waits for an answer, or that keeps a connection for later, does nothing wrong.
+fn tell(peer: SocketAddr, error: &hyper::Error, asked: bool, complaints: &Complaints) {
+    let reason = error as &dyn std::error::Error;
+    let garbage = error.is_parse() || (!asked && (error.is_incomplete_message() || error.is_timeout()));
+    if !garbage {
+        tracing::debug!(%peer, reason, "API connection ended");
+    } else if let Some(held_back) = complaints.allow() {
+        tracing::warn!(%peer, reason, held_back, "API connection closed: what it sent is no request");
     }
 }
 
