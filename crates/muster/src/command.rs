@@ -126,7 +126,8 @@ fn dev() -> Command {
             .arg(data_dir("./muster-dev"))
             .arg(kernel())
             .after_help(
-                "The flags for listening are those of the first node; the others take the next free ports.\n\
+                "The flags for listening are those of the first node; the others listen on 127.0.0.1, on the\n\
+                 ports that follow the default ones (a port that is taken: on any free one; port 0: all on free ones).\n\
                  Starting it again on the same data directory goes on with the same cluster.\n\n\
                  Examples:\n  muster dev                three nodes, data in ./muster-dev\n  \
                  muster dev --nodes 5      five",

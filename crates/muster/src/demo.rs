@@ -23,6 +23,10 @@ use crate::terminal;
 const VM: &str = "hello";
 /// How long the guest's words may take to come out of Kafka.
 const CONSOLE_WAIT: Duration = Duration::from_secs(60);
+/// Between looks for Ctrl-C.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How the reason of a VM begins that waits for a hypervisor to be installed (`compute::place`).
+const NO_HYPERVISOR: &str = "no node offers qemu";
 
 struct Demo<'a> {
     plan: Plan<'a>,
@@ -100,17 +104,31 @@ impl Demo<'_> {
             Answer::Items(items) => items,
             Answer::Value(_) => bail!("vm.wait answered with one value"),
         };
-        for item in items {
-            let vm = item.map_err(told)?["vm"].clone();
+        let (sender, changes) = sync_channel(1);
+        // Detached, for a read cannot be given up: the thread ends with the stream or with the process.
+        std::thread::Builder::new().name("vm.wait".into()).spawn(move || {
+            for item in items {
+                if sender.send(item).is_err() {
+                    return;
+                }
+            }
+        })?;
+        loop {
+            let vm = match changes.recv_timeout(LOOK_INTERVAL) {
+                Ok(item) => item.map_err(|error| anyhow!("{}", error.message))?["vm"].clone(),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if self.plan.signals.came_within(Duration::ZERO) => bail!("interrupted"),
+                Err(RecvTimeoutError::Timeout) => continue,
+            };
             let place = vm["node"].as_str().map(|node| format!(" on {node}")).unwrap_or_default();
             let reason = ops::human::text(&vm["reason"]);
-            let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
-            step(self.began, &format!("VM {VM} is {}{place}{reason}", ops::human::text(&vm["phase"])))?;
-            if self.plan.signals.came_within(Duration::ZERO) {
-                bail!("interrupted");
+            let phase = ops::human::text(&vm["phase"]);
+            let shown = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+            step(self.began, &format!("VM {VM} is {phase}{place}{shown}"))?;
+            if phase == "Pending" && reason.starts_with(NO_HYPERVISOR) {
+                bail!("{reason}");
             }
         }
-        Ok(())
     }
 
     /// The guest's greeting, read out of the console's topic: by kcat, or, where that is missing, by muster itself.
@@ -158,7 +176,7 @@ impl Demo<'_> {
         })?;
         let deadline = Instant::now() + CONSOLE_WAIT;
         loop {
-            match found.recv_timeout(Duration::from_millis(50)) {
+            match found.recv_timeout(LOOK_INTERVAL) {
                 Ok(Some(line)) => return Ok(line),
                 Ok(None) | Err(RecvTimeoutError::Disconnected) => bail!("the console ended without \"{greeting}\""),
                 Err(RecvTimeoutError::Timeout) if Instant::now() > deadline => {

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Some(("node", args)) if args.subcommand().is_none() => start::node(args),
         Some(("dev", args)) => dev::run(args),
         Some(("demo", args)) => demo::run(&registry, args),
-        Some(("version", _)) => terminal::print(concat!("muster ", env!("CARGO_PKG_VERSION"))),
+        Some(("version", args)) => remote::version(args),
         _ => return remote::run(&registry, &matches),
     };
     match outcome {

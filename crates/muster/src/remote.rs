@@ -36,6 +36,15 @@ pub(crate) fn run(registry: &Registry<Ports>, matches: &ArgMatches) -> ExitCode 
     ExitCode::SUCCESS
 }
 
+/// `muster version`.
+pub(crate) fn version(matches: &ArgMatches) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    terminal::print(match format(matches) {
+        Format::Json => serde_json::json!({ "version": version }).to_string(),
+        Format::Human => format!("muster {version}"),
+    })
+}
+
 /// The API to ask: `--api`, the environment, or this machine.
 fn api(matches: &ArgMatches) -> String {
     let from_environment = || std::env::var(API_ENV).ok().filter(|value| !value.is_empty());

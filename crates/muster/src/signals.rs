@@ -39,6 +39,11 @@ impl Signals {
         Ok(Signals { received })
     }
 
+    /// Forgets the signals that came until now: pressing Ctrl-C twice for one end is not to ask for a harder one.
+    pub(crate) fn forget(&self) {
+        while self.received.try_recv().is_ok() {}
+    }
+
     /// Whether a signal came within `wait`.
     pub(crate) fn came_within(&self, wait: Duration) -> bool {
         match self.received.recv_timeout(wait) {

@@ -94,10 +94,11 @@ fn log_to_stderr() -> anyhow::Result<()> {
 /// Says what listens where and what to try next.
 fn announce(name: &str, began: Instant, node: &Node) {
     let (kafka, api) = (node.kafka, node.api);
+    let peer = node.peer.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
     let api_flag = if api.port() == node::API_PORT { String::new() } else { format!(" --api {api}") };
     // Whoever started this process may have closed its output; the node runs all the same.
     let _ = terminal::print(format!(
-        "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}\n  API    {api}\n\nTry next:\n  \
+        "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}\n  API    {api}\n  Peers  {peer} (UDP)\n\nTry next:\n  \
          muster{api_flag} status\n  muster{api_flag} vm create hello --wait\n  \
          kcat -b {kafka} -C -t muster.events -o beginning -e\n  muster{api_flag} token create",
         node.id(),

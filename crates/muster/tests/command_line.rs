@@ -45,6 +45,16 @@ fn help_is_as_committed() {
 }
 
 #[test]
+fn the_version_is_told_to_people_and_to_programs() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(text(&muster(&["version"]).stdout), format!("muster {version}\n"));
+    for args in [["-o", "json", "version"], ["version", "-o", "json"]] {
+        let told: serde_json::Value = serde_json::from_slice(&muster(&args).stdout).unwrap();
+        assert_eq!(told, serde_json::json!({ "version": version }));
+    }
+}
+
+#[test]
 fn mistakes_end_with_2_and_say_what_was_meant() {
     for (args, says) in [
         (vec!["vm", "lsit"], "'list'"),

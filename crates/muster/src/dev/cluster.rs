@@ -131,8 +131,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks all nodes to stop, and kills those that do not within [`STOP_WAIT`], or at once on another signal.
+    /// Asks all nodes to stop, and kills those that do not within [`STOP_WAIT`], or at once on a signal that comes after
+    /// this began.
     pub(crate) fn stop(mut self, signals: &Signals) {
+        signals.forget();
         self.nodes.iter().for_each(NodeProcess::ask_to_stop);
         let began = Instant::now();
         loop {

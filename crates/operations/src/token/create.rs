@@ -1,5 +1,7 @@
 //! `token.create`: a line of text with which a new host joins.
 
+use std::net::SocketAddr;
+
 use base::{ErrorCode, Millis, Wall};
 use metadata::{Command, CommandResult, Metadata, token_hash};
 use ops::{Call, Example, Human, Idempotency, Method, OpError, Operation, Permission, Scope};
@@ -90,12 +92,50 @@ fn output(metadata: &Metadata, id: u64, secret: [u8; 32], uses: u32, expires: Wa
     if seeds.is_empty() {
         return Err(OpError::new(ErrorCode::FailedPrecondition, "this node knows of no member to join through"));
     }
-    let token = JoinToken { cluster: metadata.cluster, id, secret, seeds }.to_string();
-    let command = format!("muster join {token}");
-    Ok(Output { id, token, uses, expires_ms: expires.0, command })
+    let token = JoinToken { cluster: metadata.cluster, id, secret, seeds };
+    let command = if only_here(&token) {
+        format!("muster join {token}")
+    } else {
+        format!("muster join {token} --peer-listen ADDR:PORT")
+    };
+    Ok(Output { id, token: token.to_string(), uses, expires_ms: expires.0, command })
 }
 
 fn text(output: &Value) -> String {
     let field = |name: &str| output.get(name).map(ops::human::text).unwrap_or_default();
-    format!("{}\n\nRun on the new host:\n\n  {}", field("token"), field("command"))
+    let note = match field("token").parse() {
+        Ok(token) if only_here(&token) => {
+            "Only this host can use it, for the members listen for peers on loopback: start members with \
+             --peer-listen ADDR:PORT to let others in."
+        }
+        _ => "ADDR:PORT is an address of the new host that the members reach, such as 10.0.0.2:7401.",
+    };
+    format!("{}\n\nRun on the new host:\n\n  {}\n\n{note}", field("token"), field("command"))
+}
+
+/// Whether every member that the token names can be reached from its own host alone.
+fn only_here(token: &JoinToken) -> bool {
+    let loopback = |text: &String| text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    token.seeds.iter().all(|seed| seed.relay_url.is_none() && seed.direct.iter().all(loopback))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_from_where_a_token_can_be_used() {
+        for (direct, here) in [
+            (&["127.0.0.1:7401"][..], true),
+            (&["127.0.0.1:7401", "[::1]:7401"], true),
+            (&["127.0.0.1:7401", "10.0.0.1:7401"], false),
+        ] {
+            let direct = direct.iter().map(ToString::to_string).collect();
+            let seeds = vec![TokenSeed { endpoint: base::EndpointId([1; 32]), direct, relay_url: None }];
+            let token = JoinToken { cluster: base::ClusterId([2; 16]), id: 1, secret: [3; 32], seeds };
+            assert_eq!(only_here(&token), here, "{token:?}");
+            let shown = text(&serde_json::json!({ "token": token.to_string(), "command": "muster join" }));
+            assert_eq!(shown.contains("Only this host can use it"), here, "{shown}");
+        }
+    }
 }

@@ -24,11 +24,16 @@ fn tokens_that_are_used_up_revoked_damaged_or_expired_admit_nobody() {
         cluster.add()?.start(&Start::Join(used.clone()))?;
         cluster.wait_ready(PATIENCE)?;
         let stranger = Node::new("stranger", folder.path())?;
-        refused(&cluster, &stranger, &used, &["used"])?;
+        refused(&cluster, &stranger, &used, &["used already"])?;
 
         let revoked = cluster.nodes[0].api().post("/v1/tokens", &json!({}))?.ok()?;
         cluster.nodes[0].api().delete(&format!("/v1/tokens/{}", revoked["id"]))?.ok()?;
-        refused(&cluster, &stranger, revoked["token"].as_str().context("no token")?, &["revoked", "unknown"])?;
+        refused(
+            &cluster,
+            &stranger,
+            revoked["token"].as_str().context("no token")?,
+            &["is unknown here or was revoked"],
+        )?;
 
         let fresh = cluster.token(1)?;
         refused(&cluster, &stranger, &fresh[..fresh.len() - 3], &["damaged"])?;
@@ -66,7 +71,7 @@ fn a_node_stays_in_its_cluster() {
         ours.nodes[1].stop()?;
         let ended = ours.nodes[1].start_again(&Start::Join(foreign))?;
         ensure!(!ended.status.success(), "it joined a second cluster:\n{}", ended.text());
-        ensure!(ended.text().contains("cluster"), "the reason is not given:\n{}", ended.text());
+        ensure!(ended.text().contains("the token is for cluster"), "the reason is not given:\n{}", ended.text());
         ensure!(theirs.members()?.len() == 1, "they took in {:?}", theirs.members()?);
 
         // Nor does a full data directory form a cluster of its own.
