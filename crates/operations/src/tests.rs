@@ -64,7 +64,7 @@ fn a_token_leads_back_to_the_cluster_and_only_its_hash_stays() {
         token.seeds.iter().map(|s| s.direct[0].as_str()).collect::<Vec<_>>(),
         ["10.0.0.1:7401", "10.0.0.2:7401"]
     );
-    assert_eq!(made["command"], format!("muster join {token}"));
+    assert_eq!(made["command"], format!("muster join {token} --peer-listen ADDR:PORT"));
     let listed = world.value("token.list", json!({})).unwrap();
     assert_eq!((&listed["tokens"][0]["uses_left"], &listed["tokens"][0]["state"]), (&json!(3), &json!("usable")));
     assert!(!listed.to_string().contains(made["token"].as_str().unwrap()));
