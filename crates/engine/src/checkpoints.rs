@@ -36,8 +36,6 @@ struct Pull {
 /// What is under way with checkpoints.
 #[derive(Default)]
 pub(crate) struct Checkpoints {
-    /// Index of the latest durable one of `__meta`.
-    latest: u64,
     /// Bytes and entries applied since.
     bytes: u64,
     entries: u64,
@@ -102,7 +100,6 @@ impl NodeCore {
             return self.installed(group, meta, &state);
         }
         if let Some((meta, keep_from)) = self.checkpoints.writing.take_if(|(meta, _)| meta.index == index) {
-            self.checkpoints.latest = index;
             self.raft.checkpointed(group, meta, keep_from);
         }
     }
@@ -211,7 +208,6 @@ impl NodeCore {
             Ok(metadata) => self.adopt_metadata(metadata),
             Err(error) => return self.fatal(format!("the installed checkpoint of __meta is unreadable: {error}")),
         }
-        self.checkpoints.latest = meta.index;
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
         if let Some(entry) = self.groups.get_mut(&group) {
@@ -270,7 +266,6 @@ impl NodeCore {
         if (loaded.len() as u64) < part.total && !part.data.is_empty() {
             return self.load_next(group, loaded);
         }
-        self.checkpoints.latest = part.meta.index;
         self.checkpoint_loaded(group, &loaded);
     }
 }
