@@ -7,6 +7,7 @@ mod error;
 mod ids;
 pub mod limits;
 mod random;
+pub mod simulation;
 mod time;
 
 pub use error::ErrorCode;

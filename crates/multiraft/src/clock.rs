@@ -1,9 +1,8 @@
 //! Ticks from real elapsed time.
 
 use base::limits::TICK;
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{Mono, Now};
-
-use crate::planted::{Bug, planted};
 
 const TICK_NS: u64 = TICK.0 * 1_000_000;
 
@@ -34,7 +33,7 @@ impl TickClock {
         };
         self.last = Some(last.max(now.mono));
         let gap = now.mono.0.saturating_sub(last.0);
-        if planted(Bug::ReplayMissedTicks) {
+        if planted(Plant::ReplayMissedTicks) {
             self.owed_ns += gap;
             let ticks = self.owed_ns / TICK_NS;
             self.owed_ns %= TICK_NS;
@@ -42,6 +41,7 @@ impl TickClock {
         }
         if gap > TICK_NS * u64::from(election_ticks) {
             self.owed_ns = 0;
+            mark(Mark::PausedBeyondElectionTimeout);
             return Beat::Paused;
         }
         let owed = self.owed_ns + gap;

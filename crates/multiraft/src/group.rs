@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::limits::RAFT_MESSAGE_BYTES_MAX;
+use base::simulation::{Plant, planted};
 use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
 use raft::{RawNode, Ready, StateRole};
@@ -24,7 +25,6 @@ use crate::api::{
 use crate::convert;
 use crate::init::raft_config;
 use crate::log::GroupLog;
-use crate::planted::{Bug, planted};
 
 /// Messages of one replica that wait for its disk; beyond it the oldest are dropped, as a network may do.
 const HELD_MAX: usize = 1_024;
@@ -173,7 +173,7 @@ impl Group {
         if self.timeout.0 != raft.term {
             let least = raft.election_timeout();
             let parts = [self.seed, self.replica, self.id.0, raft.term];
-            let parts = if planted(Bug::SameTimeouts) { &[][..] } else { &parts[..] };
+            let parts = if planted(Plant::SameTimeouts) { &[][..] } else { &parts[..] };
             self.timeout = (raft.term, least + (hash64(parts) % least as u64) as usize);
         }
         if raft.randomized_election_timeout() != self.timeout.1 {
@@ -511,10 +511,10 @@ impl Group {
                 | RaftMessageKind::PreVoteResponse
         );
         let mut gate = if promises { self.write_seq } else { self.vote_seq };
-        if promises && planted(Bug::ForgetPersistedMessages) {
+        if promises && planted(Plant::ForgetPersistedMessages) {
             return;
         }
-        if planted(if promises { Bug::AcknowledgeBeforeDurable } else { Bug::TermNeedNotBeDurable }) {
+        if planted(if promises { Plant::AcknowledgeBeforeDurable } else { Plant::TermNeedNotBeDurable }) {
             gate = 0;
         }
         if gate <= self.durable_seq {
@@ -609,7 +609,7 @@ impl Group {
     fn current_role(&self) -> RoleChange {
         let raft = &self.raw.raft;
         let durable = self.vote_seq <= self.durable_seq && !self.vote_changed();
-        let lead_early = planted(Bug::LeadBeforeDurable) || planted(Bug::TermNeedNotBeDurable);
+        let lead_early = planted(Plant::LeadBeforeDurable) || planted(Plant::TermNeedNotBeDurable);
         let (role, leader) = match raft.state {
             StateRole::Leader if !durable && !lead_early => (Role::Candidate, 0),
             StateRole::Leader => (Role::Leader, raft.id),

@@ -30,7 +30,6 @@ mod convert;
 mod group;
 mod init;
 mod log;
-mod planted;
 #[cfg(test)]
 mod tests;
 

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base::ReplicaId;
+use base::simulation::{Plant, with_plant};
 use wire::{MembershipOp, RaftMessageKind};
 
 use super::GROUP;
 use super::cluster::{Cluster, step};
-use crate::planted::{self, Bug};
 
 const SEEDS: u64 = 200;
 
@@ -209,15 +209,18 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// The seed that a planted bug is found with, of the first `SEEDS`.
-fn found(bug: Bug, voters: &[u64], learners: &[u64], lenient: bool) -> Option<String> {
-    planted::with(bug, || (0..SEEDS).find_map(|seed| caught(seed, voters, learners, 17, lenient).err()))
+fn found(bug: Plant, voters: &[u64], learners: &[u64], lenient: bool) -> Option<String> {
+    with_plant(bug, || (0..SEEDS).find_map(|seed| caught(seed, voters, learners, 17, lenient).err()))
 }
 
 #[test]
 fn planted_bugs_are_caught_by_the_message_rules() {
-    for bug in
-        [Bug::TermNeedNotBeDurable, Bug::AcknowledgeBeforeDurable, Bug::ForgetPersistedMessages, Bug::LeadBeforeDurable]
-    {
+    for bug in [
+        Plant::TermNeedNotBeDurable,
+        Plant::AcknowledgeBeforeDurable,
+        Plant::ForgetPersistedMessages,
+        Plant::LeadBeforeDurable,
+    ] {
         let error = found(bug, &[1, 2, 3], &[], false).or_else(|| found(bug, &[1], &[2], false));
         println!("{bug:?}: {}", error.as_deref().unwrap_or("not found").lines().next().unwrap_or_default());
         assert!(error.is_some(), "{bug:?} was not found");
@@ -227,7 +230,7 @@ fn planted_bugs_are_caught_by_the_message_rules() {
 /// The rule matters: without the checks of single messages, what clients see goes wrong.
 #[test]
 fn acknowledging_before_it_is_durable_loses_what_was_committed() {
-    let error = found(Bug::AcknowledgeBeforeDurable, &[1, 2, 3], &[], true);
+    let error = found(Plant::AcknowledgeBeforeDurable, &[1, 2, 3], &[], true);
     println!("{}", error.as_deref().unwrap_or("not found").lines().next().unwrap_or_default());
     assert!(error.is_some());
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use base::simulation::{Plant, with_plant};
 use base::{Mono, Now, ReplicaId, Wall};
 use bytes::Bytes;
 use wire::{EntryKind, MembershipOp, RaftMessage, RaftMessageKind};
 
 use super::cluster::{Cluster, ids, step};
 use super::{ELECTION_TICKS, GROUP};
-use crate::planted::{self, Bug};
 use crate::{MultiRaft, MultiRaftConfig, Proposal, ProposeError, Refused, Role};
 
 /// Three voters with a leader.
@@ -77,7 +77,7 @@ fn failover_works_after_the_leader_dies() {
     };
     failover().unwrap();
     // Persisted messages not sent: votes and append replies are lost, so nobody is ever elected.
-    assert!(planted::with(Bug::ForgetPersistedMessages, failover).is_err());
+    assert!(with_plant(Plant::ForgetPersistedMessages, failover).is_err());
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_single_voter_that_loses_power_before_its_vote_is_durable_makes_no_second_hi
         crash_between_campaign_and_persist(after_ms).unwrap();
     }
     let forked = (5..500).step_by(5).find_map(|after_ms| {
-        planted::with(Bug::TermNeedNotBeDurable, || crash_between_campaign_and_persist(after_ms)).err()
+        with_plant(Plant::TermNeedNotBeDurable, || crash_between_campaign_and_persist(after_ms)).err()
     });
     assert!(forked.is_some_and(|error| error.contains("where another applied")));
 }
@@ -230,7 +230,7 @@ fn campaigns_after_stalls() -> usize {
 #[test]
 fn ticks_do_not_come_in_bursts_after_a_stall() {
     assert_eq!(campaigns_after_stalls(), 0);
-    assert!(planted::with(Bug::ReplayMissedTicks, campaigns_after_stalls) > 10);
+    assert!(with_plant(Plant::ReplayMissedTicks, campaigns_after_stalls) > 10);
 }
 
 #[test]
@@ -590,7 +590,7 @@ fn three_nodes_started_cold_end_with_terms_of_at_most_two() {
     println!("terms after 10 s, from birth in term 1: {terms:?}");
     let within = terms.range(..=2).map(|(_, count)| count).sum::<u64>();
     assert!(within >= 290 && terms.keys().all(|term| *term <= 4), "{terms:?}");
-    let same = planted::with(Bug::SameTimeouts, || distribution(100));
+    let same = with_plant(Plant::SameTimeouts, || distribution(100));
     println!("with the same timeout everywhere: {same:?}");
     assert!(same.keys().any(|term| *term > 4), "{same:?}");
 }
