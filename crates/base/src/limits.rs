@@ -65,6 +65,9 @@ pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 
 /// Requests waiting in one engine for a leader or an answer; above it requests answer "busy".
 pub const REQUESTS_PENDING_MAX: usize = 16_384;
+/// Requests of one other node that must not be carried out twice, remembered by their ids. More than one node has under
+/// way at a time.
+pub const FORWARDS_REMEMBERED_MAX: usize = 20_000;
 /// Results kept per session for retries.
 pub const SESSION_RESULTS_MAX: usize = 1_024;
 /// Sessions in the cluster.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
+use base::limits::{FORWARDS_REMEMBERED_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
 use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
@@ -88,6 +88,8 @@ pub(crate) struct Requests {
     /// Questions that the driver answers, by ticket.
     tickets: BTreeMap<u64, Origin>,
     next_ticket: u64,
+    /// What other nodes asked for that must not be done twice.
+    once: BTreeMap<NodeId, Once>,
     /// Read points asked of Raft, by context.
     reads: BTreeMap<u64, Origin>,
     next_read: u64,
@@ -100,6 +102,11 @@ impl Requests {
         self.tickets.insert(self.next_ticket, origin);
         self.next_ticket
     }
+
+    /// Whether a node asks this for the first time.
+    fn first_time(&mut self, from: NodeId, id: u64) -> bool {
+        self.once.entry(from).or_default().first_time(id)
+    }
 }
 
 impl Requests {
@@ -107,6 +114,29 @@ impl Requests {
     /// must not pass for one to this.
     pub fn new(incarnation: Incarnation) -> Self {
         Requests { next: incarnation.0 << 40, ..Requests::default() }
+    }
+}
+
+/// Requests of one node that were carried out here and must not be again, by their ids, which the node counts up. A
+/// request so late that this many younger ones overtook it is taken for a repeat: its node hears nothing, and reports an
+/// unknown outcome.
+#[derive(Default)]
+struct Once {
+    below: u64,
+    seen: BTreeSet<u64>,
+}
+
+impl Once {
+    fn first_time(&mut self, id: u64) -> bool {
+        if id < self.below || !self.seen.insert(id) {
+            return false;
+        }
+        if self.seen.len() > FORWARDS_REMEMBERED_MAX
+            && let Some(oldest) = self.seen.pop_first()
+        {
+            self.below = oldest + 1;
+        }
+        true
     }
 }
 
@@ -355,6 +385,8 @@ impl NodeCore {
             return self.answer(origin, Err(self.not_leader(GroupId::META)));
         }
         match wire::decode::<ForwardBody>(&forward.body) {
+            // A second copy is not answered either: the first one is.
+            Ok(body) if !may_repeat(&body.request) && !self.requests.first_time(from, forward.id) => {}
             Ok(body) => self.execute(origin, body.request, body.command),
             Err(reason) => {
                 let message = format!("node {} cannot read the request: {reason}", self.me());
@@ -623,5 +655,25 @@ fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, Reque
     match outcome {
         Ok(Reply::Command { result: CommandResult::Refused { code, message }, .. }) => Err(error(code, message)),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_not_be_done_twice_is_done_once_in_whatever_order_it_comes() {
+        let mut once = Once::default();
+        for id in [5, 3, 9] {
+            assert!(once.first_time(id));
+            assert!(!once.first_time(id), "{id} again");
+        }
+        // The memory is bounded: what was forgotten counts as done, never as new.
+        for id in 100..100 + FORWARDS_REMEMBERED_MAX as u64 {
+            assert!(once.first_time(id));
+        }
+        assert!(once.seen.len() <= FORWARDS_REMEMBERED_MAX);
+        assert!(!once.first_time(3) && !once.first_time(9) && !once.first_time(7));
     }
 }

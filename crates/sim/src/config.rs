@@ -12,14 +12,20 @@ pub enum Fault {
     Loss,
     /// Frames come late, those of one channel in order, those of two channels in any.
     Delay,
+    /// Frames arrive twice.
+    Duplicate,
     /// A connection breaks and comes back.
     Reset,
+    /// A link goes down and up, again and again.
+    Flap,
     /// Some directions carry nothing for a while.
     Partition,
     /// A node loses power, with everything it had not synced.
     Crash,
     /// All nodes lose power at once.
     PowerLoss,
+    /// A node that has just reached a rare state (a mark) loses power, stands still, or is cut off.
+    Moment,
     /// A process stands still and then sees the gap in its clock.
     Pause,
     /// A disk is slow.
@@ -28,30 +34,42 @@ pub enum Fault {
     StuckDisk,
     /// A disk has no space left for a while.
     FullDisk,
+    /// A bit at rest on a disk flips.
+    BitRot,
     /// Virtual machines die or do not start.
     Vm,
     /// Leadership is handed over on request.
     Transfer,
     /// A wall clock jumps.
     WallJump,
+    /// The clocks of a node run fast or slow.
+    Drift,
+    /// A node joins while there is load, and faults.
+    Join,
 }
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 13] = [
+    pub const ALL: [(Fault, &'static str); 19] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
+        (Fault::Duplicate, "duplicate"),
         (Fault::Reset, "reset"),
+        (Fault::Flap, "flap"),
         (Fault::Partition, "partition"),
         (Fault::Crash, "crash"),
         (Fault::PowerLoss, "power-loss"),
+        (Fault::Moment, "moment"),
         (Fault::Pause, "pause"),
         (Fault::SlowDisk, "slow-disk"),
         (Fault::StuckDisk, "stuck-disk"),
         (Fault::FullDisk, "full-disk"),
+        (Fault::BitRot, "bit-rot"),
         (Fault::Vm, "vm"),
         (Fault::Transfer, "transfer"),
         (Fault::WallJump, "wall-jump"),
+        (Fault::Drift, "drift"),
+        (Fault::Join, "join"),
     ];
 
     /// Its name on the command line.
@@ -140,6 +158,10 @@ pub struct SimConfig {
     /// Virtual seconds of faults and load, before the finale.
     pub seconds: u64,
     pub faults: FaultSet,
+    /// Of the seed's schedule, only the faults at these places happen; all of them if `None`.
+    pub only: Option<BTreeSet<usize>>,
+    /// Clients; two per node if `None`.
+    pub clients: Option<usize>,
     pub plant: Option<Plant>,
     /// Keep the trace.
     pub trace: bool,
@@ -149,7 +171,16 @@ impl SimConfig {
     /// Three nodes and every fault.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        SimConfig { seed, nodes: 3, seconds: 30, faults: FaultSet::all(), plant: None, trace: false }
+        SimConfig {
+            seed,
+            nodes: 3,
+            seconds: 30,
+            faults: FaultSet::all(),
+            only: None,
+            clients: None,
+            plant: None,
+            trace: false,
+        }
     }
 }
 

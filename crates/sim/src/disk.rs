@@ -42,6 +42,23 @@ pub struct VirtualDisk {
     operations: u64,
     /// Writes that a crash lost, tore, or kept although they were not synced.
     pub torn: u64,
+    /// When it last worked again after it had not.
+    recovered_at: Nanos,
+}
+
+/// A bit on a disk, and what stands around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bit {
+    file: FileId,
+    offset: usize,
+    mask: u8,
+    sector: Vec<u8>,
+}
+
+impl std::fmt::Display for Bit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} at byte {}, mask {:#04x}", self.file, self.offset, self.mask)
+    }
 }
 
 #[derive(Default, Clone)]
@@ -68,6 +85,7 @@ impl VirtualDisk {
             backup: BTreeMap::new(),
             operations: 0,
             torn: 0,
+            recovered_at: 0,
         }
     }
 
@@ -189,6 +207,51 @@ impl VirtualDisk {
         }
     }
 
+    /// It works from now on.
+    pub fn recover(&mut self, now: Nanos) {
+        if self.mood != DiskMood::default() {
+            self.mood = DiskMood::default();
+            self.recovered_at = now;
+        }
+    }
+
+    /// It has worked for a second.
+    #[must_use]
+    pub fn quiet(&self, now: Nanos) -> bool {
+        self.mood == DiskMood::default() && now >= self.recovered_at + ms(1_000)
+    }
+
+    /// Some bit at rest, rather one in a byte that was written than one in the zeros around.
+    #[must_use]
+    pub fn some_bit(&self, salt: u64) -> Option<Bit> {
+        let mut random = SplitMix64::new(salt);
+        let files: Vec<_> = self.files.iter().filter(|(_, file)| !file.durable.is_empty()).collect();
+        let (id, file) = *files.get(random.below(files.len() as u64) as usize)?;
+        let mut offset = 0;
+        for _ in 0..64 {
+            offset = random.below(file.durable.len() as u64) as usize;
+            if file.durable[offset] != 0 {
+                break;
+            }
+        }
+        let mask = 1 << random.below(8);
+        Some(Bit { file: *id, offset, mask, sector: file.sector(offset).to_vec() })
+    }
+
+    /// Flips a bit, if what stands around it is what stood there when it was chosen. Whether it did.
+    pub fn flip(&mut self, bit: &Bit) -> bool {
+        let Some(file) = self.files.get_mut(&bit.file) else { return false };
+        let Some(byte) = file.durable.get(bit.offset) else { return false };
+        let flipped = byte ^ bit.mask;
+        let covers = |(at, data): &(usize, Vec<u8>)| (*at..at + data.len()).contains(&bit.offset);
+        if file.sector(bit.offset) != bit.sector || file.unsynced.iter().any(covers) {
+            return false;
+        }
+        file.durable[bit.offset] = flipped;
+        file.visible[bit.offset] = flipped;
+        true
+    }
+
     /// A new disk in place of the old one.
     pub fn wipe(&mut self) {
         self.files.clear();
@@ -197,6 +260,12 @@ impl VirtualDisk {
 }
 
 impl File {
+    /// The durable bytes of the sector around `offset`.
+    fn sector(&self, offset: usize) -> &[u8] {
+        let start = offset / SECTOR * SECTOR;
+        &self.durable[start.min(self.durable.len())..(start + SECTOR).min(self.durable.len())]
+    }
+
     fn write(&mut self, offset: usize, data: Vec<u8>, sync: bool) {
         put(&mut self.visible, offset, &data);
         if !sync {

@@ -1,6 +1,9 @@
 //! The driver of a simulated node: hands events to its core and carries out the effects, as the real node's drivers do.
 //! Like those, it decides nothing. What a checker or the trace must know is noted on the way.
 
+use std::collections::BTreeMap;
+
+use base::simulation::Mark;
 use base::{GroupId, hash64};
 use bytes::Bytes;
 use compute::VmReport;
@@ -38,9 +41,20 @@ impl World {
         }
         let effects = core.flush(clocks);
         let more = !it.inbox.is_empty();
+        let reached = base::simulation::take_marks();
+        if !reached.is_empty() {
+            self.reached(node, reached);
+        }
         self.carry_out(node, effects);
         if more {
             self.wake_soon(node);
+        }
+    }
+
+    fn reached(&mut self, node: NodeIx, marks: BTreeMap<Mark, u64>) {
+        self.watch_marks(node, &marks);
+        for (mark, count) in marks {
+            *self.stats.marks.entry(mark).or_default() += count;
         }
     }
 
@@ -50,6 +64,8 @@ impl World {
             Effect::Role { .. } | Effect::Applied { .. } => 0,
             Effect::Publish { .. } | Effect::Unpublish { .. } => 1,
             Effect::Reply { .. } => 3,
+            // It has told everybody by then.
+            Effect::Fatal(_) => 4,
             _ => 2,
         };
         let mut effects = effects;
@@ -119,6 +135,8 @@ impl World {
             }
             // Asked for by operations that no simulated client uses.
             Effect::ListTasks { .. } | Effect::ReadPartition { .. } => {}
+            // The only thing that a node may do with what it wrote and does not read back.
+            Effect::Fatal(why) if self.nodes[node].rotten && why.contains("damaged") => self.retire(node, &why),
             Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
         }
     }
@@ -208,7 +226,14 @@ impl World {
         let frame = wire::encode(&PeerFrame { messages });
         self.stats.frames += 1;
         match self.net.send(self.queue.now, node, peer, channel, frame.len()) {
-            Some((at, session)) => self.queue.at(at, Ev::Deliver { from: node, to: peer, channel, session, frame }),
+            Some((at, session)) => {
+                if let Some(later) = self.net.echo() {
+                    self.stats.frames_doubled += 1;
+                    let frame = frame.clone();
+                    self.queue.at(at + later, Ev::Deliver { from: node, to: peer, channel, session, frame });
+                }
+                self.queue.at(at, Ev::Deliver { from: node, to: peer, channel, session, frame });
+            }
             None => self.stats.frames_lost += 1,
         }
     }

@@ -63,7 +63,7 @@ impl World {
 
     fn await_acceptance(&mut self) {
         let began = self.finale.began.unwrap_or(0);
-        let nodes: BTreeSet<NodeIx> = (0..self.nodes.len()).collect();
+        let nodes: BTreeSet<NodeIx> = self.nodes.iter().filter(|it| !it.retired).map(|it| it.ix).collect();
         let groups: BTreeSet<GroupId> = self.groups_to_probe().into_iter().collect();
         if self.finale.accepted_nodes == nodes && groups.is_subset(&self.finale.accepted_groups) && self.formed() {
             self.stats.accepted_after = self.queue.now - began;
@@ -140,14 +140,14 @@ impl World {
     /// What still differs between the nodes.
     fn differences(&self) -> Option<String> {
         let mut applied = BTreeSet::new();
-        for node in &self.nodes {
+        for node in self.nodes.iter().filter(|it| !it.retired) {
             let Some(core) = &node.core else { return Some(format!("n{} is down", node.ix)) };
             applied.insert(core.metadata().applied);
         }
         if applied.len() > 1 {
             return Some(format!("__meta is applied up to {applied:?}"));
         }
-        if let Some(state) = self.nodes[0].core.as_ref().map(engine::NodeCore::metadata) {
+        if let Some(state) = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata) {
             if !state.outbox.is_empty() {
                 return Some(format!("{} events wait in the outbox", state.outbox.len()));
             }
@@ -157,7 +157,7 @@ impl World {
         }
         for group in self.checks.partitions.groups() {
             let end = self.checks.partitions.end(group);
-            for node in &self.nodes {
+            for node in self.nodes.iter().filter(|it| !it.retired) {
                 // A node without a replica of the partition publishes nothing of it.
                 if let Some(view) = self.checks.partitions.view(node.ix, group)
                     && view != end
@@ -174,6 +174,10 @@ impl World {
         let hosts: Vec<NodeIx> =
             self.nodes.iter().filter(|node| node.host.running().contains_key(&vm.id)).map(|node| node.ix).collect();
         let place = vm.assignment.and_then(|assignment| self.places.get(&assignment.node)).copied();
+        // Nothing moves a machine from a node that is lost, yet.
+        if place.is_some_and(|place| self.nodes[place].retired) {
+            return None;
+        }
         let settled = match (vm.desired, vm.phase) {
             // It failed too often while the faults went on.
             (VmDesired::Running, VmPhase::Failed) => true,

@@ -57,6 +57,15 @@ impl World {
         self.ask(Owner::Joining(node), sponsor, leader, Request::Command(command), what, ms(5_000));
     }
 
+    /// A node that was held back asks to join. Whether there was one.
+    pub fn join_late(&mut self, node: NodeIx) -> bool {
+        let late = std::mem::take(&mut self.nodes[node].late);
+        if late {
+            self.queue.after(0, Ev::Join { node });
+        }
+        late
+    }
+
     fn ask_for_token(&mut self, sponsor: NodeIx) {
         if std::mem::replace(&mut self.forming.asked_for_token, true) {
             return;
@@ -111,13 +120,13 @@ impl World {
             self.forming.formed_at = Some(now);
             self.stats.formed_after = now;
             self.trace.line(now, "**", || "the cluster has formed".into());
-            if !self.nemesis.from_the_start {
-                self.queue.after(ms(100), Ev::Nemesis);
+            if !self.nemesis.schedule.from_the_start {
+                self.begin_faults();
             }
             return;
         }
         let slow = [Fault::SlowDisk, Fault::StuckDisk];
-        let healthy = !self.nemesis.from_the_start && !slow.iter().all(|fault| self.nemesis.has(*fault));
+        let healthy = !self.nemesis.schedule.from_the_start && !slow.iter().all(|fault| self.nemesis.has(*fault));
         if healthy && now > HEALTHY && self.cfg.plant.is_none() {
             let what = self.describe();
             return self.fail("a healthy cluster forms in 5 s", what);
@@ -128,18 +137,20 @@ impl World {
     /// All nodes are members and ready, with as many voters of `__meta` as there should be.
     #[must_use]
     pub fn formed(&self) -> bool {
-        let voters = match self.nodes.len() {
+        let asked = self.nodes.iter().filter(|node| !node.late).count();
+        let voters = match asked {
             1 | 2 => 1,
             3 | 4 => 3,
             _ => 5,
         };
-        self.nodes.iter().all(|node| {
+        self.nodes.iter().filter(|node| !node.late && !node.retired).all(|node| {
             node.stage == Stage::Formed
                 && node.core.as_ref().is_some_and(|core| {
                     let status = core.status();
                     status.ready
-                        && status.meta_voters.len() == voters
-                        && core.metadata().nodes.len() == self.nodes.len()
+                        // All learners of one step become voters together; one that is lost holds up the others.
+                        && (status.meta_voters.len() == voters || self.stats.retired > 0)
+                        && core.metadata().nodes.len() == asked
                 })
         })
     }

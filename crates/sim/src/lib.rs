@@ -11,10 +11,12 @@
 //!
 //! | fault | inside the promise | outside it |
 //! |---|---|---|
-//! | disk | latency, completions in any order, a stuck or full disk; at a power loss every unsynced write is kept, lost or torn at 512-byte sectors, independently; a synced write may be partly there if its completion was not seen | losing or changing what was synced: found by checksums, answered by stopping |
-//! | network | loss, delay, reordering between channels and between peers, broken connections, one-way and two-way partitions | frames changed or repeated (the transport is authenticated and ordered), frames of strangers |
-//! | process | crash at any moment, restart after any time, any number of nodes at once, pauses of any length | two processes on one data directory; a node that lost its disk and comes back under its old id |
-//! | clock | any wall clock, jumps; monotonic clocks with any origin, seen to jump forward after a pause | a monotonic clock that goes backwards |
+//! | disk | latency, completions in any order, a stuck or full disk; at a power loss every unsynced write is kept, lost or torn at 512-byte sectors, independently; a synced write may be partly there if its completion was not seen | losing what was synced |
+//! | bits at rest | one flips, on one node, in what lies below a durable mark: the node finds it by a checksum and stops for good, the others go on without it | flips above the last durable mark (in the last 100 ms before a crash): they look like a torn tail; flips on a majority |
+//! | network | loss, delay, repeated frames, reordering between channels and between peers, broken and flapping connections, one-way and two-way partitions | frames changed (the transport is authenticated), frames of strangers |
+//! | process | crash at any moment, also the moment at which a rare state is reached, restart after any time, any number of nodes at once, pauses of any length | two processes on one data directory; a node that lost its disk and comes back under its old id |
+//! | clock | any wall clock, jumps; monotonic clocks with any origin, seen to jump forward after a pause, up to 2% fast or slow | a monotonic clock that goes backwards |
+//! | membership | joins at any time, also under load and faults | leaving and replacing: not there yet |
 //! | VMs | machines that die or do not start | |
 //!
 //! The mistakes of [`Plant`] lie outside the line, on purpose: the tests plant them to show that the checkers notice.
@@ -36,6 +38,7 @@ mod queue;
 pub mod records;
 mod requests;
 mod run;
+mod schedule;
 mod stats;
 pub mod time;
 mod trace;
@@ -46,4 +49,5 @@ mod world;
 pub use check::Violation;
 pub use config::{Fault, FaultSet, Plant, SimConfig};
 pub use run::{Outcome, Sweep, commit, replay_command, run, sweep};
+pub use schedule::{Injection, Schedule, Shot};
 pub use stats::Stats;

@@ -68,7 +68,7 @@ struct WorldArgs {
 impl WorldArgs {
     fn config(self, trace: bool) -> SimConfig {
         let WorldArgs { seed, nodes, seconds, faults } = self;
-        SimConfig { seed, nodes: usize::from(nodes), seconds, faults, plant: None, trace }
+        SimConfig { nodes: usize::from(nodes), seconds, faults, trace, ..SimConfig::new(seed) }
     }
 }
 

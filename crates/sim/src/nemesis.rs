@@ -1,9 +1,10 @@
-//! The fault injector. Each run draws a part of the faults allowed and a pace, so that some runs have one fault often
-//! and others have all of them now and then ("swarm testing", Groce et al. 2012).
+//! The fault injector: carries out the schedule (`schedule.rs`), crashes what waits for its moment, and ends what lasts.
 
 use std::collections::BTreeMap;
 
-use base::{GroupId, SplitMix64, hash64};
+use base::GroupId;
+use base::simulation::Mark;
+use base::{SplitMix64, hash64};
 use engine::{Effect, Request, Target};
 use journal::DiskOpKind;
 use multiraft::Role;
@@ -12,150 +13,135 @@ use crate::config::{Fault, SimConfig};
 use crate::net::Weather;
 use crate::queue::{Ev, Mend, NodeIx};
 use crate::requests::{Owner, What};
+use crate::schedule::{Blow, Injection, Moment, Schedule, Shot};
 use crate::time::{Nanos, ms, us};
 use crate::world::World;
 
+/// What is at rest for this long, on a disk that works, lies below a durable mark.
+const AT_REST: Nanos = ms(3_000);
+
 /// State of the fault injector.
 pub struct Nemesis {
-    faults: Vec<Fault>,
-    /// Mean time between two faults.
-    pace: Nanos,
-    /// Faults do not wait until the cluster has formed.
-    pub from_the_start: bool,
+    pub schedule: Schedule,
+    /// How often each kind of fault took place: ids of what lasts.
     ids: u64,
     /// Directions that a partition blocks.
     partitions: BTreeMap<u64, Vec<(NodeIx, NodeIx)>>,
     weather: u64,
     disks: BTreeMap<NodeIx, u64>,
-    armed: Option<Armed>,
+    armed: Vec<Armed>,
+    /// For what belongs to no injection.
     random: SplitMix64,
 }
 
-/// A crash that waits for its moment.
+/// Something that waits for its moment.
 #[derive(Clone, Copy, Debug)]
-struct Armed {
-    /// The node that is watched.
-    node: NodeIx,
-    moment: Moment,
-    /// All nodes lose power then.
-    all: bool,
-}
-
-/// When a crash hurts most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moment {
-    /// A write has begun and is not durable yet.
-    Write,
-    /// A candidate or a new leader has made itself known.
-    Election,
-    /// Something was acknowledged to a client.
-    Reply,
+enum Armed {
+    /// The next such moment of that node is the last.
+    Crash { node: NodeIx, moment: Moment, all: bool, back_in: Nanos },
+    /// The next node that reaches this suffers.
+    At { mark: Mark, blow: Blow, lasts: Nanos },
 }
 
 impl Nemesis {
-    /// The faults of this seed, out of those allowed.
+    /// The faults of this run.
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
-        let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let allowed: Vec<Fault> = cfg.faults.0.iter().copied().collect();
-        let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
-        if faults.is_empty() || cfg.faults.0.len() <= 3 {
-            faults = allowed;
-        }
-        let pace = ms(random.between(100, 1_500));
-        let from_the_start = !faults.is_empty() && random.chance(300_000);
         Nemesis {
-            faults,
-            pace,
-            from_the_start,
+            schedule: Schedule::new(cfg),
             ids: 0,
             partitions: BTreeMap::new(),
             weather: 0,
             disks: BTreeMap::new(),
-            armed: None,
-            random,
+            armed: Vec::new(),
+            random: SplitMix64::new(hash64(&[cfg.seed, 51])),
         }
     }
 
     /// Whether this run has the fault.
     #[must_use]
     pub fn has(&self, fault: Fault) -> bool {
-        self.faults.contains(&fault)
+        self.schedule.kinds.contains(&fault)
     }
 
-    fn node(&mut self, nodes: usize) -> NodeIx {
-        self.random.below(nodes as u64) as usize
-    }
-
-    /// Mostly short, sometimes long.
-    fn span(&mut self, low: u64, high: u64) -> Nanos {
-        let high = if self.random.chance(700_000) { low + (high - low) / 5 } else { high };
-        ms(self.random.between(low, high))
+    fn next_id(&mut self) -> u64 {
+        self.ids += 1;
+        self.ids
     }
 }
 
 impl World {
-    /// The next fault, and the time of the one after it.
-    pub fn nemesis_step(&mut self) {
-        if self.finale.began.is_some() || self.nemesis.faults.is_empty() {
-            return;
-        }
-        let pace = self.nemesis.pace;
-        let next = self.nemesis.random.between(pace / 4, pace * 2);
-        self.queue.after(next, Ev::Nemesis);
-        let pick = self.nemesis.random.below(self.nemesis.faults.len() as u64) as usize;
-        let fault = self.nemesis.faults[pick];
-        if self.inject(fault) {
-            self.stats.fault(fault.name());
+    /// Faults may begin: every injection gets its moment.
+    pub fn begin_faults(&mut self) {
+        for (place, injection) in self.nemesis.schedule.injections.iter().enumerate() {
+            self.queue.after(injection.at, Ev::Inject { place });
         }
     }
 
-    fn inject(&mut self, fault: Fault) -> bool {
-        let count = self.nodes.len();
-        let node = self.nemesis.node(count);
-        let running = self.nodes[node].runs();
-        match fault {
-            Fault::Loss | Fault::Delay => self.bad_weather(fault),
-            Fault::Reset => {
-                let other = self.nemesis.node(count);
-                if other != node {
-                    self.reset(node, other);
-                }
-            }
-            Fault::Partition => return self.partition(node),
-            Fault::Crash | Fault::PowerLoss => {
-                let all = fault == Fault::PowerLoss;
-                let moment = match self.nemesis.random.below(6) {
-                    0 | 1 => Moment::Write,
-                    2 | 3 => Moment::Election,
-                    4 => Moment::Reply,
-                    _ => {
-                        self.power_off(node, all, 0);
-                        return running;
-                    }
-                };
-                self.nemesis.armed = Some(Armed { node, moment, all });
-            }
-            Fault::Pause => {
-                let duration = self.nemesis.span(20, 6_000);
-                self.freeze(node, duration);
-            }
-            Fault::SlowDisk | Fault::StuckDisk | Fault::FullDisk => self.bad_disk(node, fault),
-            // Machines die by themselves, see `vmhost.rs`.
-            Fault::Vm => return false,
-            Fault::Transfer => return self.transfer(node),
-            Fault::WallJump => {
-                self.nodes[node].wall_ahead += self.nemesis.random.between(0, 20_000) as i64 - 10_000;
-            }
+    /// An injection's moment has come.
+    pub fn inject(&mut self, place: usize) {
+        if self.finale.began.is_some() {
+            return;
         }
-        running
+        let Some(injection) = self.nemesis.schedule.injections.get(place).cloned() else { return };
+        self.trace.line(self.queue.now, "xx", || injection.shot.to_string());
+        if self.shoot(&injection) {
+            self.stats.fault(injection.shot.fault().name());
+        }
+    }
+
+    /// Whether it could be done.
+    fn shoot(&mut self, injection: &Injection) -> bool {
+        match injection.shot.clone() {
+            Shot::Loss { per_million, lasts } => self.bad_weather(lasts, |weather| weather.loss = per_million),
+            Shot::Delay { up_to, lasts } => self.bad_weather(lasts, |weather| weather.delay = up_to),
+            Shot::Duplicate { per_million, lasts } => {
+                self.bad_weather(lasts, |weather| weather.duplicates = per_million);
+            }
+            Shot::Reset { one, other } => self.reset(one, other),
+            Shot::Flap { one, other, period, lasts } => {
+                let until = self.queue.now + lasts;
+                self.queue.after(0, Ev::Flap { one, other, period, until });
+            }
+            Shot::Partition { blocked, lasts } => self.partition(blocked, lasts),
+            Shot::Crash { node, moment: Moment::Now, all, back_in } => {
+                let running = self.nodes[node].runs();
+                self.power_off(node, all, 0, back_in);
+                return running;
+            }
+            Shot::Crash { node, moment, all, back_in } => {
+                self.nemesis.armed.push(Armed::Crash { node, moment, all, back_in });
+            }
+            Shot::At { mark, blow, lasts } => self.nemesis.armed.push(Armed::At { mark, blow, lasts }),
+            Shot::Pause { node, lasts } => self.freeze(node, lasts),
+            Shot::SlowDisk { node, by, lasts } => self.bad_disk(node, lasts, |mood, _| mood.slow = by),
+            Shot::StuckDisk { node, lasts } => self.bad_disk(node, lasts, |mood, now| mood.stuck_until = now + lasts),
+            Shot::FullDisk { node, lasts } => self.bad_disk(node, lasts, |mood, _| mood.full = true),
+            Shot::BitRot { node } => return self.choose_bit(node, injection.salt),
+            Shot::WallJump { node, by_ms } => self.nodes[node].clock.wall_ahead += by_ms,
+            Shot::Drift { node, ppm } => {
+                let now = self.queue.now;
+                self.nodes[node].clock.drift(now, ppm);
+            }
+            Shot::Transfer { node, to } => return self.transfer(node, to, injection.salt),
+            Shot::StepDown { node } => {
+                let asks = self.nodes[node].recovered;
+                if asks {
+                    self.ask(Owner::Nemesis, node, Target::Here, Request::StepDown, What::Other, ms(2_000));
+                }
+                return asks;
+            }
+            Shot::LateJoin { node } => return self.join_late(node),
+        }
+        true
     }
 
     /// Takes the power from a node or from all, within `soon` from now.
-    fn power_off(&mut self, node: NodeIx, all: bool, soon: Nanos) {
+    fn power_off(&mut self, node: NodeIx, all: bool, soon: Nanos, back_in: Nanos) {
         let delay = self.nemesis.random.between(0, soon);
         for node in if all { 0..self.nodes.len() } else { node..node + 1 } {
-            let back_in = self.nemesis.span(20, if all { 2_000 } else { 6_000 });
+            // Not all at the same moment again.
+            let back_in = if all { self.nemesis.random.between(ms(20), back_in.max(ms(20))) } else { back_in };
             let boot = self.nodes[node].boot;
             self.queue.after(delay, Ev::Crash { node, boot, back_in });
         }
@@ -163,103 +149,145 @@ impl World {
 
     /// What a node asks for may be the moment that a crash waits for.
     pub fn watch_effect(&mut self, node: NodeIx, effect: &Effect) {
-        let Some(armed) = self.nemesis.armed.filter(|armed| armed.node == node) else { return };
-        let its_moment = match effect {
-            Effect::Disk(op) => armed.moment == Moment::Write && matches!(op.kind, DiskOpKind::Write { .. }),
-            Effect::Role { role, .. } => armed.moment == Moment::Election && *role != Role::Follower,
-            Effect::Reply { .. } => armed.moment == Moment::Reply,
-            _ => false,
+        let its_moment = |armed: &Armed| {
+            let Armed::Crash { node: watched, moment, .. } = armed else { return false };
+            let hit = match effect {
+                Effect::Disk(op) => *moment == Moment::Write && matches!(op.kind, DiskOpKind::Write { .. }),
+                Effect::Role { role, .. } => *moment == Moment::Election && *role != Role::Follower,
+                Effect::Reply { .. } => *moment == Moment::Reply,
+                _ => false,
+            };
+            hit && *watched == node
         };
-        if its_moment && self.finale.began.is_none() {
-            self.nemesis.armed = None;
-            self.power_off(node, armed.all, us(400));
+        let Some(place) = self.nemesis.armed.iter().position(its_moment) else { return };
+        if let Armed::Crash { all, back_in, .. } = self.nemesis.armed.swap_remove(place)
+            && self.finale.began.is_none()
+        {
+            self.power_off(node, all, us(400), back_in);
         }
     }
 
-    fn next_id(&mut self) -> u64 {
-        self.nemesis.ids += 1;
-        self.nemesis.ids
+    /// A node reached rare states: one of them may be what a blow waits for.
+    pub fn watch_marks(&mut self, node: NodeIx, reached: &BTreeMap<Mark, u64>) {
+        if self.finale.began.is_some() {
+            return;
+        }
+        let hit = |armed: &Armed| matches!(armed, Armed::At { mark, .. } if reached.contains_key(mark));
+        let Some(place) = self.nemesis.armed.iter().position(hit) else { return };
+        let Armed::At { mark, blow, lasts } = self.nemesis.armed.swap_remove(place) else { return };
+        self.trace.node(self.queue.now, node, || format!("reached {:?}: {blow:?}", mark.name()));
+        self.stats.blows += 1;
+        match blow {
+            Blow::Crash => self.power_off(node, false, us(400), lasts),
+            Blow::CrashAll => self.power_off(node, true, us(400), lasts),
+            Blow::Pause => self.freeze(node, lasts),
+            Blow::StuckDisk => self.bad_disk(node, lasts, |mood, now| mood.stuck_until = now + lasts),
+            Blow::Isolate => {
+                let others = (0..self.nodes.len()).filter(|peer| *peer != node);
+                self.partition(others.flat_map(|peer| [(node, peer), (peer, node)]).collect(), lasts);
+            }
+        }
     }
 
-    fn bad_weather(&mut self, fault: Fault) {
-        let id = self.next_id();
+    fn bad_weather(&mut self, lasts: Nanos, change: impl FnOnce(&mut Weather)) {
+        let id = self.nemesis.next_id();
         self.nemesis.weather = id;
-        let random = &mut self.nemesis.random;
-        let weather = &mut self.net.weather;
-        match fault {
-            Fault::Loss => weather.loss = random.between(1_000, 300_000),
-            _ => weather.delay = ms(random.between(1, 400)),
-        }
-        self.trace.line(self.queue.now, "net", || format!("weather {weather:?}"));
-        let duration = self.nemesis.span(100, 5_000);
-        self.queue.after(duration, Ev::Mend(Mend::Weather { id }));
+        change(&mut self.net.weather);
+        self.queue.after(lasts, Ev::Mend(Mend::Weather { id }));
     }
 
-    fn bad_disk(&mut self, node: NodeIx, fault: Fault) {
-        let id = self.next_id();
+    fn bad_disk(&mut self, node: NodeIx, lasts: Nanos, change: impl FnOnce(&mut crate::disk::DiskMood, Nanos)) {
+        let id = self.nemesis.next_id();
         self.nemesis.disks.insert(node, id);
-        let duration = self.nemesis.span(100, 5_000);
-        let mood = &mut self.nodes[node].disk.mood;
-        match fault {
-            Fault::SlowDisk => mood.slow = ms(self.nemesis.random.between(1, 250)),
-            Fault::StuckDisk => mood.stuck_until = self.queue.now + duration,
-            _ => mood.full = true,
-        }
-        self.trace.node(self.queue.now, node, || format!("disk {mood:?}"));
-        self.queue.after(duration, Ev::Mend(Mend::Disk { node, id }));
+        change(&mut self.nodes[node].disk.mood, self.queue.now);
+        self.queue.after(lasts, Ev::Mend(Mend::Disk { node, id }));
     }
 
-    fn partition(&mut self, node: NodeIx) -> bool {
-        let count = self.nodes.len();
-        if count == 1 {
-            return false;
-        }
-        let other = (node + 1 + self.nemesis.node(count - 1)) % count;
-        let others = (0..count).filter(|peer| *peer != node);
-        let blocked: Vec<(NodeIx, NodeIx)> = match self.nemesis.random.below(5) {
-            // One node is alone.
-            0 | 1 => others.flat_map(|peer| [(node, peer), (peer, node)]).collect(),
-            // It is heard but does not hear, or the other way round.
-            2 => others.map(|peer| (peer, node)).collect(),
-            3 => others.map(|peer| (node, peer)).collect(),
-            // Two nodes do not reach each other.
-            _ => vec![(node, other), (other, node)],
-        };
-        let id = self.next_id();
-        self.trace.line(self.queue.now, "net", || format!("blocked: {blocked:?}"));
+    fn partition(&mut self, blocked: Vec<(NodeIx, NodeIx)>, lasts: Nanos) {
+        let id = self.nemesis.next_id();
         for (from, to) in &blocked {
             self.net.block(*from, *to);
             self.idle_soon(*from, *to);
         }
         self.nemesis.partitions.insert(id, blocked);
-        let duration = self.nemesis.span(100, 8_000);
-        self.queue.after(duration, Ev::Mend(Mend::Partition { id }));
-        true
+        self.queue.after(lasts, Ev::Mend(Mend::Partition { id }));
     }
 
-    fn transfer(&mut self, node: NodeIx) -> bool {
+    /// A flapping link goes down for a period, then up for one.
+    pub fn flap(&mut self, one: NodeIx, other: NodeIx, period: Nanos, until: Nanos) {
+        if self.finale.began.is_some() || self.queue.now >= until {
+            return;
+        }
+        self.partition(vec![(one, other), (other, one)], period);
+        self.queue.after(2 * period, Ev::Flap { one, other, period, until });
+    }
+
+    fn transfer(&mut self, node: NodeIx, to: NodeIx, salt: u64) -> bool {
         if !self.nodes[node].recovered {
             return false;
         }
-        let (request, target) = if self.nemesis.random.chance(200_000) {
-            (Request::StepDown, Target::Here)
-        } else {
-            let mut groups = self.groups_to_probe();
-            groups.push(GroupId::META);
-            let group = groups[self.nemesis.random.below(groups.len() as u64) as usize];
-            let to = self.nodes[self.nemesis.node(self.nodes.len())].id();
-            (Request::TransferLeader { group, to }, Target::Leader(group))
-        };
-        self.ask(Owner::Nemesis, node, target, request, What::Other, ms(2_000));
+        let mut groups = self.groups_to_probe();
+        groups.push(GroupId::META);
+        let group = groups[(salt % groups.len() as u64) as usize];
+        let request = Request::TransferLeader { group, to: self.nodes[to].id() };
+        self.ask(Owner::Nemesis, node, Target::Leader(group), request, What::Other, ms(2_000));
         true
     }
+
+    // ---- Bits that flip ----
+
+    /// Whether a bit of that node may flip. The others must be enough without it, for every group: then the node may
+    /// refuse to go on. What lies above the last durable mark may not flip (see the crate's documentation).
+    fn may_rot(&self, node: NodeIx) -> bool {
+        let others = self.nodes.iter().filter(|it| it.ix != node).all(|it| !it.rotten);
+        let (it, now) = (&self.nodes[node], self.queue.now);
+        let enough = |core: &engine::NodeCore| {
+            let replicas = |partition: &metadata::PartitionRecord| partition.replicas.len() >= 3;
+            core.metadata().partitions.values().all(replicas)
+        };
+        others
+            && self.nodes.len() >= 3
+            && self.formed()
+            && it.recovered
+            && it.runs()
+            && it.disk.quiet(now)
+            && it.core.as_ref().is_some_and(enough)
+    }
+
+    fn choose_bit(&mut self, node: NodeIx, salt: u64) -> bool {
+        if !self.may_rot(node) {
+            return false;
+        }
+        let Some(bit) = self.nodes[node].disk.some_bit(salt) else { return false };
+        let boot = self.nodes[node].boot;
+        self.queue.after(AT_REST, Ev::Rot { node, boot, bit: Box::new(bit) });
+        true
+    }
+
+    /// The bit was at rest for long enough if nothing was written around it, and flips.
+    pub fn rot(&mut self, node: NodeIx, boot: u64, bit: &crate::disk::Bit) {
+        if self.finale.began.is_none() && self.nodes[node].boot == boot && self.may_rot(node) {
+            let it = &mut self.nodes[node];
+            if it.disk.flip(bit) {
+                it.rotten = true;
+                self.stats.bits_flipped += 1;
+                self.trace.node(self.queue.now, node, || format!("a bit flips: {bit}"));
+                // Most of what a node wrote is read again only by its next process.
+                let delay = self.nemesis.random.between(ms(50), ms(2_000));
+                self.power_off(node, false, delay, ms(200));
+            }
+        }
+    }
+
+    // ---- The end of faults ----
 
     /// A fault ends.
     pub fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Weather { id } if id == self.nemesis.weather => self.net.weather = Weather::default(),
             Mend::Disk { node, id } if self.nemesis.disks.get(&node) == Some(&id) => {
-                self.nodes[node].disk.mood = Default::default();
+                let now = self.queue.now;
+                self.nodes[node].disk.recover(now);
             }
             Mend::Partition { id } => {
                 for (from, to) in self.nemesis.partitions.remove(&id).unwrap_or_default() {
@@ -274,9 +302,11 @@ impl World {
     pub fn mend_all(&mut self) {
         self.net.unblock_all();
         self.nemesis.partitions.clear();
+        self.nemesis.armed.clear();
         for node in 0..self.nodes.len() {
+            let now = self.queue.now;
             let it = &mut self.nodes[node];
-            it.disk.mood = Default::default();
+            it.disk.recover(now);
             (it.host.exits, it.host.failures) = (0, 0);
             if it.frozen {
                 self.queue.after(0, Ev::Resume { node });
@@ -284,6 +314,7 @@ impl World {
             if it.core.is_none() {
                 self.queue.after(ms(20), Ev::Restart { node });
             }
+            self.join_late(node);
         }
     }
 }

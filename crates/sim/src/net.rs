@@ -35,6 +35,8 @@ pub struct Weather {
     pub loss: u64,
     /// Extra delay, drawn from `0..=`.
     pub delay: Nanos,
+    /// Frames that arrive twice, per million.
+    pub duplicates: u64,
 }
 
 /// The network.
@@ -113,6 +115,12 @@ impl Network {
         let last = self.last.entry((from, to, channel)).or_default();
         *last = (now + delay).max(*last + 1);
         Some((*last, session))
+    }
+
+    /// How much later than the first a second copy of a frame arrives, if there is one.
+    pub fn echo(&mut self) -> Option<Nanos> {
+        let echoes = self.weather.duplicates > 0 && self.random.chance(self.weather.duplicates);
+        echoes.then(|| us(self.random.between(1, 50_000)))
     }
 
     /// How long a side takes to notice that a connection is dead.

@@ -52,10 +52,39 @@ pub struct SimNode {
     pub leaders: BTreeMap<GroupId, LeaderInfo>,
     pub disk: VirtualDisk,
     pub host: VmHost,
-    /// Its monotonic clock is ahead of the world's by this.
-    pub mono_ahead: Nanos,
-    /// Its wall clock is ahead of the world's by this many milliseconds.
+    pub clock: Clock,
+    /// It is to join when others have formed the cluster.
+    pub late: bool,
+    /// A bit on its disk has flipped.
+    pub rotten: bool,
+    /// It refused to go on with its damaged disk, and never starts again.
+    pub retired: bool,
+}
+
+/// The clocks of a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// What the monotonic clock showed at `since`.
+    mono: Nanos,
+    /// World time of the last change of pace.
+    since: Nanos,
+    /// How much faster than the world it runs, in parts per million.
+    ppm: i64,
+    /// The wall clock is ahead of the monotonic one by this many milliseconds.
     pub wall_ahead: i64,
+}
+
+impl Clock {
+    fn mono(&self, world: Nanos) -> Nanos {
+        let passed = world - self.since;
+        let gained = i128::from(passed) * i128::from(self.ppm) / 1_000_000;
+        self.mono + passed.saturating_add_signed(gained as i64)
+    }
+
+    /// From now on both clocks run at another pace.
+    pub fn drift(&mut self, world: Nanos, ppm: i64) {
+        *self = Clock { mono: self.mono(world), since: world, ppm, ..*self };
+    }
 }
 
 impl SimNode {
@@ -80,16 +109,23 @@ impl SimNode {
             leaders: BTreeMap::new(),
             disk: VirtualDisk::new(salt(1)),
             host: VmHost::new(salt(2)),
-            mono_ahead: salt(3) % 1_000_000_000_000,
-            wall_ahead: (salt(4) % 4_000) as i64 - 2_000,
+            clock: {
+                let mono = salt(3) % 1_000_000_000_000;
+                let off = (salt(4) % 4_000) as i64 - 2_000;
+                Clock { mono, since: 0, ppm: 0, wall_ahead: off - (mono / 1_000_000) as i64 }
+            },
+            late: false,
+            rotten: false,
+            retired: false,
         }
     }
 
     /// Both of its clocks.
     #[must_use]
     pub fn now(&self, world: Nanos) -> Now {
-        let wall = WALL_START + (world / 1_000_000) as i64 + self.wall_ahead;
-        Now { mono: Mono(world + self.mono_ahead), wall: Wall(wall) }
+        let mono = self.clock.mono(world);
+        let wall = WALL_START + (mono / 1_000_000) as i64 + self.clock.wall_ahead;
+        Now { mono: Mono(mono), wall: Wall(wall) }
     }
 
     /// The process runs and is not frozen.

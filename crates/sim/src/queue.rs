@@ -7,6 +7,7 @@ use compute::VmReport;
 use journal::OpId;
 use wire::Channel;
 
+use crate::disk::Bit;
 use crate::time::Nanos;
 
 /// A node by its place in the world (0 is the one that forms the cluster), never by its id in the cluster.
@@ -42,8 +43,12 @@ pub enum Ev {
     Resume { node: NodeIx },
     /// A partition, a slow disk and the like end.
     Mend(Mend),
-    /// The next fault.
-    Nemesis,
+    /// The fault at this place of the schedule.
+    Inject { place: usize },
+    /// A flapping link goes down.
+    Flap { one: NodeIx, other: NodeIx, period: Nanos, until: Nanos },
+    /// A bit that was chosen some time ago flips, if it was at rest since.
+    Rot { node: NodeIx, boot: u64, bit: Box<Bit> },
     /// A stranger asks to become a member.
     Join { node: NodeIx },
     /// Looks whether the cluster has formed.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use base::simulation::Mark;
 use base::{ErrorCode, GroupId};
 
 use crate::check::Checks;
@@ -34,6 +35,14 @@ pub struct Stats {
     pub max_term_meta: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
+    pub frames_doubled: u64,
+    /// Bits that flipped at rest, and nodes that stopped for good because of one.
+    pub bits_flipped: u64,
+    pub retired: u64,
+    /// Faults that a rare state was met with.
+    pub blows: u64,
+    /// Rare states reached.
+    pub marks: BTreeMap<Mark, u64>,
     /// From the first moment until all nodes were members, voters as planned.
     pub formed_after: Nanos,
     /// From the end of the faults until everything accepted writes.
@@ -62,7 +71,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 16] = [
+        let sums: [(&mut u64, u64); 21] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -79,16 +88,23 @@ impl Stats {
             (&mut self.states_compared, other.states_compared),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
+            (&mut self.writes_torn, other.writes_torn),
+            (&mut self.frames_doubled, other.frames_doubled),
+            (&mut self.bits_flipped, other.bits_flipped),
+            (&mut self.retired, other.retired),
+            (&mut self.blows, other.blows),
         ];
         sums.into_iter().for_each(|(to, from)| *to += from);
         self.runs += other.runs;
-        self.writes_torn += other.writes_torn;
         self.max_term = self.max_term.max(other.max_term);
         self.max_term_meta = self.max_term_meta.max(other.max_term_meta);
         self.formed_after = self.formed_after.max(other.formed_after);
         self.accepted_after = self.accepted_after.max(other.accepted_after);
         for (name, count) in &other.faults {
             *self.faults.entry(name).or_default() += count;
+        }
+        for (mark, count) in &other.marks {
+            *self.marks.entry(*mark).or_default() += count;
         }
         for (code, count) in &other.failures {
             *self.failures.entry(*code).or_default() += count;
@@ -132,8 +148,13 @@ impl fmt::Display for Stats {
         writeln!(f, "faults              {}", if faults.is_empty() { "none".into() } else { faults.join(", ") })?;
         writeln!(
             f,
-            "frames              {} ({} lost), {} unsynced writes at risk in crashes",
-            self.frames, self.frames_lost, self.writes_torn
+            "frames              {} ({} lost, {} doubled), {} unsynced writes at risk in crashes",
+            self.frames, self.frames_lost, self.frames_doubled, self.writes_torn
+        )?;
+        writeln!(
+            f,
+            "bits flipped        {}, {} nodes stopped for good; {} rare states met with a fault",
+            self.bits_flipped, self.retired, self.blows
         )?;
         writeln!(f, "states compared     {}", self.states_compared)?;
         write!(

@@ -51,7 +51,8 @@ impl World {
     pub fn new(cfg: SimConfig) -> Self {
         let seed = cfg.seed;
         let nodes: Vec<SimNode> = (0..cfg.nodes).map(|ix| SimNode::new(ix, seed)).collect();
-        let clients = (0..cfg.nodes * 2).map(|n| Client::new(n, n % cfg.nodes, seed)).collect();
+        let clients = cfg.clients.unwrap_or(cfg.nodes * 2);
+        let clients = (0..clients).map(|n| Client::new(n, n % cfg.nodes, seed)).collect();
         let mut world = World {
             queue: Queue::default(),
             nodes,
@@ -83,18 +84,22 @@ impl World {
                 (node.host.exits, node.host.failures) = (200_000, 50_000);
             }
         }
+        let late: Vec<NodeIx> = self.nemesis.schedule.late().collect();
         self.start_node(0);
         for node in 1..self.cfg.nodes {
             let delay = ms(self.random.between(1, 300));
-            self.queue.after(delay, Ev::Join { node });
+            self.nodes[node].late = late.contains(&node);
+            if !self.nodes[node].late {
+                self.queue.after(delay, Ev::Join { node });
+            }
         }
         for client in 0..self.clients.len() {
             self.queue.after(ms(500 + 7 * client as u64), Ev::Client { client });
         }
         self.queue.after(ms(100), Ev::Watch);
         self.queue.at(ms(self.cfg.seconds * 1_000), Ev::Heal);
-        if self.nemesis.from_the_start {
-            self.queue.after(ms(50), Ev::Nemesis);
+        if self.nemesis.schedule.from_the_start {
+            self.begin_faults();
         }
     }
 
@@ -135,7 +140,9 @@ impl World {
             Ev::Restart { node } => self.start_node(node),
             Ev::Resume { node } => self.resume(node),
             Ev::Mend(mend) => self.mend(mend),
-            Ev::Nemesis => self.nemesis_step(),
+            Ev::Inject { place } => self.inject(place),
+            Ev::Flap { one, other, period, until } => self.flap(one, other, period, until),
+            Ev::Rot { node, boot, bit } => self.rot(node, boot, &bit),
             Ev::Join { node } => self.join(node),
             Ev::Watch => self.watch(),
             Ev::Client { client } => self.client_step(client),
@@ -167,7 +174,7 @@ impl World {
     pub fn start_node(&mut self, node: NodeIx) {
         let (seed, now) = (self.cfg.seed, self.queue.now);
         let it = &mut self.nodes[node];
-        if it.core.is_some() || it.stage == Stage::Stranger {
+        if it.core.is_some() || it.stage == Stage::Stranger || it.retired {
             return;
         }
         it.start(seed, now);
@@ -195,15 +202,30 @@ impl World {
             return;
         }
         self.trace.node(self.queue.now, node, || "crashes".into());
+        self.end_process(node);
         let it = &mut self.nodes[node];
-        it.stop();
-        it.disk.crash();
-        it.host.crash();
         if self.cfg.plant == Some(Plant::AmnesiacNode) {
             it.disk.wipe();
             // It forms "its" cluster anew, or believes that it was just admitted.
             it.stage = it.accepted.clone().map_or(Stage::Founder, Stage::Admitted);
         }
+        self.queue.after(back_in, Ev::Restart { node });
+    }
+
+    /// A node that does not read back what it wrote says so and stops. It is gone for good: what it forgot cannot be
+    /// known.
+    pub fn retire(&mut self, node: NodeIx, why: &str) {
+        self.trace.node(self.queue.now, node, || format!("stops for good: {why}"));
+        self.stats.retired += 1;
+        self.nodes[node].retired = true;
+        self.end_process(node);
+    }
+
+    fn end_process(&mut self, node: NodeIx) {
+        let it = &mut self.nodes[node];
+        it.stop();
+        it.disk.crash();
+        it.host.crash();
         self.checks.logs.restarted(node);
         self.checks.partitions.restarted(node);
         self.checks.states.restarted(node);
@@ -214,7 +236,6 @@ impl World {
             }
         }
         self.requests_lost(node);
-        self.queue.after(back_in, Ev::Restart { node });
     }
 
     /// Freezes a process.

@@ -1,0 +1,367 @@
+//! What will go wrong in a run, drawn from its seed before the run begins: a list of faults, each with its moment and
+//! everything else about it. The run only carries the list out. So a fault can be left out and the others stay what they
+//! were, which is what shrinking a failure needs.
+//!
+//! Each seed draws a part of the faults allowed and a pace, so that some runs have one fault often and others have all of
+//! them now and then ("swarm testing", Groce et al. 2012).
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use base::simulation::Mark;
+use base::{SplitMix64, hash64};
+
+use crate::config::{Fault, SimConfig};
+use crate::queue::NodeIx;
+use crate::time::{Nanos, ms};
+
+/// One fault of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injection {
+    /// From the moment at which faults may begin: the start of the run, or when the cluster has formed.
+    pub at: Nanos,
+    pub shot: Shot,
+    /// For what is drawn only when it happens, and depends on what is there then.
+    pub salt: u64,
+}
+
+/// What an injection does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shot {
+    /// Frames are lost, per million.
+    Loss { per_million: u64, lasts: Nanos },
+    /// Frames come up to this much later.
+    Delay { up_to: Nanos, lasts: Nanos },
+    /// Frames arrive twice, per million.
+    Duplicate { per_million: u64, lasts: Nanos },
+    /// The connection of two nodes breaks.
+    Reset { one: NodeIx, other: NodeIx },
+    /// A link goes up and down, each for `period`.
+    Flap { one: NodeIx, other: NodeIx, period: Nanos, lasts: Nanos },
+    /// Directions carry nothing.
+    Partition { blocked: Vec<(NodeIx, NodeIx)>, lasts: Nanos },
+    /// A node, or all, loses power: now, or at the next moment of that kind in `node`.
+    Crash { node: NodeIx, moment: Moment, all: bool, back_in: Nanos },
+    /// Whichever node next reaches the state suffers.
+    At { mark: Mark, blow: Blow, lasts: Nanos },
+    /// A process stands still.
+    Pause { node: NodeIx, lasts: Nanos },
+    /// A disk adds up to this much to each operation.
+    SlowDisk { node: NodeIx, by: Nanos, lasts: Nanos },
+    /// A disk completes nothing.
+    StuckDisk { node: NodeIx, lasts: Nanos },
+    /// A disk has no space.
+    FullDisk { node: NodeIx, lasts: Nanos },
+    /// A bit that has been at rest on a disk is flipped.
+    BitRot { node: NodeIx },
+    /// A wall clock jumps.
+    WallJump { node: NodeIx, by_ms: i64 },
+    /// A node's clocks run fast or slow from now on, by parts per million.
+    Drift { node: NodeIx, ppm: i64 },
+    /// A leadership is handed over on request.
+    Transfer { node: NodeIx, to: NodeIx },
+    /// A node hands over all it leads, as before a stop.
+    StepDown { node: NodeIx },
+    /// A node asks to join only that long after the first ones.
+    LateJoin { node: NodeIx },
+}
+
+/// When a crash hurts most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Whatever happens.
+    Now,
+    /// A write has begun and is not durable yet.
+    Write,
+    /// A candidate or a new leader has made itself known.
+    Election,
+    /// Something was acknowledged to a client.
+    Reply,
+}
+
+/// What befalls the node that reaches a rare state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    Crash,
+    CrashAll,
+    Pause,
+    /// Nobody hears it and it hears nobody.
+    Isolate,
+    StuckDisk,
+}
+
+/// Everything that goes wrong in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Faults do not wait until the cluster has formed.
+    pub from_the_start: bool,
+    /// The kinds drawn; some work all the time (see `vmhost.rs`).
+    pub kinds: BTreeSet<Fault>,
+    pub injections: Vec<Injection>,
+}
+
+/// Drift of quartz clocks is below 200 ppm; virtual machines and broken time daemons have been seen at several thousand.
+const DRIFT_PPM_MAX: i64 = 20_000;
+
+impl Schedule {
+    /// The schedule of this seed, out of the faults allowed, without those that the configuration leaves out. Its
+    /// beginning does not depend on how long the run is.
+    #[must_use]
+    pub fn new(cfg: &SimConfig) -> Self {
+        let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
+        let allowed: Vec<Fault> = cfg.faults.0.iter().copied().collect();
+        let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
+        if faults.is_empty() || allowed.len() <= 3 {
+            faults = allowed;
+        }
+        let pace = ms(random.between(100, 1_500));
+        let from_the_start = !faults.is_empty() && random.chance(300_000);
+        let mut draw = Draw { random, nodes: cfg.nodes };
+        let (mut injections, mut at) = (Vec::new(), 0);
+        while !faults.is_empty() && at < ms(cfg.seconds * 1_000) {
+            at += draw.random.between(pace / 4, pace * 2);
+            let fault = faults[draw.random.below(faults.len() as u64) as usize];
+            if let Some(shot) = draw.shot(fault) {
+                injections.push(Injection { at, shot, salt: draw.random.next_u64() });
+            }
+        }
+        let mut index = 0;
+        injections.retain(|_| {
+            index += 1;
+            cfg.only.as_ref().is_none_or(|only| only.contains(&(index - 1)))
+        });
+        Schedule { from_the_start, kinds: faults.into_iter().collect(), injections }
+    }
+
+    /// The nodes that ask to join only when others have formed the cluster.
+    pub fn late(&self) -> impl Iterator<Item = NodeIx> + '_ {
+        self.injections.iter().filter_map(|it| match it.shot {
+            Shot::LateJoin { node } => Some(node),
+            _ => None,
+        })
+    }
+}
+
+/// Draws faults.
+struct Draw {
+    random: SplitMix64,
+    nodes: usize,
+}
+
+impl Draw {
+    fn node(&mut self) -> NodeIx {
+        self.random.below(self.nodes as u64) as usize
+    }
+
+    fn other(&mut self, node: NodeIx) -> NodeIx {
+        (node + 1 + self.random.below(self.nodes as u64 - 1) as usize) % self.nodes
+    }
+
+    /// Mostly short, sometimes long.
+    fn span(&mut self, low: u64, high: u64) -> Nanos {
+        let high = if self.random.chance(700_000) { low + (high - low) / 5 } else { high };
+        ms(self.random.between(low, high))
+    }
+
+    /// `None`: the fault is not one that is injected, or not in so small a cluster.
+    fn shot(&mut self, fault: Fault) -> Option<Shot> {
+        let node = self.node();
+        let alone = self.nodes == 1;
+        Some(match fault {
+            Fault::Loss => {
+                Shot::Loss { per_million: self.random.between(1_000, 300_000), lasts: self.span(100, 5_000) }
+            }
+            Fault::Delay => Shot::Delay { up_to: ms(self.random.between(1, 400)), lasts: self.span(100, 5_000) },
+            Fault::Duplicate => {
+                Shot::Duplicate { per_million: self.random.between(1_000, 300_000), lasts: self.span(100, 5_000) }
+            }
+            Fault::Reset | Fault::Flap | Fault::Partition | Fault::Join if alone => return None,
+            Fault::Reset => Shot::Reset { one: node, other: self.other(node) },
+            Fault::Flap => {
+                let period = ms(self.random.between(50, 2_500));
+                Shot::Flap { one: node, other: self.other(node), period, lasts: self.span(1_000, 12_000) }
+            }
+            Fault::Partition => Shot::Partition { blocked: self.directions(node), lasts: self.span(100, 8_000) },
+            Fault::Crash | Fault::PowerLoss => self.crash(node, fault == Fault::PowerLoss),
+            Fault::Moment => {
+                let mark = Mark::ALL[self.random.below(Mark::ALL.len() as u64) as usize];
+                let blow = match self.random.below(8) {
+                    0..4 => Blow::Crash,
+                    4 => Blow::CrashAll,
+                    5 => Blow::Pause,
+                    6 => Blow::Isolate,
+                    _ => Blow::StuckDisk,
+                };
+                Shot::At { mark, blow, lasts: self.span(20, 6_000) }
+            }
+            Fault::Pause => Shot::Pause { node, lasts: self.span(20, 6_000) },
+            Fault::SlowDisk => {
+                Shot::SlowDisk { node, by: ms(self.random.between(1, 250)), lasts: self.span(100, 5_000) }
+            }
+            Fault::StuckDisk => Shot::StuckDisk { node, lasts: self.span(100, 5_000) },
+            Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
+            Fault::BitRot => Shot::BitRot { node },
+            // Machines die by themselves, see `vmhost.rs`.
+            Fault::Vm => return None,
+            Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
+            Fault::Transfer => Shot::Transfer { node, to: self.node() },
+            Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
+            Fault::Drift => {
+                let ppm = self.random.between(0, 2 * DRIFT_PPM_MAX as u64) as i64 - DRIFT_PPM_MAX;
+                Shot::Drift { node, ppm }
+            }
+            Fault::Join => Shot::LateJoin { node: self.nodes - 1 },
+        })
+    }
+
+    fn directions(&mut self, node: NodeIx) -> Vec<(NodeIx, NodeIx)> {
+        let other = self.other(node);
+        let others = (0..self.nodes).filter(|peer| *peer != node);
+        match self.random.below(5) {
+            // One node is alone.
+            0 | 1 => others.flat_map(|peer| [(node, peer), (peer, node)]).collect(),
+            // It is heard but does not hear, or the other way round.
+            2 => others.map(|peer| (peer, node)).collect(),
+            3 => others.map(|peer| (node, peer)).collect(),
+            // Two nodes do not reach each other.
+            _ => vec![(node, other), (other, node)],
+        }
+    }
+
+    fn crash(&mut self, node: NodeIx, all: bool) -> Shot {
+        let moment = match self.random.below(6) {
+            0 | 1 => Moment::Write,
+            2 | 3 => Moment::Election,
+            4 => Moment::Reply,
+            _ => Moment::Now,
+        };
+        let back_in = self.span(20, if all { 2_000 } else { 6_000 });
+        Shot::Crash { node, moment, all, back_in }
+    }
+}
+
+impl Shot {
+    /// The kind of fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Shot::Loss { .. } => Fault::Loss,
+            Shot::Delay { .. } => Fault::Delay,
+            Shot::Duplicate { .. } => Fault::Duplicate,
+            Shot::Reset { .. } => Fault::Reset,
+            Shot::Flap { .. } => Fault::Flap,
+            Shot::Partition { .. } => Fault::Partition,
+            Shot::Crash { all: false, .. } => Fault::Crash,
+            Shot::Crash { all: true, .. } => Fault::PowerLoss,
+            Shot::At { .. } => Fault::Moment,
+            Shot::Pause { .. } => Fault::Pause,
+            Shot::SlowDisk { .. } => Fault::SlowDisk,
+            Shot::StuckDisk { .. } => Fault::StuckDisk,
+            Shot::FullDisk { .. } => Fault::FullDisk,
+            Shot::BitRot { .. } => Fault::BitRot,
+            Shot::WallJump { .. } => Fault::WallJump,
+            Shot::Drift { .. } => Fault::Drift,
+            Shot::Transfer { .. } | Shot::StepDown { .. } => Fault::Transfer,
+            Shot::LateJoin { .. } => Fault::Join,
+        }
+    }
+}
+
+/// A span as people read it.
+fn long(nanos: Nanos) -> String {
+    format!("{:.2} s", nanos as f64 / 1e9)
+}
+
+impl fmt::Display for Injection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "+{} {}", long(self.at), self.shot)
+    }
+}
+
+impl fmt::Display for Shot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |per_million: &u64| *per_million as f64 / 10_000.0;
+        match self {
+            Shot::Loss { per_million, lasts } => {
+                write!(f, "{:.1}% of frames are lost for {}", percent(per_million), long(*lasts))
+            }
+            Shot::Delay { up_to, lasts } => write!(f, "frames are up to {} late for {}", long(*up_to), long(*lasts)),
+            Shot::Duplicate { per_million, lasts } => {
+                write!(f, "{:.1}% of frames arrive twice for {}", percent(per_million), long(*lasts))
+            }
+            Shot::Reset { one, other } => write!(f, "the connection of n{one} and n{other} breaks"),
+            Shot::Flap { one, other, period, lasts } => {
+                let (period, lasts) = (long(*period), long(*lasts));
+                write!(f, "the link of n{one} and n{other} goes down and up every {period} for {lasts}")
+            }
+            Shot::Partition { blocked, lasts } => {
+                let ways: Vec<String> = blocked.iter().map(|(from, to)| format!("n{from}->n{to}")).collect();
+                write!(f, "nothing passes {} for {}", ways.join(" "), long(*lasts))
+            }
+            Shot::Crash { node, moment, all, back_in } => {
+                let who = if *all { "all nodes lose".into() } else { format!("n{node} loses") };
+                let when = match moment {
+                    Moment::Now => String::new(),
+                    Moment::Write => format!(" during the next write of n{node}"),
+                    Moment::Election => format!(" at the next election that n{node} stands in"),
+                    Moment::Reply => format!(" after the next answer of n{node}"),
+                };
+                write!(f, "{who} power{when}, back about {} later", long(*back_in))
+            }
+            Shot::At { mark, blow, lasts } => {
+                write!(f, "{blow:?} (for {}) whichever node next reaches {:?}", long(*lasts), mark.name())
+            }
+            Shot::Pause { node, lasts } => write!(f, "n{node} stands still for {}", long(*lasts)),
+            Shot::SlowDisk { node, by, lasts } => {
+                write!(f, "the disk of n{node} is up to {} slower for {}", long(*by), long(*lasts))
+            }
+            Shot::StuckDisk { node, lasts } => write!(f, "the disk of n{node} is stuck for {}", long(*lasts)),
+            Shot::FullDisk { node, lasts } => write!(f, "the disk of n{node} is full for {}", long(*lasts)),
+            Shot::BitRot { node } => write!(f, "a bit at rest on the disk of n{node} flips"),
+            Shot::WallJump { node, by_ms } => write!(f, "the wall clock of n{node} jumps by {by_ms} ms"),
+            Shot::Drift { node, ppm } => write!(f, "the clocks of n{node} drift by {ppm} ppm"),
+            Shot::Transfer { node, to } => write!(f, "n{node} asks for a leadership to move to n{to}"),
+            Shot::StepDown { node } => write!(f, "n{node} hands over all that it leads"),
+            Shot::LateJoin { node } => write!(f, "n{node} asks to join"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(cfg: &SimConfig) -> Vec<Injection> {
+        Schedule::new(cfg).injections
+    }
+
+    #[test]
+    fn a_schedule_depends_on_its_seed_and_a_longer_run_begins_with_a_shorter_one() {
+        let cfg = |seed, seconds| SimConfig { seconds, ..SimConfig::new(seed) };
+        let (short, long) = (schedule(&cfg(3, 10)), schedule(&cfg(3, 60)));
+        assert!(short.len() > 5 && long.len() > short.len(), "{} and {}", short.len(), long.len());
+        assert_eq!(long[..short.len()], short);
+        assert_ne!(schedule(&cfg(4, 10)), short);
+    }
+
+    #[test]
+    fn leaving_some_out_leaves_the_others_as_they_were() {
+        let all = schedule(&SimConfig::new(3));
+        let only = Some([1, 4].into_iter().collect());
+        assert_eq!(schedule(&SimConfig { only, ..SimConfig::new(3) }), [all[1].clone(), all[4].clone()]);
+    }
+
+    #[test]
+    fn every_fault_that_is_injected_is_drawn_by_some_seed_and_says_what_it_does() {
+        let mut seen = BTreeSet::new();
+        for seed in 0..200 {
+            for it in schedule(&SimConfig::new(seed)) {
+                seen.insert(it.shot.fault());
+                assert!(it.to_string().len() > 10);
+            }
+        }
+        let all: BTreeSet<Fault> = Fault::ALL.iter().map(|(fault, _)| *fault).collect();
+        let missing: Vec<_> = all.difference(&seen).collect();
+        assert_eq!(missing, [&Fault::Vm]);
+    }
+}
