@@ -25,6 +25,7 @@
 
 pub mod check;
 mod config;
+mod coverage;
 pub mod disk;
 mod drive;
 mod finale;
@@ -45,5 +46,6 @@ mod world;
 
 pub use check::Violation;
 pub use config::{Fault, FaultSet, Plant, SimConfig};
+pub use coverage::marks_table;
 pub use run::{Outcome, Sweep, commit, replay_command, run, sweep};
 pub use stats::Stats;

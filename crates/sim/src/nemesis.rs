@@ -231,6 +231,7 @@ impl World {
             self.net.block(*from, *to);
             self.idle_soon(*from, *to);
         }
+        self.mark_partition();
         self.nemesis.partitions.insert(id, blocked);
         let duration = self.nemesis.span(100, 8_000);
         self.queue.after(duration, Ev::Mend(Mend::Partition { id }));

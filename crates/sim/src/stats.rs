@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use base::simulation::Mark;
 use base::{ErrorCode, GroupId};
 
 use crate::check::Checks;
@@ -39,6 +40,8 @@ pub struct Stats {
     /// From the end of the faults until everything accepted writes.
     pub accepted_after: Nanos,
     pub runs: u64,
+    /// How often each rare state was reached.
+    pub marks: BTreeMap<Mark, u64>,
 }
 
 impl Stats {
@@ -90,6 +93,9 @@ impl Stats {
         for (name, count) in &other.faults {
             *self.faults.entry(name).or_default() += count;
         }
+        for (mark, count) in &other.marks {
+            *self.marks.entry(*mark).or_default() += count;
+        }
         for (code, count) in &other.failures {
             *self.failures.entry(*code).or_default() += count;
         }
@@ -136,6 +142,7 @@ impl fmt::Display for Stats {
             self.frames, self.frames_lost, self.writes_torn
         )?;
         writeln!(f, "states compared     {}", self.states_compared)?;
+        writeln!(f, "marks               {} of {} states reached", self.marks.len(), Mark::ALL.len())?;
         write!(
             f,
             "formed after        at most {:.2} virtual s; writes accepted again after at most {:.2} virtual s",
