@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
 use journal::{Checkpoint, CheckpointPart};
@@ -69,6 +70,7 @@ impl NodeCore {
         if group.applied != self.metadata.applied {
             return;
         }
+        mark_if(Mark::CheckpointWithRound, || !group.rounds.is_empty());
         let meta =
             SnapshotMeta { index: group.applied, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
@@ -89,6 +91,7 @@ impl NodeCore {
 
     /// A checkpoint is durable: a birth, one of our own, or an installed one.
     pub(crate) fn checkpoint_done(&mut self, group: GroupId, index: u64) {
+        mark_if(Mark::CheckpointEndedAfterRemoval, || !self.groups.contains_key(&group));
         let Some(entry) = self.groups.get(&group) else { return };
         if let GroupStage::Birth(birth) = &entry.stage {
             if birth.meta.index == index {
@@ -112,6 +115,7 @@ impl NodeCore {
         let behind = self.groups.get(&group).is_some_and(|g| g.running() && meta.index > g.applied);
         if !behind || group != GroupId::META || self.checkpoints.installing.is_some() {
             // Raft knows what to answer to a snapshot that is not needed.
+            mark(Mark::SnapshotNotPulled);
             let _ = self.raft.step(group, message);
             return;
         }
@@ -119,10 +123,12 @@ impl NodeCore {
             && pull.from == from
             && pull.meta == meta
         {
+            mark(Mark::SnapshotOfferedWhilePulling);
             pull.message = message;
             return;
         }
         let now = self.now.mono;
+        mark_if(Mark::PullReplaced, || self.checkpoints.pull.is_some());
         self.checkpoints.pull =
             Some(Pull { from, group, message, meta, data: Vec::new(), asked: now, progressed: now });
         self.ask_for_part();
@@ -139,8 +145,10 @@ impl NodeCore {
     pub(crate) fn checkpoints_tick(&mut self) {
         let Some(pull) = &self.checkpoints.pull else { return };
         if self.now.mono.since(pull.progressed) > PULL_GIVE_UP {
+            mark(Mark::PullGivenUp);
             self.checkpoints.pull = None;
         } else if self.now.mono.since(pull.asked) > PULL_RETRY {
+            mark(Mark::PullAskedAgain);
             self.ask_for_part();
         }
     }
@@ -155,6 +163,7 @@ impl NodeCore {
             return;
         }
         if chunk.offset != pull.data.len() as u64 || chunk.data.is_empty() {
+            mark(Mark::PullPartTwice);
             return;
         }
         pull.data.extend_from_slice(&chunk.data);
@@ -174,6 +183,7 @@ impl NodeCore {
         }
         self.checkpoints.pulled.insert(index, (pull.meta, Bytes::from(pull.data)));
         if self.raft.step(pull.group, pull.message).is_err() {
+            mark(Mark::PulledCheckpointRefused);
             self.checkpoints.pulled.remove(&index);
         }
     }
@@ -198,6 +208,7 @@ impl NodeCore {
             keep_from: install.meta.index + 1,
             hard_state: install.hard_state,
         };
+        mark_if(Mark::CheckpointSuperseded, || self.checkpoints.writing.is_some());
         self.checkpoints.writing = None;
         self.checkpoints.installing = Some((install.meta, state));
         self.journal.checkpoint(checkpoint);
@@ -225,6 +236,7 @@ impl NodeCore {
 
     pub(crate) fn take_pull(&mut self, from: NodeId, pull: &CheckpointPull) {
         if self.stage != Stage::Running {
+            mark(Mark::PullAtRestart);
             return; // The journal is not there yet. Whoever pulled from the process before asks again.
         }
         let token = self.reads.begin(ReadFor::Serve { to: from, group: pull.group, index: pull.index });
@@ -238,6 +250,7 @@ impl NodeCore {
             }
             None => {
                 // Replaced by a newer one meanwhile: Raft is told, so that it offers that.
+                mark(Mark::PulledCheckpointGone);
                 let leads = self.groups.get(&group).is_some_and(|g| g.role == Role::Leader);
                 if let Some(replica) = self.replica_on(group, to).filter(|_| leads) {
                     self.raft.snapshot_reported(group, replica, false);
