@@ -1,7 +1,5 @@
 //! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
 
-use std::collections::BTreeMap;
-
 use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
 use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Millis, Mono, NodeId};
@@ -19,9 +17,6 @@ use crate::journal_events::ReadFor;
 const PULL_RETRY: Millis = Millis(500);
 /// ... and a pull that gets nothing is given up after this long; the leader offers its checkpoint again.
 const PULL_GIVE_UP: Millis = Millis(10_000);
-
-/// Checkpoints pulled whole that Raft has not installed yet.
-const PULLED_MAX: usize = 2;
 
 /// A checkpoint that is being pulled from a leader.
 struct Pull {
@@ -43,8 +38,8 @@ pub(crate) struct Checkpoints {
     /// The one that is being written.
     writing: Option<(SnapshotMeta, u64)>,
     pull: Option<Pull>,
-    /// Pulled whole and checked, waiting for Raft to accept it.
-    pulled: BTreeMap<u64, (SnapshotMeta, Bytes)>,
+    /// Pulled whole and checked; Raft has accepted it and is about to ask for its install.
+    pulled: Option<(SnapshotMeta, Bytes)>,
     /// Being installed.
     installing: Option<(SnapshotMeta, Bytes)>,
 }
@@ -175,28 +170,21 @@ impl NodeCore {
         if pull.data.len() as u64 != chunk.total || crc32c::crc32c(&pull.data) != chunk.crc {
             return; // Damaged on the way; the leader offers it again.
         }
-        let index = pull.meta.index;
-        let applied = self.groups.get(&pull.group).map_or(0, |group| group.applied);
-        self.checkpoints.pulled.retain(|index, _| *index > applied);
-        if self.checkpoints.pulled.len() >= PULLED_MAX {
-            return; // Raft has others in hand; the leader offers this one again.
-        }
-        self.checkpoints.pulled.insert(index, (pull.meta, Bytes::from(pull.data)));
-        if self.raft.step(pull.group, pull.message).is_err() {
+        // Raft may refuse the snapshot, or ignore it without a word, because its term is over by now. The leader offers
+        // one again.
+        let _ = self.raft.step(pull.group, pull.message);
+        if self.raft.accepted_snapshot(pull.group) == Some(pull.meta.index) {
+            self.checkpoints.pulled = Some((pull.meta, Bytes::from(pull.data)));
+        } else {
             mark(Mark::PulledCheckpointRefused);
-            self.checkpoints.pulled.remove(&index);
         }
     }
 
     /// Raft accepted the snapshot: state and log are replaced, together, once the checkpoint is durable.
     pub(crate) fn install(&mut self, install: Install) {
-        let pulled = std::mem::take(&mut self.checkpoints.pulled).remove(&install.meta.index);
-        let state = match pulled {
-            Some((meta, state)) if meta == install.meta => state,
-            _ => {
-                return self
-                    .fatal(format!("Raft installs a checkpoint of group {} that was not pulled", install.group));
-            }
+        let pulled = self.checkpoints.pulled.take().filter(|(meta, _)| *meta == install.meta);
+        let Some((_, state)) = pulled else {
+            return self.fatal(format!("Raft installs a checkpoint of group {} that was not pulled", install.group));
         };
         let Some(group) = self.groups.get(&install.group) else { return };
         let checkpoint = Checkpoint {

@@ -284,6 +284,13 @@ impl MultiRaft {
         }
     }
 
+    /// Index of the snapshot that this replica has accepted and not yet asked to install: what else was stepped was
+    /// ignored.
+    #[must_use]
+    pub fn accepted_snapshot(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(&group)?.raw.snap().map(|snapshot| snapshot.get_metadata().index)
+    }
+
     /// The snapshot that [`Output::installs`] asked for is durable and in force.
     pub fn snapshot_installed(&mut self, group: GroupId, index: u64) {
         if let Some(replica) = self.touch(group) {

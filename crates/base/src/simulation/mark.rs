@@ -238,7 +238,7 @@ super::table! {
         PullPartTwice "pull-part-twice"
             "A part of a checkpoint came twice.",
         PulledCheckpointRefused "pulled-checkpoint-refused"
-            "A checkpoint that was pulled whole was refused.",
+            "A checkpoint that was pulled whole was refused or ignored by Raft: its term was over, say.",
         PulledCheckpointGone "pulled-checkpoint-gone"
             "A part was asked for of a checkpoint that a newer one had replaced.",
         PullAtRestart "pull-at-restart"
