@@ -8,6 +8,7 @@
 //! ```
 
 use base::limits::VM_RESTARTS_MAX;
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, NodeId, VmEpoch, VmIncarnation, Wall};
 
 use crate::{Assignment, VmDesired, VmPhase, VmRecord, VmReport, VmReportEvent};
@@ -31,6 +32,7 @@ pub enum Outcome {
 /// A node gets the VM. The epoch must be the next one, so that a planner's repeated decision is taken once.
 pub fn assign(vm: &mut VmRecord, node: NodeId, epoch: VmEpoch, placement: String, now: Wall) -> Outcome {
     if vm.phase != VmPhase::Pending || vm.desired != VmDesired::Running {
+        mark(Mark::VmPlacedTooLate);
         return Outcome::Refused(ErrorCode::FailedPrecondition, format!("VM {} is not pending", vm.name));
     }
     if epoch.0 != vm.epoch.0 + 1 {
@@ -87,6 +89,7 @@ pub fn start(vm: &mut VmRecord, now: Wall) -> Outcome {
 /// The user wants it gone.
 pub fn delete(vm: &mut VmRecord, now: Wall) -> Outcome {
     if vm.assignment.is_none() {
+        mark(Mark::VmDeletedBeforeItRan);
         return Outcome::Gone;
     }
     if vm.desired == VmDesired::Deleted {
@@ -102,6 +105,7 @@ pub fn report(vm: &mut VmRecord, node: NodeId, report: &VmReport, now: Wall) -> 
     // A removal is about the assignment, not about one start.
     let removed = report.event == VmReportEvent::Removed;
     if !current || (report.incarnation != vm.incarnation && !removed) {
+        mark(Mark::VmReportStale);
         let reason = format!(
             "report under epoch {} incarnation {} from node {node}, but VM {} is at epoch {} incarnation {}",
             report.epoch, report.incarnation, vm.name, vm.epoch, vm.incarnation
@@ -137,6 +141,7 @@ fn exited(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
     let ran_long = vm.phase == VmPhase::Running && now.0 - vm.changed.0 > SHORT_RUN_MS;
     vm.restarts = if ran_long { 1 } else { vm.restarts + 1 };
     if vm.restarts > VM_RESTARTS_MAX {
+        mark(Mark::VmGaveUp);
         let reason = format!("ended {} times in a row, last: {reason}; `muster vm start` tries again", vm.restarts);
         return enter(vm, VmPhase::Failed, reason, now);
     }
@@ -148,7 +153,10 @@ fn stopped(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
         // The node's removal report follows.
         (VmDesired::Deleted, _) => Outcome::Same,
         // Started again while the stop was under way.
-        (VmDesired::Running, VmPhase::Stopping) => next_incarnation(vm, VmPhase::Starting, String::new(), now),
+        (VmDesired::Running, VmPhase::Stopping) => {
+            mark(Mark::VmStartedAgainWhileStopping);
+            next_incarnation(vm, VmPhase::Starting, String::new(), now)
+        }
         _ => {
             vm.desired = VmDesired::Stopped;
             enter(vm, VmPhase::Stopped, reason.to_owned(), now)

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use base::simulation::{Mark, mark};
 use base::{NodeId, VmEpoch, VmId, VmIncarnation};
 
 use crate::{VmAction, VmDesired, VmPhase, VmRecord, VmReport, VmReportEvent, VmStart};
@@ -65,10 +66,14 @@ impl Reconciler {
             false => (vm.epoch, vm.incarnation) > (report.epoch, report.incarnation),
         };
         if known.is_some_and(newer) {
+            mark(Mark::VmReportOutdatedLocally);
             return;
         }
         let state = match (&report.event, known.map(|vm| vm.state)) {
-            (VmReportEvent::Started | VmReportEvent::Ready, Some(state @ (Local::Stopping | Local::Removing))) => state,
+            (VmReportEvent::Started | VmReportEvent::Ready, Some(state @ (Local::Stopping | Local::Removing))) => {
+                mark(Mark::VmStartedWhileStopping);
+                state
+            }
             (VmReportEvent::Started | VmReportEvent::Ready, _) => Local::Up,
             // Kept until the table has let go of it: forgotten now, it would be removed again and again until then.
             (VmReportEvent::Removed, _) => Local::Gone,
@@ -92,6 +97,7 @@ impl Reconciler {
         self.local.retain(|id, local| local.state != Local::Gone || mine.contains_key(id));
         for (id, local) in &mut self.local {
             if !mine.contains_key(id) && local.state != Local::Removing {
+                mark(Mark::VmStrayRemoved);
                 local.state = Local::Removing;
                 steps.push(Step::Act(VmAction::Remove { vm: *id, epoch: local.epoch }));
             }
@@ -121,6 +127,7 @@ impl Reconciler {
                 }
                 // An older start still runs: it must end before the next one begins.
                 (VmPhase::Starting | VmPhase::Restarting, Some(Local::Up)) if !current => {
+                    mark(Mark::VmOldStartStillRuns);
                     let old = local?;
                     self.local.insert(vm.id, LocalVm { state: Local::Stopping, ..old });
                     Some(Step::Act(VmAction::Stop {
@@ -131,6 +138,7 @@ impl Reconciler {
                     }))
                 }
                 (VmPhase::Booting | VmPhase::Running | VmPhase::Stopping, None) => {
+                    mark(Mark::VmFoundGone);
                     Some(say(vm, VmReportEvent::Exited { reason: "gone after the node restarted".into() }))
                 }
                 (VmPhase::Stopping, Some(Local::Up)) if current => Some(self.act(vm, Local::Stopping, stop(vm))),

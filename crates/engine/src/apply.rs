@@ -1,5 +1,6 @@
 //! The one ordered applier: committed entries to state machines, and answers to whoever waits for them.
 
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, hash64};
 use metadata::{CommandEnvelope, CommandResult};
 use multiraft::Role;
@@ -50,6 +51,7 @@ impl NodeCore {
         // An entry of a newer term at or below a waiter's place means that the waiter's entry is gone.
         if replica.waiters.first_key_value().is_some_and(|(_, w)| w.term < entry.term) {
             let (lost, kept) = std::mem::take(&mut replica.waiters).into_iter().partition(|(_, w)| w.term < entry.term);
+            mark(Mark::WaiterLostToNewerTerm);
             replica.waiters = kept;
             let lost: std::collections::BTreeMap<u64, Waiter> = lost;
             settled.extend(lost);

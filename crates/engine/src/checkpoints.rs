@@ -1,8 +1,7 @@
 //! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
 
-use std::collections::BTreeMap;
-
 use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
 use journal::{Checkpoint, CheckpointPart};
@@ -18,9 +17,6 @@ use crate::journal_events::ReadFor;
 const PULL_RETRY: Millis = Millis(500);
 /// ... and a pull that gets nothing is given up after this long; the leader offers its checkpoint again.
 const PULL_GIVE_UP: Millis = Millis(10_000);
-
-/// Checkpoints pulled whole that Raft has not installed yet.
-const PULLED_MAX: usize = 2;
 
 /// A checkpoint that is being pulled from a leader.
 struct Pull {
@@ -42,8 +38,8 @@ pub(crate) struct Checkpoints {
     /// The one that is being written.
     writing: Option<(SnapshotMeta, u64)>,
     pull: Option<Pull>,
-    /// Pulled whole and checked, waiting for Raft to accept it.
-    pulled: BTreeMap<u64, (SnapshotMeta, Bytes)>,
+    /// Pulled whole and checked; Raft has accepted it and is about to ask for its install.
+    pulled: Option<(SnapshotMeta, Bytes)>,
     /// Being installed.
     installing: Option<(SnapshotMeta, Bytes)>,
 }
@@ -69,6 +65,7 @@ impl NodeCore {
         if group.applied != self.metadata.applied {
             return;
         }
+        mark_if(Mark::CheckpointWithRound, || !group.rounds.is_empty());
         let meta =
             SnapshotMeta { index: group.applied, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
@@ -89,6 +86,7 @@ impl NodeCore {
 
     /// A checkpoint is durable: a birth, one of our own, or an installed one.
     pub(crate) fn checkpoint_done(&mut self, group: GroupId, index: u64) {
+        mark_if(Mark::CheckpointEndedAfterRemoval, || !self.groups.contains_key(&group));
         let Some(entry) = self.groups.get(&group) else { return };
         if let GroupStage::Birth(birth) = &entry.stage {
             if birth.meta.index == index {
@@ -112,6 +110,7 @@ impl NodeCore {
         let behind = self.groups.get(&group).is_some_and(|g| g.running() && meta.index > g.applied);
         if !behind || group != GroupId::META || self.checkpoints.installing.is_some() {
             // Raft knows what to answer to a snapshot that is not needed.
+            mark(Mark::SnapshotNotPulled);
             let _ = self.raft.step(group, message);
             return;
         }
@@ -119,10 +118,12 @@ impl NodeCore {
             && pull.from == from
             && pull.meta == meta
         {
+            mark(Mark::SnapshotOfferedWhilePulling);
             pull.message = message;
             return;
         }
         let now = self.now.mono;
+        mark_if(Mark::PullReplaced, || self.checkpoints.pull.is_some());
         self.checkpoints.pull =
             Some(Pull { from, group, message, meta, data: Vec::new(), asked: now, progressed: now });
         self.ask_for_part();
@@ -139,8 +140,10 @@ impl NodeCore {
     pub(crate) fn checkpoints_tick(&mut self) {
         let Some(pull) = &self.checkpoints.pull else { return };
         if self.now.mono.since(pull.progressed) > PULL_GIVE_UP {
+            mark(Mark::PullGivenUp);
             self.checkpoints.pull = None;
         } else if self.now.mono.since(pull.asked) > PULL_RETRY {
+            mark(Mark::PullAskedAgain);
             self.ask_for_part();
         }
     }
@@ -155,6 +158,7 @@ impl NodeCore {
             return;
         }
         if chunk.offset != pull.data.len() as u64 || chunk.data.is_empty() {
+            mark(Mark::PullPartTwice);
             return;
         }
         pull.data.extend_from_slice(&chunk.data);
@@ -166,27 +170,21 @@ impl NodeCore {
         if pull.data.len() as u64 != chunk.total || crc32c::crc32c(&pull.data) != chunk.crc {
             return; // Damaged on the way; the leader offers it again.
         }
-        let index = pull.meta.index;
-        let applied = self.groups.get(&pull.group).map_or(0, |group| group.applied);
-        self.checkpoints.pulled.retain(|index, _| *index > applied);
-        if self.checkpoints.pulled.len() >= PULLED_MAX {
-            return; // Raft has others in hand; the leader offers this one again.
-        }
-        self.checkpoints.pulled.insert(index, (pull.meta, Bytes::from(pull.data)));
-        if self.raft.step(pull.group, pull.message).is_err() {
-            self.checkpoints.pulled.remove(&index);
+        // Raft may refuse the snapshot, or ignore it without a word, because its term is over by now. The leader offers
+        // one again.
+        let _ = self.raft.step(pull.group, pull.message);
+        if self.raft.accepted_snapshot(pull.group) == Some(pull.meta.index) {
+            self.checkpoints.pulled = Some((pull.meta, Bytes::from(pull.data)));
+        } else {
+            mark(Mark::PulledCheckpointRefused);
         }
     }
 
     /// Raft accepted the snapshot: state and log are replaced, together, once the checkpoint is durable.
     pub(crate) fn install(&mut self, install: Install) {
-        let pulled = std::mem::take(&mut self.checkpoints.pulled).remove(&install.meta.index);
-        let state = match pulled {
-            Some((meta, state)) if meta == install.meta => state,
-            _ => {
-                return self
-                    .fatal(format!("Raft installs a checkpoint of group {} that was not pulled", install.group));
-            }
+        let pulled = self.checkpoints.pulled.take().filter(|(meta, _)| *meta == install.meta);
+        let Some((_, state)) = pulled else {
+            return self.fatal(format!("Raft installs a checkpoint of group {} that was not pulled", install.group));
         };
         let Some(group) = self.groups.get(&install.group) else { return };
         let checkpoint = Checkpoint {
@@ -198,6 +196,7 @@ impl NodeCore {
             keep_from: install.meta.index + 1,
             hard_state: install.hard_state,
         };
+        mark_if(Mark::CheckpointSuperseded, || self.checkpoints.writing.is_some());
         self.checkpoints.writing = None;
         self.checkpoints.installing = Some((install.meta, state));
         self.journal.checkpoint(checkpoint);
@@ -225,6 +224,7 @@ impl NodeCore {
 
     pub(crate) fn take_pull(&mut self, from: NodeId, pull: &CheckpointPull) {
         if self.stage != Stage::Running {
+            mark(Mark::PullAtRestart);
             return; // The journal is not there yet. Whoever pulled from the process before asks again.
         }
         let token = self.reads.begin(ReadFor::Serve { to: from, group: pull.group, index: pull.index });
@@ -238,6 +238,7 @@ impl NodeCore {
             }
             None => {
                 // Replaced by a newer one meanwhile: Raft is told, so that it offers that.
+                mark(Mark::PulledCheckpointGone);
                 let leads = self.groups.get(&group).is_some_and(|g| g.role == Role::Leader);
                 if let Some(replica) = self.replica_on(group, to).filter(|_| leads) {
                     self.raft.snapshot_reported(group, replica, false);

@@ -1,6 +1,7 @@
 //! Node-level heartbeats: "I am here, and I lead these".
 
 use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS_MAX};
+use base::simulation::{Mark, mark_if};
 use base::{GroupId, NodeId};
 use wire::{Channel, Gossip, LeaderClaim, PeerMessage};
 
@@ -44,6 +45,7 @@ impl NodeCore {
             let deleted = claim.group != GroupId::META
                 && claim.group.0 <= self.metadata.groups_given_out()
                 && !self.metadata.partitions.contains_key(&claim.group);
+            mark_if(Mark::LeaderClaimOfDeletedGroup, || deleted);
             if !deleted {
                 self.leaders.learn(claim.group, claim.term, Some(from));
             }

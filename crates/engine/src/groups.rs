@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use base::simulation::{Mark, mark_if};
 use base::{GroupId, NodeId, ReplicaId};
 use bytes::Bytes;
 use journal::Checkpoint;
@@ -266,6 +267,7 @@ impl NodeCore {
         for (group, replica) in wanted {
             self.start_partition(group, replica, me);
         }
+        mark_if(Mark::ReplicaParked, || !self.parked.is_empty());
     }
 
     fn start_partition(&mut self, group: GroupId, replica: ReplicaId, me: NodeId) {
@@ -287,9 +289,11 @@ impl NodeCore {
     }
 
     fn remove_group(&mut self, group: GroupId) {
-        self.parked.remove(&group);
+        let parked = self.parked.remove(&group);
+        mark_if(Mark::ParkedReplicaRemoved, || parked.is_some());
         self.early_votes.remove(&group);
         if let Some(entry) = self.groups.remove(&group) {
+            mark_if(Mark::ReplicaRemovedWithRound, || !entry.rounds.is_empty());
             self.abandon(entry, "the partition was deleted");
             self.raft.remove(group);
         }

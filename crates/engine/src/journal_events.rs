@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base::simulation::{Mark, mark};
 use base::{GroupId, Millis, NodeId};
 use journal::{CheckpointPart, Output, ReadError};
 use wire::Entry;
@@ -53,7 +54,10 @@ impl NodeCore {
                 Output::CheckpointDone { group, index } => self.checkpoint_done(group, index),
                 Output::CheckpointRead { token, result } => self.checkpoint_was_read(token, result),
                 Output::Removed { group } => self.removed(group),
-                Output::DiskFull(full) => self.disk_full = full,
+                Output::DiskFull(full) => {
+                    mark(if full { Mark::DiskFull } else { Mark::DiskFullOver });
+                    self.disk_full = full;
+                }
                 Output::Fatal(error) => self.fatal(error.to_string()),
             }
             if self.stage == Stage::Stopped {
@@ -133,6 +137,7 @@ impl NodeCore {
         let abstains = self.abstains_until.is_some_and(|until| self.now.mono < until);
         self.raft.set_electable(!stuck && !abstains);
         if stuck {
+            mark(Mark::DiskStuck);
             self.hand_over_leaderships();
         }
     }

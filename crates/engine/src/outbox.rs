@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use base::limits::OUTBOX_WINDOW;
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Millis, Mono};
 use bytes::Bytes;
 use metadata::{Command, EVENTS_TOPIC, OutboxEvent};
@@ -73,6 +74,7 @@ impl NodeCore {
         let untrimmed = self.metadata.outbox.get_min().is_some_and(|(first, _)| *first <= self.outbox.trimmed);
         let waits = self.outbox.trim_proposed.is_some_and(|at| self.now.mono.since(at) < RETRY);
         if untrimmed && !waits {
+            mark_if(Mark::OutboxTrimRepeated, || self.outbox.trim_proposed.is_some());
             self.outbox.trim_proposed = Some(self.now.mono);
             self.propose_command(None, None, Command::TrimOutbox { through: self.outbox.trimmed });
         }
@@ -98,9 +100,11 @@ impl NodeCore {
 
     pub(crate) fn published(&mut self, sequence: u64, ok: bool) {
         if !self.outbox.under_way.remove(&sequence) {
+            mark(Mark::EventPublishedForOldLeader);
             return; // Of an earlier leadership.
         }
         if !ok {
+            mark(Mark::EventNotPublished);
             self.outbox.retry_at = Some(self.now.mono.plus(RETRY));
             return;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::simulation::{Mark, mark};
 use base::{GroupId, Millis, Mono, NodeId, VmEpoch};
 use compute::{Host, Placement, VmDesired, VmPhase, place};
 use metadata::Command;
@@ -112,6 +113,7 @@ impl NodeCore {
                     commands.push(Command::AssignVm { vm: vm.id, node, epoch, placement: why });
                 }
                 Placement::Nowhere { reason } if reason != vm.reason => {
+                    mark(Mark::NoNodeForVm);
                     commands.push(Command::ExplainVm { vm: vm.id, reason });
                 }
                 Placement::Nowhere { .. } => {}

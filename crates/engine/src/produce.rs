@@ -1,6 +1,7 @@
 //! Produce and log reads: the data path of a partition through the core.
 
 use base::limits::PARTITION_INFLIGHT_BYTES_MAX;
+use base::simulation::{Mark, mark, mark_if};
 use base::{ErrorCode, GroupId};
 use journal::ReadError;
 use multiraft::{Proposal, ProposeError};
@@ -16,6 +17,7 @@ impl NodeCore {
     /// Assigns offsets, proposes, and notes who waits for what.
     pub(crate) fn produce(&mut self, origin: Origin, produce: Produce) {
         if self.disk_full {
+            mark(Mark::WriteRefusedDiskFull);
             let message = "this node's disk is full: writes are refused until there is space, reads go on";
             return self.answer(origin, Err(error(ErrorCode::DiskFull, message)));
         }
@@ -38,6 +40,12 @@ impl NodeCore {
         let staged = match partition.stage(&produce.batches, self.now.wall) {
             Ok(staged) => staged,
             Err(StageError::Duplicate { base_offset, last_offset }) => {
+                let committed = last_offset < partition.next_offset();
+                mark(if committed { Mark::RepeatCommitted } else { Mark::RepeatInFlight });
+                mark_if(Mark::EventRecognised, || {
+                    let events = self.metadata.topics.get(metadata::EVENTS_TOPIC);
+                    events.is_some_and(|topic| topic.partitions.contains(&group))
+                });
                 replica.repeats.push((last_offset, origin, base_offset));
                 return self.settle_repeats(group);
             }
@@ -113,6 +121,7 @@ impl NodeCore {
             std::mem::take(&mut replica.unsynced).into_values().map(|(origin, _)| origin).collect();
         origins.extend(std::mem::take(&mut replica.repeats).into_iter().map(|(_, origin, _)| origin));
         for origin in origins {
+            mark(Mark::WaiterLostAtStepDown);
             let lost = error(ErrorCode::LeaderChanged, "leadership changed while the records were under way");
             self.answer(origin, Err(lost));
         }
@@ -122,6 +131,7 @@ impl NodeCore {
     pub(crate) fn fail_waiting(&mut self, group: GroupId) {
         let waiters = self.groups.get_mut(&group).map(|g| std::mem::take(&mut g.waiters)).unwrap_or_default();
         for waiter in waiters.into_values() {
+            mark(Mark::WaiterLostToSnapshot);
             let (Awaited::Command(origin) | Awaited::Produced { origin, .. }) = waiter.what;
             let lost =
                 error(ErrorCode::LeaderChanged, "leadership changed, and this node took the newer state as a whole");

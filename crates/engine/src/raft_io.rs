@@ -1,6 +1,7 @@
 //! Between Raft and the rest: messages in and out, rounds, roles.
 
 use base::limits::EARLY_VOTES_MAX;
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Incarnation, NodeId};
 use journal::{GroupAppend, Round};
 use multiraft::{Output, Role, RoleChange};
@@ -47,6 +48,7 @@ impl NodeCore {
         let asks = matches!(message.kind, RaftMessageKind::Vote | RaftMessageKind::PreVote);
         if asks && !self.groups.get(&group).is_some_and(crate::groups::Group::running) {
             if self.early_votes.len() < EARLY_VOTES_MAX || self.early_votes.contains_key(&group) {
+                mark(Mark::EarlyVoteKept);
                 self.early_votes.insert(group, message);
             }
             return;
@@ -60,6 +62,7 @@ impl NodeCore {
     /// lead only after an election timeout.
     pub(crate) fn answer_early_vote(&mut self, group: GroupId) {
         if let Some(message) = self.early_votes.remove(&group) {
+            mark(Mark::EarlyVoteAnswered);
             let _ = self.raft.step(group, message);
         }
     }
@@ -98,6 +101,7 @@ impl NodeCore {
         self.append(out.round, out.appends);
         for outgoing in out.sends {
             let to = node_of(&self.metadata, &self.peers, outgoing.group, outgoing.message.to);
+            mark_if(Mark::MessageToUnknownNode, || to.is_none());
             if let Some(node) = to {
                 let channel = channel(outgoing.message.kind);
                 self.send(node, channel, PeerMessage::Raft { group: outgoing.group, message: outgoing.message });
@@ -156,6 +160,7 @@ impl NodeCore {
         let Some(group) = self.groups.get_mut(&change.group) else { return };
         let led = group.role == Role::Leader;
         if led && (change.role != Role::Leader || change.term != group.term) {
+            mark_if(Mark::StepDownWithRound, || !group.rounds.is_empty());
             group.active = false;
             if let Some(partition) = group.partition() {
                 partition.step_down();
@@ -201,6 +206,7 @@ impl NodeCore {
         match &mut entry.machine {
             Machine::Partition(partition) => partition.lead(term),
             Machine::Meta => {
+                mark_if(Mark::OutboxInherited, || !self.metadata.outbox.is_empty());
                 self.planner.reset();
                 self.outbox.reset();
             }
@@ -220,6 +226,7 @@ impl NodeCore {
                 .iter()
                 .filter(|p| p.replica != status.replica && p.active && status.membership.voters.contains(&p.replica))
                 .max_by_key(|p| p.matched);
+            mark(if best.is_some() { Mark::LeadershipHandedOver } else { Mark::NobodyToHandOverTo });
             if let Some(best) = best {
                 self.raft.transfer_leader(group, best.replica);
             }

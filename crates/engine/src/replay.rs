@@ -3,6 +3,7 @@
 
 use base::GroupId;
 use base::limits::LOG_READ_BYTES_MAX;
+use base::simulation::{Mark, mark};
 use multiraft::GroupInit;
 use wire::{Entry, EntryKind, Membership, MembershipChange, MembershipOp};
 
@@ -42,6 +43,7 @@ impl NodeCore {
             let Some(entry) = self.groups.get_mut(&group) else { return };
             let GroupStage::Replay { hard_state, unapplied, .. } = &mut entry.stage else { return };
             if log_entry.index > hard_state.commit {
+                mark(Mark::UncommittedEntryAtStart);
                 unapplied.push(log_entry);
                 continue;
             }
@@ -82,6 +84,7 @@ impl NodeCore {
         self.unpublished.insert(group);
         if group == GroupId::META {
             if applied > 0 && self.config.formation != Formation::Restart {
+                mark(Mark::FormedBeforeItWasNoted);
                 self.effects.push(Effect::Formed);
             }
             self.recovered();

@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{FORWARDS_REMEMBERED_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
+use base::simulation::{Mark, mark, mark_if};
 use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
 use minicbor::{Decode, Encode};
-use multiraft::Proposal;
+use multiraft::{Proposal, Role};
 use wire::{Channel, EntryKind, Forward, ForwardReply, PeerMessage};
 
 use crate::core::{NodeCore, Stage};
@@ -318,6 +319,9 @@ impl NodeCore {
     }
 
     pub(crate) fn not_leader(&self, group: GroupId) -> RequestError {
+        mark_if(Mark::RequestBeforeOwnNoop, || {
+            self.groups.get(&group).is_some_and(|g| g.role == Role::Leader && !g.active)
+        });
         let leader = self.leaders.leader(group).filter(|node| *node != self.me());
         let message = match leader {
             Some(node) => format!("node {} does not lead group {group}, node {node} does", self.me()),
@@ -351,7 +355,10 @@ impl NodeCore {
         let Some(origin) = self.requests.reads.remove(&context) else { return };
         let outcome = match index {
             Some(index) => Ok(Reply::ReadPoint { index }),
-            None => Err(error(ErrorCode::LeaderChanged, "leadership changed during the read")),
+            None => {
+                mark(Mark::ReadPointDropped);
+                Err(error(ErrorCode::LeaderChanged, "leadership changed during the read"))
+            }
         };
         self.answer(origin, outcome);
     }
@@ -382,6 +389,7 @@ impl NodeCore {
     pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
         let origin = Origin::Remote { node: from, id: forward.id };
         if self.stage != Stage::Running {
+            mark(Mark::ForwardAtRestart);
             return self.answer(origin, Err(self.not_leader(GroupId::META)));
         }
         match wire::decode::<ForwardBody>(&forward.body) {
@@ -398,6 +406,7 @@ impl NodeCore {
     pub(crate) fn take_forward_reply(&mut self, from: NodeId, reply: ForwardReply) {
         let waits_for_it = |p: &Pending| p.wait == Wait::Forwarded(from);
         if !self.requests.pending.get(&reply.id).is_some_and(waits_for_it) {
+            mark(Mark::ForwardReplyTooLate);
             return; // Answered already (a deadline), or another node was asked since.
         }
         let outcome = match wire::decode::<ForwardOutcome>(&reply.body) {
@@ -414,6 +423,7 @@ impl NodeCore {
         let waits = |p: &Pending| p.wait == Wait::Forwarded(node);
         let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| waits(p)).map(|(key, _)| *key).collect();
         for key in keys {
+            mark(Mark::ForwardLostWithConnection);
             let lost = error(ErrorCode::LeaderChanged, format!("the connection to node {node} was lost"));
             self.resolve(key, Err(lost));
         }
@@ -448,6 +458,7 @@ impl NodeCore {
                         _ => None,
                     };
                     if asked.is_some() && self.leaders.leader(group) == asked {
+                        mark(Mark::LeaderUnlearned);
                         self.leaders.unlearn(group, term);
                     }
                 }
@@ -527,6 +538,7 @@ impl NodeCore {
             self.requests.forward_again.pop_first();
             let unanswered = |p: &Pending| matches!(p.wait, Wait::Forwarded(_)) && may_repeat(&p.request);
             if self.requests.pending.get(&key).is_some_and(unanswered) {
+                mark(Mark::ForwardRepeated);
                 self.set_wait(key, Wait::Queued);
             }
         }
@@ -543,7 +555,10 @@ impl NodeCore {
             (Wait::Queued, _) if self.stage < Stage::Running => {
                 error(ErrorCode::NoLeader, "this node is still joining or recovering")
             }
-            (Wait::Queued, Target::Leader(group)) => error(ErrorCode::NoLeader, self.no_leader_yet(group)),
+            (Wait::Queued, Target::Leader(group)) => {
+                mark(Mark::DeadlineWithoutLeader);
+                error(ErrorCode::NoLeader, self.no_leader_yet(group))
+            }
             (Wait::Forwarded(node), _) if !self.peers.reachable(*node, self.now.mono) => {
                 error(ErrorCode::Unreachable, format!("node {node} did not answer before the deadline"))
             }
@@ -551,10 +566,13 @@ impl NodeCore {
                 let message = format!("node {node} has the request and did not answer before the deadline");
                 error(ErrorCode::DeadlineExceeded, message)
             }
-            _ => error(
-                ErrorCode::DeadlineExceeded,
-                "the deadline passed before a majority confirmed; the outcome is unknown",
-            ),
+            _ => {
+                mark(Mark::DeadlineUnknownOutcome);
+                error(
+                    ErrorCode::DeadlineExceeded,
+                    "the deadline passed before a majority confirmed; the outcome is unknown",
+                )
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, Millis, Mono};
 use compute::{Reconciler, Step, VmReport};
 use metadata::{Command, CommandResult};
@@ -111,6 +112,7 @@ impl NodeCore {
         };
         if !taken {
             // Never at once: the same refusal would come back inside this very call.
+            mark(Mark::VmReportRepeated);
             self.vms.retry_at = Some(self.now.mono.plus(RETRY));
             return;
         }

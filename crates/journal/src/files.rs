@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use base::simulation::{Mark, mark_if};
 use base::{GroupId, limits};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
@@ -65,6 +66,7 @@ impl CheckpointFiles {
 
     /// Nothing durable refers to the file any more.
     pub(crate) fn doom(&mut self, file: FileId) {
+        mark_if(Mark::CheckpointReplacedWhileRead, || self.readers.contains_key(&file));
         self.doomed.entry(file).or_insert(false);
     }
 

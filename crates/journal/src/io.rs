@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use base::simulation::{Mark, mark};
 use base::{Mono, limits};
 
 use crate::api::{DiskDone, DiskError, DiskOp, DiskOpKind, FileId, JournalError, OpId, Output};
@@ -93,6 +94,7 @@ impl Io {
             Ok(_) => Err(failed("the disk answered another kind of operation".into())),
             Err(DiskError::Io(reason)) => Err(failed(reason)),
             Err(DiskError::Full) => {
+                mark(Mark::OperationWaitedForSpace);
                 flight.starved = true;
                 self.waiting.push(flight);
                 self.retry_at.get_or_insert(self.now.plus(limits::DISK_FULL_RETRY));

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::limits;
+use base::simulation::{Mark, mark, mark_if};
 
 use crate::api::{DiskOpKind, FileId};
 use crate::io::{Io, Purpose};
@@ -39,6 +40,7 @@ impl Pool {
 
     /// Takes a spare for the next segment, if there is one.
     pub(crate) fn take_spare(&mut self) -> Option<u64> {
+        mark_if(Mark::LogWaitedForSpare, || self.spares.is_empty());
         self.spares.pop_front()
     }
 
@@ -70,12 +72,14 @@ impl Pool {
 
     /// A segment has become a spare.
     pub(crate) fn recycled(&mut self, spare: u64, io: &mut Io) {
+        mark(Mark::SegmentRecycled);
         self.recycling -= 1;
         self.spares.push_back(spare);
         // If the disk has no room for a new one, this one serves as well.
         if let Some(creating) = self.creating
             && io.cancel_waiting(&Purpose::SpareCreate(creating))
         {
+            mark(Mark::SpareCameFromRecycling);
             self.creating = None;
             let file = FileId::Spare(creating);
             io.issue(DiskOpKind::Remove { file }, Purpose::RemoveFile(file));
@@ -101,6 +105,7 @@ impl Pool {
                 let to = FileId::Spare(spare);
                 io.issue(DiskOpKind::Rename { from: file, to }, Purpose::SpareRecycle(spare));
             } else {
+                mark(Mark::SegmentRemoved);
                 io.issue(DiskOpKind::Remove { file }, Purpose::RemoveFile(file));
             }
         }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::GroupId;
+use base::simulation::{Mark, mark};
 use wire::journal::CheckpointPosition;
 use wire::{Entry, HardState};
 
@@ -98,6 +99,7 @@ impl RoundDraft {
         else {
             return;
         };
+        mark(Mark::GroupCutInTwo);
         let full = *hard_state;
         hard_state.commit = full.commit.min(last);
         let carried = Draft::HardState { group, hard_state: full };

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use base::simulation::{Mark, mark};
 use base::{GroupId, limits};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
@@ -175,10 +176,16 @@ impl Recovery {
             match file {
                 FileId::Wal(sequence) => drop(self.segments.insert(sequence, bytes)),
                 // Of another size: from an unfinished creation, or made under another configuration.
-                FileId::Spare(_) if bytes != self.segment_bytes => self.remove.push(file),
+                FileId::Spare(_) if bytes != self.segment_bytes => {
+                    mark(Mark::UnfinishedSpareFound);
+                    self.remove.push(file);
+                }
                 FileId::Spare(spare) => drop(self.spares.insert(spare, bytes)),
                 FileId::Checkpoint { .. } => drop(self.checkpoints.insert(file, bytes)),
-                FileId::CheckpointTemporary { .. } => self.remove.push(file),
+                FileId::CheckpointTemporary { .. } => {
+                    mark(Mark::HalfWrittenCheckpointFound);
+                    self.remove.push(file);
+                }
             }
         }
         self.left = self.segments.len();
@@ -292,6 +299,7 @@ impl Recovery {
     fn apply_replica(&mut self, record: &Record) -> Result<(), String> {
         let state: ReplicaState = wire::decode(&record.payload).map_err(|error| error.to_string())?;
         if self.at == self.first {
+            mark(Mark::StateFromSegmentHead);
             self.table.load(record.group, state);
             return Ok(());
         }
@@ -337,6 +345,7 @@ impl Recovery {
             self.end = Some((self.at, offset));
         } else if self.at > self.first {
             // Its opening was torn: it never came into use, and the one before is whole.
+            mark(Mark::SegmentOpeningTorn);
             self.end = Some((self.at - 1, self.previous_end));
         } else if self.at > 1 {
             return Err(corrupt(FileId::Wal(self.at), offset, "the opening of the only segment that is left"));
@@ -352,6 +361,7 @@ impl Recovery {
         let last = end.map_or(0, |end| end.0);
         for (sequence, bytes) in self.segments.range(last + 1..) {
             self.tails.push_back(TailScan::new(*sequence, *bytes, 0));
+            mark(Mark::UnopenedSegmentFound);
             self.remove.push(FileId::Wal(*sequence));
         }
         self.next_tail(io)
@@ -417,7 +427,7 @@ impl Recovery {
             self.checks.push_back(Check { group: id, file, bytes, expected, at: 0, crc: 0, chunks: Vec::new() });
         }
         // Of a checkpoint whose place never reached the log, or whose successor's did.
-        self.remove.extend(self.checkpoints.keys());
+        self.remove.extend(self.checkpoints.keys().inspect(|_| mark(Mark::StrayCheckpointFound)));
         Ok(())
     }
 
@@ -457,6 +467,7 @@ impl Recovery {
         if let Some((sequence, end)) = self.end {
             let file = FileId::Wal(sequence);
             for offset in std::mem::take(&mut self.zero) {
+                mark(Mark::FrameBehindTheEnd);
                 let data = vec![zero_block()];
                 ask(io, DiskOpKind::Write { file, offset, data, sync: true }, Asked::Settling);
             }
@@ -465,6 +476,7 @@ impl Recovery {
             let mut offset = if uncertain == BLOCK_BYTES { 0 } else { uncertain };
             while offset < end {
                 let len = (end - offset).min(limits::WAL_RECOVERY_READ_BYTES as u64) as usize;
+                mark(Mark::FrameWrittenAgain);
                 ask(io, DiskOpKind::Read { file, offset, len }, Asked::Uncertain(offset));
                 offset += len as u64;
             }

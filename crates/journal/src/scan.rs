@@ -4,6 +4,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use base::limits;
+use base::simulation::{Mark, mark, mark_if};
 
 use crate::framing::{
     BLOCK_BYTES, FRAME_HEAD_BYTES, FrameHead, RECORD_HEAD_BYTES, Record, padded, parse_frame, parse_frame_head, seed,
@@ -61,6 +62,7 @@ impl FrameScan {
             return Scanned::More;
         }
         let Some(head) = parse_frame_head(&self.buffer, self.seed).filter(|head| head.lsn == lsn) else {
+            mark_if(Mark::FrameHeadUnreadable, || self.buffer[..FRAME_HEAD_BYTES].iter().any(|byte| *byte != 0));
             return Scanned::End;
         };
         let bytes = padded(u64::from(head.bytes));
@@ -72,7 +74,10 @@ impl FrameScan {
             return Scanned::More;
         }
         let frame = Bytes::copy_from_slice(&self.buffer[..bytes]);
-        let Some(records) = parse_frame(&frame, &head, self.seed) else { return Scanned::End };
+        let Some(records) = parse_frame(&frame, &head, self.seed) else {
+            mark(Mark::FrameTorn);
+            return Scanned::End;
+        };
         let offset = self.base;
         self.buffer.advance(bytes);
         self.base += bytes as u64;

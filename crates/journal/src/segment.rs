@@ -1,5 +1,6 @@
 //! The first block of a segment: what the file is and what it follows.
 
+use base::simulation::{Mark, mark_if};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
 
@@ -51,6 +52,7 @@ impl Header {
             return Err(JournalError::NewerFormat { file: FileId::Wal(sequence).name(), format });
         }
         let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
+        mark_if(Mark::OldHeaderFound, || header[12..16] == crc(block).to_le_bytes() && number(16) != sequence);
         let sound = format == FORMAT && header[12..16] == crc(block).to_le_bytes() && number(16) == sequence;
         Ok(sound.then(|| Header { sequence, first_lsn: number(24), bytes: number(32) }))
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use base::simulation::{Mark, mark};
 use base::{GroupId, ReplicaId};
 use wire::{Entry, HardState};
 
@@ -69,6 +70,7 @@ impl View {
         assert!(index <= next, "group {group}: entry {index} leaves a gap behind {next}");
         assert!(index > self.checkpoint.0, "group {group}: entry {index} lies at or below the checkpoint");
         while self.tail.back().is_some_and(|undurable| undurable.entry.index >= index) {
+            mark(Mark::UndurableEntryReplaced);
             self.tail.pop_back();
         }
         self.next = index + 1;

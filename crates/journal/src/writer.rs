@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Mono, limits};
 use bytes::Bytes;
 use wire::HardState;
@@ -258,6 +259,7 @@ impl Writer {
             self.segment = Segment::Closed;
             return;
         }
+        mark(Mark::DurableMarkWritten);
         self.write(FrameBuilder::new(open.sequence, self.next_lsn), Vec::new(), open, table, io);
     }
 
@@ -270,6 +272,7 @@ impl Writer {
         let number = self.next_frame;
         self.next_frame += 1;
         let durable_lsn = self.durable_lsn;
+        mark_if(Mark::FramesInFlight, || !self.in_flight.is_empty());
         self.in_flight.push_back(Flying { number, done: false, durable_lsn, last_lsn, oldest, effects });
         let write = DiskOpKind::Write { file: FileId::Wal(open.sequence), offset: open.offset, data, sync: true };
         io.issue(write, Purpose::Frame(number));
@@ -279,6 +282,7 @@ impl Writer {
     pub(crate) fn frame_done(&mut self, number: u64, now: Mono) -> Vec<Effect> {
         let frame = self.in_flight.iter_mut().find(|frame| frame.number == number);
         frame.expect("the frame is under way").done = true;
+        mark_if(Mark::FrameDoneOutOfOrder, || self.in_flight.front().is_some_and(|frame| !frame.done));
         let mut effects = Vec::new();
         while self.in_flight.front().is_some_and(|frame| frame.done) {
             let Some(frame) = self.in_flight.pop_front() else { break };
@@ -325,6 +329,7 @@ impl Filling {
                     };
                     let nothing = part.is_empty();
                     assert!(!(nothing && self.open.fresh), "an entry of {front} bytes does not fit into a segment");
+                    mark_if(Mark::RoundCutInTwo, || !nothing);
                     self.push_all(part);
                     return !nothing;
                 }

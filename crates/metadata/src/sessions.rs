@@ -1,6 +1,7 @@
 //! Sessions: a command is applied once, however often it is sent.
 
 use base::limits::{SESSION_RESULTS_MAX, SESSIONS_MAX};
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, Incarnation, NodeId, SessionId};
 
 use crate::apply::refuse;
@@ -14,9 +15,11 @@ impl Metadata {
             self.sessions.iter().filter(|(_, s)| s.node == node).map(|(id, s)| (*id, s.incarnation)).collect();
         for (id, known) in &of_node {
             if *known == incarnation {
+                mark(Mark::SessionOpenedTwice);
                 return CommandResult::SessionOpened { session: *id };
             }
             if *known > incarnation {
+                mark(Mark::SessionOfOlderProcess);
                 let message = format!("node {node} has a newer process ({known}) than {incarnation}");
                 return refuse(ErrorCode::StaleEpoch, message);
             }
@@ -37,12 +40,15 @@ impl Metadata {
     /// `Err` with the answer if the command must not be applied (again).
     pub(crate) fn begin_in_session(&mut self, origin: CommandOrigin) -> Result<(), CommandResult> {
         let Some(session) = self.sessions.get_mut(&origin.session) else {
+            mark(Mark::SessionUnknown);
             return Err(refuse(ErrorCode::UnknownSession, format!("session {} is unknown or ended", origin.session)));
         };
         if let Some(known) = session.results.get(&origin.sequence) {
+            mark(Mark::CommandRepeated);
             return Err(known.clone());
         }
         if origin.sequence <= session.acknowledged {
+            mark(Mark::CommandRepeatedTooLate);
             let message = format!("command {} of session {} was acknowledged", origin.sequence, origin.session);
             return Err(refuse(ErrorCode::UnknownSession, message));
         }

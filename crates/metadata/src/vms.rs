@@ -1,6 +1,7 @@
 //! Virtual machines in the replicated state; the rules of their phases are `compute`'s.
 
 use base::limits::{VM_CPUS_MAX, VM_MEMORY_MIB_MIN, VM_NAME_BYTES_MAX, VMS_MAX};
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, NodeId, VmEpoch, VmId, VmIncarnation};
 use compute::lifecycle::{self, Outcome};
 use compute::{VmDesired, VmPhase, VmRecord, VmReport, VmSpec};
@@ -134,6 +135,7 @@ impl Metadata {
         change: impl FnOnce(&mut VmRecord) -> Outcome,
     ) -> CommandResult {
         let Some(vm) = self.vms.get(&id) else {
+            mark(Mark::VmCommandTooLate);
             return refuse(ErrorCode::NotFound, format!("there is no VM with id {id}"));
         };
         // On a copy, so that a refusal leaves no trace and unchanged tables keep sharing their structure.

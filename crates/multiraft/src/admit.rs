@@ -9,6 +9,7 @@
 //! Whatever would make the `raft` crate panic, or believe what cannot be, is refused as invalid.
 
 use base::ReplicaId;
+use base::simulation::{Mark, mark, mark_if};
 use raft::StateRole;
 use wire::{EntryKind, RaftMessage, RaftMessageKind, SnapshotMeta};
 
@@ -49,7 +50,9 @@ impl Group {
                 | RaftMessageKind::Vote
                 | RaftMessageKind::PreVote
         );
-        if self.has_departed(from) || !(known || asks) { Err(Refused::Stranger) } else { Ok(()) }
+        let stranger = self.has_departed(from) || !(known || asks);
+        mark_if(Mark::StrangerRefused, || stranger);
+        if stranger { Err(Refused::Stranger) } else { Ok(()) }
     }
 
     fn check_content(&self, message: &RaftMessage, electable: bool) -> Result<(), &'static str> {
@@ -71,9 +74,13 @@ impl Group {
                 Err("a vote that was not asked for yet")
             }
             RaftMessageKind::TimeoutNow if !current || raft.leader_id != message.from.0 => {
+                mark(Mark::TransferRefusedStale);
                 Err("leadership is not the sender's to hand over")
             }
-            RaftMessageKind::TimeoutNow if !electable => Err("this node does not campaign now"),
+            RaftMessageKind::TimeoutNow if !electable => {
+                mark(Mark::TransferRefusedNotElectable);
+                Err("this node does not campaign now")
+            }
             RaftMessageKind::TimeoutNow if !self.is_quiet() => Err("not everything is durable here yet"),
             RaftMessageKind::Snapshot => self.check_snapshot(message.snapshot.as_ref()),
             _ => Ok(()),
@@ -84,6 +91,7 @@ impl Group {
         let log = &self.raw.raft.raft_log;
         let meta = meta.ok_or("a snapshot message without a snapshot")?;
         if self.is_installing() {
+            mark(Mark::SnapshotRefusedWhileInstalling);
             return Err("another checkpoint is being installed");
         }
         if meta.index == log.committed && !log.match_term(meta.index, meta.term) {

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::limits::RAFT_MESSAGE_BYTES_MAX;
-use base::simulation::{Plant, planted};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
 use raft::{RawNode, Ready, StateRole};
@@ -193,10 +193,13 @@ impl Group {
         let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
         if raft.state != StateRole::Leader && raft.promotable() && due && !(electable && self.is_quiet()) {
             // A campaign is due, but must wait; time passes all the same.
+            mark(Mark::CampaignDeferred);
             self.raw.raft.election_elapsed += 1;
             return false;
         }
+        self.mark_before_tick();
         let busy = self.raw.tick();
+        self.mark_after_tick();
         if busy {
             self.settle();
         }
@@ -221,6 +224,7 @@ impl Group {
             let known = self.waiting_for_snapshot.entry(id).or_insert((index, 0));
             *known = if known.0 == index { (index, known.1 + 1) } else { (index, 1) };
             if known.1 >= SNAPSHOT_PATIENCE {
+                mark(Mark::SnapshotOfferRepeated);
                 self.waiting_for_snapshot.remove(&id);
                 self.raw.report_snapshot(id, raft::SnapshotStatus::Failure);
             }
@@ -341,11 +345,13 @@ impl Group {
             if convert::members(&meta.membership).all(|id| id != me) {
                 // A checkpoint older than the entry that added this replica. The crate ignores snapshots that do not
                 // name it, so it gets to see a learner more than the group has, until that entry is applied.
+                mark(Mark::SnapshotWithoutItsReplica);
                 meta.membership.learners.push(me);
                 added = true;
             }
         }
         let pending = self.raw.snap().map(|snapshot| snapshot.get_metadata().index);
+        self.mark_message(&message);
         // Errors mean that the crate ignored it.
         let _ = self.raw.step(convert::message_to_raft(message));
         if self.raw.snap().map(|snapshot| snapshot.get_metadata().index) != pending {
@@ -362,10 +368,12 @@ impl Group {
         loop {
             if self.raw.snap().is_some_and(|snapshot| !snapshot.is_empty()) {
                 if !self.outstanding.is_empty() || write.is_some() {
+                    mark(Mark::InstallWaitedForWrite);
                     break; // An install begins only when nothing is under way.
                 }
                 if self.vote_changed() {
                     // The term on its own, so that answers to heartbeats do not wait for the checkpoint.
+                    mark(Mark::InstallAfterItsTerm);
                     let commit = self.emitted.commit;
                     let state = HardState { commit, ..convert::hard_state_from_raft(&self.raw.raft.hard_state()) };
                     self.write_into(&mut write, state, Vec::new(), 0);
@@ -414,6 +422,7 @@ impl Group {
             self.begin_install(meta, state, number, !entries.is_empty(), out);
         }
         if !entries.is_empty() || self.vote_changed() {
+            mark_if(Mark::WriteWaitedForInstall, || self.install.is_some());
             let mut deferred = self.deferred.take();
             let target = if self.install.is_some() { &mut deferred } else { &mut *write };
             self.write_into(target, state, entries, number);
@@ -522,6 +531,7 @@ impl Group {
             return;
         }
         if self.held.len() >= HELD_MAX {
+            mark(Mark::HeldMessagesOverflowed);
             self.held.pop_front();
         }
         self.held.push_back((gate, message));
@@ -538,8 +548,10 @@ impl Group {
             if gate > self.durable_seq {
                 self.held.push_back((gate, message));
             } else if message.term >= term {
-                // What an older term promised may be overwritten already; nobody needs it any more.
                 self.emit(message, out);
+            } else {
+                // What an older term promised may be overwritten already; nobody needs it any more.
+                mark(Mark::HeldMessageOutdated);
             }
         }
     }
@@ -568,6 +580,8 @@ impl Group {
         let change = convert::membership_change(data).expect("checked when it entered the log");
         // What does not fit the configuration changes nothing, on all replicas alike.
         let Ok(state) = self.raw.apply_conf_change(&convert::conf_change(&change)) else { return };
+        mark_if(Mark::JointConsensusEntered, || change.steps.len() > 1);
+        mark_if(Mark::JointConsensusLeft, || change.steps.is_empty());
         let me = ReplicaId(self.replica);
         let mut membership = convert::membership(&state);
         self.self_added &= change.steps.iter().all(|step| step.replica != me);
@@ -611,7 +625,10 @@ impl Group {
         let durable = self.vote_seq <= self.durable_seq && !self.vote_changed();
         let lead_early = planted(Plant::LeadBeforeDurable) || planted(Plant::TermNeedNotBeDurable);
         let (role, leader) = match raft.state {
-            StateRole::Leader if !durable && !lead_early => (Role::Candidate, 0),
+            StateRole::Leader if !durable && !lead_early => {
+                mark(Mark::LeaderBeforeItsTermWasDurable);
+                (Role::Candidate, 0)
+            }
             StateRole::Leader => (Role::Leader, raft.id),
             StateRole::Candidate => (Role::Candidate, raft.leader_id),
             StateRole::PreCandidate => (Role::PreCandidate, raft.leader_id),
@@ -623,6 +640,7 @@ impl Group {
     fn surface(&mut self, out: &mut Output) {
         let role = self.current_role();
         if role != self.surfaced {
+            self.mark_role(role);
             self.surfaced = role;
             out.roles.push(role);
         }

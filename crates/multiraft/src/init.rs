@@ -1,6 +1,7 @@
 //! Checks of what a replica starts from, and the log and configuration that follow from it.
 
 use base::limits;
+use base::simulation::{Mark, mark, mark_if};
 use raft::{Config, RaftState, ReadOnlyOption};
 use wire::HardState;
 
@@ -85,6 +86,7 @@ impl GroupInit {
 
     /// What of the hard state is known: what is applied was committed, even if the note of it never reached the disk.
     pub(crate) fn known_hard_state(&self) -> HardState {
+        mark_if(Mark::AppliedBeyondDurableCommit, || self.applied > self.hard_state.commit);
         HardState { commit: self.hard_state.commit.max(self.applied), ..self.hard_state }
     }
 
@@ -100,6 +102,7 @@ impl GroupInit {
             // The term before the first entry is not on disk any more; the first entry takes its place.
             let term = runs[0].1;
             if runs.get(1).is_some_and(|(first, _)| *first == self.first_index + 1) {
+                mark(Mark::FirstTermLostAtStart);
                 runs.remove(0);
             } else {
                 runs[0].0 += 1;

@@ -30,6 +30,7 @@ mod convert;
 mod group;
 mod init;
 mod log;
+mod marks;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use api::*;
 use base::limits::REQUESTS_PENDING_MAX;
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Now, ReplicaId};
 use bytes::Bytes;
 use clock::{Beat, TickClock};
@@ -109,7 +111,7 @@ impl MultiRaft {
             Beat::None => return,
             Beat::Paused => {
                 let stepped_down = self.groups.iter_mut().filter_map(|(id, group)| group.step_down().then_some(*id));
-                self.dirty.extend(stepped_down);
+                self.dirty.extend(stepped_down.inspect(|_| mark(Mark::SteppedDownAfterPause)));
                 return;
             }
             Beat::Ticks(ticks) => ticks,
@@ -144,6 +146,7 @@ impl MultiRaft {
 
     fn leading(&mut self, group: GroupId, term: u64) -> Result<&mut Group, ProposeError> {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
+        mark_if(Mark::ProposalForEndedTerm, || !replica.leads(term));
         if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
     }
 
@@ -160,7 +163,7 @@ impl MultiRaft {
         let mut message = Message { from: raft.id, ..Default::default() };
         message.set_msg_type(MessageType::MsgPropose);
         message.set_entries(vec![convert::proposal_entry(kind, data)].into());
-        raft.step(message).map_err(|_| ProposeError::Busy)?;
+        raft.step(message).map_err(|_| ProposeError::Busy).inspect_err(|_| mark(Mark::ProposalDropped))?;
         Ok(Proposed { index: raft.raft_log.last_index(), term })
     }
 
@@ -178,6 +181,7 @@ impl MultiRaft {
         let replica = self.leading(group, term)?;
         let joint = !replica.membership.voters_outgoing.is_empty();
         if replica.raw.raft.has_pending_conf() || (joint && !change.steps.is_empty()) {
+            mark(Mark::MembershipChangeBusy);
             return Err(ProposeError::Busy);
         }
         admit::check_change(replica, change).map_err(ProposeError::Invalid)?;
@@ -204,6 +208,7 @@ impl MultiRaft {
             return Err(ProposeError::Invalid("a read context is 1 to 1024 bytes"));
         }
         let full = replica.reads.len() >= REQUESTS_PENDING_MAX;
+        mark_if(Mark::ReadBeforeFirstCommitOfTerm, || !replica.raw.raft.commit_to_current_term());
         if full || replica.reads.contains(&context) || !replica.raw.raft.commit_to_current_term() {
             return Err(ProposeError::Busy);
         }
@@ -218,6 +223,7 @@ impl MultiRaft {
         let Some(replica) = self.touch(group) else { return };
         let voter = replica.membership.voters.contains(&to) && to.0 != replica.replica;
         if replica.raw.raft.state == StateRole::Leader && voter {
+            mark(Mark::TransferBegun);
             replica.raw.transfer_leader(to.0);
         }
     }
@@ -234,7 +240,7 @@ impl MultiRaft {
     pub fn set_electable(&mut self, electable: bool) {
         if self.electable && !electable {
             let stopped = self.groups.iter_mut().filter_map(|(id, group)| group.stop_campaign().then_some(*id));
-            self.dirty.extend(stopped);
+            self.dirty.extend(stopped.inspect(|_| mark(Mark::CandidacyEndedByDisk)));
         }
         self.electable = electable;
     }
@@ -244,8 +250,9 @@ impl MultiRaft {
         while self.rounds.front().is_some_and(|(number, _)| *number <= round) {
             let Some((_, groups)) = self.rounds.pop_front() else { break };
             for group in groups {
-                if let Some(replica) = self.touch(group) {
-                    replica.persisted(round);
+                match self.touch(group) {
+                    Some(replica) => replica.persisted(round),
+                    None => mark(Mark::RoundEndedAfterRemoval),
                 }
             }
         }
@@ -275,6 +282,13 @@ impl MultiRaft {
         if let Some(replica) = self.touch(group) {
             replica.checkpointed(meta, first_index);
         }
+    }
+
+    /// Index of the snapshot that this replica has accepted and not yet asked to install: what else was stepped was
+    /// ignored.
+    #[must_use]
+    pub fn accepted_snapshot(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(&group)?.raw.snap().map(|snapshot| snapshot.get_metadata().index)
     }
 
     /// The snapshot that [`Output::installs`] asked for is durable and in force.

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use base::limits::{LOG_READ_BYTES_MAX, RAFT_RESIDENT_BYTES_MAX};
+use base::simulation::{Mark, mark, mark_if};
 use raft::eraftpb::{Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use wire::SnapshotMeta;
@@ -128,6 +129,7 @@ impl GroupLog {
 
     fn truncate(&mut self, from: u64) {
         while self.last >= from {
+            mark(Mark::ConflictingEntryTruncated);
             let Some(entry) = self.resident.pop_back() else { unreachable!("entries above applied are resident") };
             self.resident_bytes -= convert::entry_bytes(&entry);
             self.last -= 1;
@@ -199,8 +201,10 @@ impl GroupLog {
     /// Takes the disk's answer; Raft is to be called back with each of the contexts, then [`GroupLog::answered`].
     pub(crate) fn answer(&mut self, token: u64, entries: Option<Vec<Entry>>) -> Vec<GetEntriesContext> {
         let Some(at) = self.reads.get_mut().waiting.iter().position(|read| read.token == token) else {
+            mark(Mark::CatchUpReadTooLate);
             return Vec::new();
         };
+        mark_if(Mark::CatchUpReadCompacted, || entries.is_none());
         let read = self.reads.get_mut().waiting.swap_remove(at);
         if entries.as_ref().is_some_and(|entries| !self.fits(read.low, entries)) {
             // Not what was asked for: as if it never came. The follower's next heartbeat asks again.
@@ -234,9 +238,11 @@ impl GroupLog {
         let mut reads = self.reads.borrow_mut();
         if let Some(read) = reads.waiting.iter_mut().find(|read| read.low == low) {
             if read.readers.len() < READERS_MAX {
+                mark(Mark::CatchUpReadShared);
                 read.readers.push(context);
             }
         } else if reads.waiting.len() < READS_MAX {
+            mark(Mark::CatchUpReadFromDisk);
             reads.token += 1;
             let token = reads.token;
             reads.waiting.push(Waiting {
@@ -317,6 +323,7 @@ impl Storage for GroupLog {
         if self.checkpoint.index == 0 || self.checkpoint.index < request_index {
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
+        mark(Mark::SnapshotOffered);
         Ok(convert::snapshot_to_raft(&self.checkpoint))
     }
 }

@@ -118,6 +118,11 @@ impl VirtualDisk {
         Ok(delay.min(ms(60_000)))
     }
 
+    /// The operations under way.
+    pub fn under_way(&self) -> impl Iterator<Item = &DiskOpKind> {
+        self.under_way.values()
+    }
+
     /// Ends an operation: it takes effect now. `None` if there is no such operation.
     pub fn complete(&mut self, id: OpId) -> Option<Result<DiskDone, DiskError>> {
         let kind = self.under_way.remove(&id)?;

@@ -34,6 +34,9 @@ impl World {
         if !it.runs() {
             return;
         }
+        // What the world itself marked since the last look is nobody's.
+        self.count_marks();
+        let it = &mut self.nodes[node];
         let Some(core) = it.core.as_mut() else { return };
         for event in it.inbox.drain(..count) {
             self.trace.node(now, node, || show_event(&event));
@@ -41,9 +44,9 @@ impl World {
         }
         let effects = core.flush(clocks);
         let more = !it.inbox.is_empty();
-        let reached = base::simulation::take_marks();
+        let reached = self.count_marks();
         if !reached.is_empty() {
-            self.reached(node, reached);
+            self.watch_marks(node, &reached);
         }
         self.carry_out(node, effects);
         if more {
@@ -51,11 +54,13 @@ impl World {
         }
     }
 
-    fn reached(&mut self, node: NodeIx, marks: BTreeMap<Mark, u64>) {
-        self.watch_marks(node, &marks);
-        for (mark, count) in marks {
-            *self.stats.marks.entry(mark).or_default() += count;
+    /// Counts the rare states reached since the last time, and says which.
+    pub fn count_marks(&mut self) -> BTreeMap<Mark, u64> {
+        let marks = base::simulation::take_marks();
+        for (mark, count) in &marks {
+            *self.stats.marks.entry(*mark).or_default() += count;
         }
+        marks
     }
 
     /// What clients and readers see of one flush comes after what the checkers must know of it.

@@ -27,6 +27,7 @@
 
 pub mod check;
 mod config;
+mod coverage;
 pub mod disk;
 mod drive;
 mod finale;
@@ -48,6 +49,7 @@ mod world;
 
 pub use check::Violation;
 pub use config::{Fault, FaultSet, Plant, SimConfig};
+pub use coverage::marks_table;
 pub use run::{Outcome, Sweep, commit, replay_command, run, sweep};
 pub use schedule::{Injection, Schedule, Shot};
 pub use stats::Stats;

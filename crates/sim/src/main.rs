@@ -37,6 +37,9 @@ enum Command {
         /// Where the event log of a failing seed goes.
         #[arg(long, default_value = ".")]
         logs: PathBuf,
+        /// Say which rare states were reached, how often, and what they mean.
+        #[arg(long)]
+        marks: bool,
         #[command(flatten)]
         world: WorldArgs,
     },
@@ -77,21 +80,31 @@ fn main() -> anyhow::Result<ExitCode> {
     // except for the place.
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
     match Cli::parse().command {
-        Command::Run { seeds, jobs, keep_going, logs, world } => {
+        Command::Run { seeds, jobs, keep_going, logs, marks, world } => {
             let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            run(&world.config(false), seeds, jobs.unwrap_or_else(cores), keep_going, &logs)
+            run(&world.config(false), seeds, jobs.unwrap_or_else(cores), keep_going, marks, &logs)
         }
         Command::Replay { trace, world } => replay(&world.config(true), trace),
     }
 }
 
-fn run(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool, logs: &std::path::Path) -> anyhow::Result<ExitCode> {
+fn run(
+    cfg: &SimConfig,
+    seeds: u64,
+    jobs: usize,
+    keep_going: bool,
+    marks: bool,
+    logs: &std::path::Path,
+) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let sweep = sim::sweep(cfg, seeds, jobs, keep_going);
     let real = started.elapsed().as_secs_f64();
     println!("{}", sweep.stats);
     let virtual_s = sweep.stats.virtual_time as f64 / 1e9;
     println!("speed               {:.0} virtual s per real s, on {jobs} threads ({real:.1} s)", virtual_s / real);
+    if marks {
+        print!("{}", sim::marks_table(&sweep.stats));
+    }
     for (seed, violation) in sweep.failed.iter().take(REPORTS_MAX) {
         report(&SimConfig { seed: *seed, ..cfg.clone() }, violation, logs)?;
     }

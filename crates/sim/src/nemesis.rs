@@ -209,6 +209,7 @@ impl World {
             self.net.block(*from, *to);
             self.idle_soon(*from, *to);
         }
+        self.mark_partition();
         self.nemesis.partitions.insert(id, blocked);
         self.queue.after(lasts, Ev::Mend(Mend::Partition { id }));
     }

@@ -95,6 +95,12 @@ impl Network {
         self.weather = Weather::default();
     }
 
+    /// Whether frames of that node are on the way.
+    #[must_use]
+    pub fn carries_from(&self, node: NodeIx, now: Nanos) -> bool {
+        self.last.iter().any(|((from, ..), arrives)| *from == node && *arrives > now)
+    }
+
     /// When a frame sent now arrives, and over which connection; `None` if it never does.
     pub fn send(
         &mut self,

@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use base::simulation::take_marks;
+
 use crate::check::Violation;
 use crate::config::SimConfig;
 use crate::stats::Stats;
@@ -24,6 +26,7 @@ pub struct Outcome {
 /// Runs one world to its end. A panic of the code under test is a violation like any other.
 #[must_use]
 pub fn run(cfg: &SimConfig) -> Outcome {
+    drop(take_marks());
     let mut world = World::new(cfg.clone());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     if let Err(cause) = ended {
@@ -38,6 +41,7 @@ pub fn run(cfg: &SimConfig) -> Outcome {
         world.stats.virtual_time = at;
         world.stats.gather(&world.checks);
     }
+    world.count_marks();
     world.stats.writes_torn = world.nodes.iter().map(|node| node.disk.torn).sum();
     let died: u64 = world.nodes.iter().map(|node| node.host.died).sum();
     if died > 0 {

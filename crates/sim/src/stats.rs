@@ -41,13 +41,13 @@ pub struct Stats {
     pub retired: u64,
     /// Faults that a rare state was met with.
     pub blows: u64,
-    /// Rare states reached.
-    pub marks: BTreeMap<Mark, u64>,
     /// From the first moment until all nodes were members, voters as planned.
     pub formed_after: Nanos,
     /// From the end of the faults until everything accepted writes.
     pub accepted_after: Nanos,
     pub runs: u64,
+    /// How often each rare state was reached.
+    pub marks: BTreeMap<Mark, u64>,
 }
 
 impl Stats {
@@ -157,6 +157,7 @@ impl fmt::Display for Stats {
             self.bits_flipped, self.retired, self.blows
         )?;
         writeln!(f, "states compared     {}", self.states_compared)?;
+        writeln!(f, "marks               {} of {} states reached", self.marks.len(), Mark::ALL.len())?;
         write!(
             f,
             "formed after        at most {:.2} virtual s; writes accepted again after at most {:.2} virtual s",

@@ -201,6 +201,7 @@ impl World {
         if self.nodes[node].core.is_none() {
             return;
         }
+        self.mark_crash(node);
         self.trace.node(self.queue.now, node, || "crashes".into());
         self.end_process(node);
         let it = &mut self.nodes[node];
@@ -244,6 +245,7 @@ impl World {
             return;
         }
         self.trace.node(self.queue.now, node, || format!("freezes for {} ms", duration / 1_000_000));
+        self.mark_freeze(node);
         self.nodes[node].frozen = true;
         self.queue.after(duration, Ev::Resume { node });
         for peer in 0..self.nodes.len() {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use base::Wall;
 use base::limits::{PARTITION_INFLIGHT_BYTES_MAX, RECORD_TIMESTAMP_AHEAD_MAX};
+use base::simulation::{Mark, mark, mark_if};
 use bytes::Bytes;
 use wire::EntryKind;
 
@@ -160,6 +161,7 @@ impl Partition {
 
     /// This replica no longer leads: what it proposed may or may not come back as applied entries.
     pub fn step_down(&mut self) {
+        mark_if(Mark::StepDownWithSpeculation, || self.speculation.as_ref().is_some_and(|s| !s.in_flight.is_empty()));
         self.speculation = None;
     }
 
@@ -239,14 +241,17 @@ impl Partition {
                     duplicates = Some((duplicates.map_or(base_offset, |(first, _)| first), last_offset));
                 }
                 Verdict::OutOfOrder { expected } => {
+                    mark(Mark::SequenceOutOfOrder);
                     return Err(StageError::OutOfOrderSequence { producer_id: id, sequence, expected });
                 }
                 Verdict::StaleEpoch { current } => {
+                    mark(Mark::ProducerEpochStale);
                     let epoch = header.producer_epoch;
                     return Err(StageError::StaleProducerEpoch { producer_id: id, epoch, current });
                 }
             }
             if let (true, Some(_)) = (fresh, duplicates) {
+                mark(Mark::RequestPartlyRepeated);
                 return Err(StageError::OutOfOrderSequence { producer_id: id, sequence, expected: sequence });
             }
         }

@@ -10,6 +10,7 @@ mod layers;
 mod lengths;
 mod licences;
 mod source;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -62,6 +63,7 @@ fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
         findings.extend(bans::check(source));
         findings.extend(lengths::check(source));
     }
+    findings.extend(tables::check(&sources));
     let list = std::fs::read_to_string(root.join("deny.toml")).context("cannot read deny.toml")?;
     findings.extend(licences::check(&list, metadata.licences()));
     findings.extend(documents::check(root, &sources, &metadata)?);

@@ -8,7 +8,7 @@
 mod mark;
 mod plant;
 
-pub use mark::{Mark, mark};
+pub use mark::{Mark, mark, mark_if};
 pub use plant::{Plant, planted};
 
 #[cfg(feature = "simulation")]
