@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::check::Violation;
 use crate::config::SimConfig;
+use crate::mistake::Planted;
 use crate::stats::Stats;
 use crate::trace::Trace;
 use crate::world::World;
@@ -24,6 +25,7 @@ pub struct Outcome {
 /// Runs one world to its end. A panic of the code under test is a violation like any other.
 #[must_use]
 pub fn run(cfg: &SimConfig) -> Outcome {
+    let _planted = Planted::new(cfg.plant);
     let mut world = World::new(cfg.clone());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     if let Err(cause) = ended {
@@ -86,8 +88,10 @@ pub fn sweep(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool) -> Swee
 #[must_use]
 pub fn replay_command(cfg: &SimConfig) -> String {
     let SimConfig { seed, nodes, seconds, faults, .. } = cfg;
+    let plant = cfg.plant.map(|mistake| format!(" --plant {mistake}")).unwrap_or_default();
     format!(
-        "muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults} --trace seed-{seed}.trace"
+        "muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults}{plant} \
+         --trace seed-{seed}.trace"
     )
 }
 
