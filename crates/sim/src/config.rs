@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::mistake::Mistake;
+
 /// A kind of fault that the run may inject. All of them are inside what the design promises to survive; see the
 /// crate's documentation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -125,30 +127,6 @@ impl fmt::Display for FaultSet {
     }
 }
 
-/// A mistake planted in the simulator's own seams, where the product relies on disk, network and driver. A run with
-/// one must end in a violation: that shows that the checkers can fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Plant {
-    /// Disks call writes durable that are not.
-    LyingDisk,
-    /// A crash takes a disk back, whole and undamaged, to what it was some time before (a restored backup).
-    RestoredDisk,
-    /// A crashed node comes back with an empty disk and its old identity.
-    AmnesiacNode,
-    /// The network turns refused votes into granted ones.
-    ForgedVotes,
-    /// The network raises the term of every tenth control message.
-    RaisedTerms,
-    /// The network delivers forwarded requests twice.
-    DoubledForwards,
-    /// The driver tells producers that a failed write succeeded.
-    FalseAcknowledgement,
-    /// The driver drops the answers of every fifth request.
-    LostReplies,
-    /// The network flips a bit in the payload of some entries.
-    FlippedEntries,
-}
-
 /// One run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimConfig {
@@ -162,7 +140,7 @@ pub struct SimConfig {
     pub only: Option<BTreeSet<usize>>,
     /// Clients; two per node if `None`.
     pub clients: Option<usize>,
-    pub plant: Option<Plant>,
+    pub plant: Option<Mistake>,
     /// Keep the trace.
     pub trace: bool,
 }

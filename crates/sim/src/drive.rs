@@ -11,7 +11,7 @@ use engine::{Effect, Event};
 use journal::OpId;
 use wire::{Channel, PeerFrame, PeerMessage};
 
-use crate::config::Plant;
+use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
 use crate::time::us;
@@ -149,7 +149,7 @@ impl World {
     /// A leader of a new term: in a healthy run every group has one, once.
     fn elected(&mut self, group: GroupId) {
         let (won, (_, term)) = (self.checks.elections.won(group), self.checks.elections.highest_term());
-        if self.cfg.faults.0.is_empty() && self.cfg.plant != Some(Plant::LyingDisk) && (won > 1 || term > 2) {
+        if self.cfg.faults.0.is_empty() && !self.cfg.breaks(Seam::LyingDisk) && (won > 1 || term > 2) {
             let what = format!("election number {won} in group {group}, highest term {term}, and nothing is wrong");
             self.fail("no elections in a healthy cluster", what);
         }
@@ -264,29 +264,27 @@ impl World {
         let Ok(PeerFrame { mut messages }) = wire::decode::<PeerFrame>(frame) else {
             return self.fail("frames survive the codec", format!("n{from} sent n{to} a frame that cannot be read"));
         };
-        if let Some(plant) = self.cfg.plant {
-            self.tamper(plant, channel, &mut messages);
+        if let Some(Mistake::Seam(seam)) = self.cfg.plant {
+            self.tamper(seam, channel, &mut messages);
         }
         self.tell(to, Event::Peer { from: id, messages });
     }
 
     /// What a planted mistake of the network does.
-    fn tamper(&mut self, plant: Plant, channel: Channel, messages: &mut Vec<PeerMessage>) {
-        let mut again = Vec::new();
+    fn tamper(&mut self, seam: Seam, channel: Channel, messages: &mut Vec<PeerMessage>) {
         for message in messages.iter_mut() {
-            match (plant, message) {
-                (Plant::ForgedVotes, PeerMessage::Raft { message, .. })
+            match (seam, message) {
+                (Seam::ForgedVotes, PeerMessage::Raft { message, .. })
                     if message.kind == wire::RaftMessageKind::VoteResponse =>
                 {
                     message.reject = false;
                 }
-                (Plant::RaisedTerms, PeerMessage::Raft { message, .. })
+                (Seam::RaisedTerms, PeerMessage::Raft { message, .. })
                     if channel == Channel::Control && self.random.chance(100_000) =>
                 {
                     message.term += 1;
                 }
-                (Plant::DoubledForwards, message @ PeerMessage::Forward(_)) => again.push(message.clone()),
-                (Plant::FlippedEntries, PeerMessage::Raft { message, .. }) => {
+                (Seam::FlippedEntries, PeerMessage::Raft { message, .. }) => {
                     for entry in &mut message.entries {
                         if entry.kind == wire::EntryKind::Batch && self.random.chance(20_000) {
                             let mut data = entry.data.to_vec();
@@ -300,7 +298,6 @@ impl World {
                 _ => {}
             }
         }
-        messages.extend(again);
     }
 }
 

@@ -19,7 +19,7 @@
 //! | membership | joins at any time, also under load and faults | leaving and replacing: not there yet |
 //! | VMs | machines that die or do not start | |
 //!
-//! The mistakes of [`Plant`] lie outside the line, on purpose: the tests plant them to show that the checkers notice.
+//! A [`Mistake`] lies outside the line, on purpose: the tests plant them to show that the checkers notice.
 //!
 //! **One run:** node 0 forms the cluster and the others are admitted; clients create topics and VMs, produce, read and
 //! wait at read points while the fault injector draws from its set; then faults stop, every node and partition must
@@ -32,9 +32,11 @@ pub mod disk;
 mod drive;
 mod finale;
 mod formation;
+mod mistake;
 mod nemesis;
 mod net;
 mod node;
+pub mod plants;
 mod queue;
 pub mod records;
 mod requests;
@@ -48,8 +50,9 @@ mod workload;
 mod world;
 
 pub use check::Violation;
-pub use config::{Fault, FaultSet, Plant, SimConfig};
+pub use config::{Fault, FaultSet, SimConfig};
 pub use coverage::marks_table;
+pub use mistake::{Mistake, Seam};
 pub use run::{Outcome, Sweep, commit, replay_command, run, sweep};
 pub use schedule::{Injection, Schedule, Shot};
 pub use stats::Stats;

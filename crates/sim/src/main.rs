@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use sim::{FaultSet, SimConfig, Violation, commit, replay_command};
+use sim::plants::{hunt, markdown};
+use sim::{FaultSet, Mistake, SimConfig, Violation, commit, replay_command};
 
 /// Violations that are reported in full, with their event logs.
 const REPORTS_MAX: usize = 3;
@@ -51,6 +52,24 @@ enum Command {
         #[command(flatten)]
         world: WorldArgs,
     },
+    /// Plants each mistake in turn and looks for the first seed that shows it; exits with 1 if one stays hidden.
+    Plants {
+        /// Seeds tried for each.
+        #[arg(long, default_value_t = 2_000)]
+        seeds_max: u64,
+        /// Virtual seconds per seed; what suits the mistake by default.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Only these.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<Mistake>,
+        /// Threads; as many as there are cores by default.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Write the page of the documentation.
+        #[arg(long)]
+        markdown: bool,
+    },
 }
 
 #[derive(Args)]
@@ -66,12 +85,15 @@ struct WorldArgs {
     /// `all`, `none`, or names joined by commas.
     #[arg(long, default_value = "all")]
     faults: FaultSet,
+    /// Plants a mistake (`muster-sim plants` names them).
+    #[arg(long)]
+    plant: Option<Mistake>,
 }
 
 impl WorldArgs {
     fn config(self, trace: bool) -> SimConfig {
-        let WorldArgs { seed, nodes, seconds, faults } = self;
-        SimConfig { nodes: usize::from(nodes), seconds, faults, trace, ..SimConfig::new(seed) }
+        let WorldArgs { seed, nodes, seconds, faults, plant } = self;
+        SimConfig { nodes: usize::from(nodes), seconds, faults, plant, trace, ..SimConfig::new(seed) }
     }
 }
 
@@ -79,13 +101,38 @@ fn main() -> anyhow::Result<ExitCode> {
     // A panic of the code under test is reported as a violation, with its seed; the default hook would only add noise,
     // except for the place.
     std::panic::set_hook(Box::new(|info| eprintln!("{info}")));
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     match Cli::parse().command {
         Command::Run { seeds, jobs, keep_going, logs, marks, world } => {
-            let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
             run(&world.config(false), seeds, jobs.unwrap_or_else(cores), keep_going, marks, &logs)
         }
         Command::Replay { trace, world } => replay(&world.config(true), trace),
+        Command::Plants { seeds_max, seconds, only, jobs, markdown } => {
+            // Panics are expected here.
+            std::panic::set_hook(Box::new(|_| {}));
+            let of = |mistake| {
+                let cfg = SimConfig::with_mistake(mistake, 1);
+                SimConfig { seconds: seconds.unwrap_or(cfg.seconds), ..cfg }
+            };
+            let wanted = Mistake::all().filter(|mistake| only.is_empty() || only.contains(mistake));
+            Ok(plants(wanted.map(of), seeds_max, jobs.unwrap_or_else(cores), markdown))
+        }
     }
+}
+
+fn plants(cfgs: impl Iterator<Item = SimConfig>, seeds_max: u64, jobs: usize, as_markdown: bool) -> ExitCode {
+    let mut hunts = Vec::new();
+    for cfg in cfgs {
+        let hunt = hunt(&cfg, seeds_max, jobs);
+        if !as_markdown {
+            println!("{hunt}");
+        }
+        hunts.push(hunt);
+    }
+    if as_markdown {
+        print!("{}", markdown(&hunts));
+    }
+    if hunts.iter().all(|hunt| hunt.found.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run(

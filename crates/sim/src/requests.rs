@@ -7,7 +7,7 @@ use engine::{Event, Reply, Request, RequestError, Target};
 use metadata::CommandResult;
 
 use crate::check::{Ack, AckedCommand};
-use crate::config::Plant;
+use crate::mistake::Seam;
 use crate::queue::{Ev, NodeIx};
 use crate::time::{Nanos, ms};
 use crate::world::World;
@@ -122,7 +122,7 @@ impl World {
 
     /// The core answered.
     pub fn replied(&mut self, node: NodeIx, id: RequestId, outcome: Result<Reply, RequestError>) {
-        if self.cfg.plant == Some(Plant::LostReplies) && id.0.is_multiple_of(5) {
+        if self.cfg.breaks(Seam::LostReplies) && id.0.is_multiple_of(5) {
             return;
         }
         match self.requests.pending.get(&id.0) {
@@ -180,9 +180,7 @@ impl World {
     /// What a planted mistake of the driver does.
     fn falsify(&mut self, pending: &Pending, outcome: Outcome) -> Outcome {
         match (&pending.what, &outcome) {
-            (What::Produce { group, .. }, Outcome::Failed(_))
-                if self.cfg.plant == Some(Plant::FalseAcknowledgement) =>
-            {
+            (What::Produce { group, .. }, Outcome::Failed(_)) if self.cfg.breaks(Seam::FalseAcknowledgement) => {
                 let base_offset = self.checks.partitions.acked_end(*group);
                 Outcome::Ok(Reply::Produced { base_offset, log_start_offset: 0 })
             }

@@ -9,6 +9,7 @@ use base::simulation::take_marks;
 
 use crate::check::Violation;
 use crate::config::SimConfig;
+use crate::mistake::Planted;
 use crate::stats::Stats;
 use crate::trace::Trace;
 use crate::world::World;
@@ -27,6 +28,7 @@ pub struct Outcome {
 #[must_use]
 pub fn run(cfg: &SimConfig) -> Outcome {
     drop(take_marks());
+    let _planted = Planted::new(cfg.plant);
     let mut world = World::new(cfg.clone());
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     if let Err(cause) = ended {
@@ -90,8 +92,10 @@ pub fn sweep(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool) -> Swee
 #[must_use]
 pub fn replay_command(cfg: &SimConfig) -> String {
     let SimConfig { seed, nodes, seconds, faults, .. } = cfg;
+    let plant = cfg.plant.map(|mistake| format!(" --plant {mistake}")).unwrap_or_default();
     format!(
-        "muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults} --trace seed-{seed}.trace"
+        "muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults}{plant} \
+         --trace seed-{seed}.trace"
     )
 }
 

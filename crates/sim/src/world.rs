@@ -7,9 +7,10 @@ use base::{Incarnation, NodeId, SplitMix64, hash64};
 use engine::Event;
 
 use crate::check::{Checks, Violation};
-use crate::config::{Fault, FaultSet, Plant, SimConfig};
+use crate::config::{Fault, FaultSet, SimConfig};
 use crate::finale::Finale;
 use crate::formation::Forming;
+use crate::mistake::Seam;
 use crate::nemesis::Nemesis;
 use crate::net::{NOTICE, Network};
 use crate::node::{SimNode, Stage};
@@ -78,8 +79,8 @@ impl World {
     fn prepare(&mut self) {
         let has = |faults: &FaultSet, fault| faults.0.contains(&fault);
         for node in &mut self.nodes {
-            node.disk.lies_about_sync = self.cfg.plant == Some(Plant::LyingDisk);
-            node.disk.goes_back = self.cfg.plant == Some(Plant::RestoredDisk);
+            node.disk.lies_about_sync = self.cfg.breaks(Seam::LyingDisk);
+            node.disk.goes_back = self.cfg.breaks(Seam::RestoredDisk);
             if has(&self.cfg.faults, Fault::Vm) {
                 (node.host.exits, node.host.failures) = (200_000, 50_000);
             }
@@ -205,7 +206,7 @@ impl World {
         self.trace.node(self.queue.now, node, || "crashes".into());
         self.end_process(node);
         let it = &mut self.nodes[node];
-        if self.cfg.plant == Some(Plant::AmnesiacNode) {
+        if self.cfg.breaks(Seam::AmnesiacNode) {
             it.disk.wipe();
             // It forms "its" cluster anew, or believes that it was just admitted.
             it.stage = it.accepted.clone().map_or(Stage::Founder, Stage::Admitted);

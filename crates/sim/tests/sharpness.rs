@@ -1,13 +1,13 @@
 //! The checkers can fail: each mistake planted in the simulator's own seams ends in a violation.
 
-use sim::{Fault, FaultSet, Plant, SimConfig, sweep};
+use sim::{Fault, FaultSet, Mistake, Seam, SimConfig, sweep};
 
 /// Runs seeds with the mistake until one fails, and says which invariant broke.
-fn caught(plant: Plant, faults: &[Fault], seeds: u64) -> Option<&'static str> {
+fn caught(plant: Seam, faults: &[Fault], seeds: u64) -> Option<&'static str> {
     let cfg = SimConfig {
         seconds: 8,
         faults: FaultSet(faults.iter().copied().collect()),
-        plant: Some(plant),
+        plant: Some(Mistake::Seam(plant)),
         ..SimConfig::new(1)
     };
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -18,7 +18,7 @@ fn caught(plant: Plant, faults: &[Fault], seeds: u64) -> Option<&'static str> {
 }
 
 #[track_caller]
-fn check(plant: Plant, faults: &[Fault], expected: &[&str]) {
+fn check(plant: Seam, faults: &[Fault], expected: &[&str]) {
     match caught(plant, faults, 100) {
         Some(invariant) => assert!(expected.contains(&invariant), "{plant:?} broke {invariant:?} instead"),
         None => panic!("{plant:?} went unnoticed for 100 seeds"),
@@ -27,24 +27,24 @@ fn check(plant: Plant, faults: &[Fault], expected: &[&str]) {
 
 #[test]
 fn a_disk_that_lies_about_syncs_is_caught() {
-    assert!(caught(Plant::LyingDisk, &[Fault::Crash, Fault::PowerLoss], 100).is_some());
+    assert!(caught(Seam::LyingDisk, &[Fault::Crash, Fault::PowerLoss], 100).is_some());
 }
 
 #[test]
 fn a_disk_restored_from_a_backup_is_caught() {
     let expected = ["terms survive a restart", "one vote per term", "log matching", "election safety", "partitions"];
-    check(Plant::RestoredDisk, &[Fault::Crash, Fault::PowerLoss, Fault::Partition], &expected);
+    check(Seam::RestoredDisk, &[Fault::Crash, Fault::PowerLoss, Fault::Partition], &expected);
 }
 
 #[test]
 fn a_node_that_comes_back_without_its_disk_is_caught() {
-    assert!(caught(Plant::AmnesiacNode, &[Fault::Crash], 100).is_some());
+    assert!(caught(Seam::AmnesiacNode, &[Fault::Crash], 100).is_some());
 }
 
 #[test]
 fn forged_votes_are_caught() {
     check(
-        Plant::ForgedVotes,
+        Seam::ForgedVotes,
         // Late frames and crashes make two candidates in one term.
         &[Fault::Delay, Fault::Crash],
         &["election safety", "log matching", "partitions", "state machines are equal", "no node stops by itself"],
@@ -53,25 +53,20 @@ fn forged_votes_are_caught() {
 
 #[test]
 fn raised_terms_are_caught() {
-    check(Plant::RaisedTerms, &[], &["no elections in a healthy cluster", "election safety"]);
-}
-
-#[test]
-fn doubled_requests_are_caught() {
-    check(Plant::DoubledForwards, &[], &["partitions", "one answer per request", "commands are applied once"]);
+    check(Seam::RaisedTerms, &[], &["no elections in a healthy cluster", "election safety"]);
 }
 
 #[test]
 fn false_acknowledgements_are_caught() {
-    check(Plant::FalseAcknowledgement, &[Fault::Crash], &["acknowledged records stay", "partitions"]);
+    check(Seam::FalseAcknowledgement, &[Fault::Crash], &["acknowledged records stay", "partitions"]);
 }
 
 #[test]
 fn lost_replies_are_caught() {
-    check(Plant::LostReplies, &[], &["one answer per request"]);
+    check(Seam::LostReplies, &[], &["one answer per request"]);
 }
 
 #[test]
 fn entries_changed_on_their_way_are_caught() {
-    check(Plant::FlippedEntries, &[], &["log matching", "partitions", "no node stops by itself", "nothing panics"]);
+    check(Seam::FlippedEntries, &[], &["log matching", "partitions", "no node stops by itself", "nothing panics"]);
 }

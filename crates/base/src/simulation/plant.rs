@@ -15,6 +15,8 @@ super::table! {
             "All replicas draw the same election timeout.",
         ReplayMissedTicks "replay-missed-ticks"
             "Time that the process did not live through is made up for with a burst of ticks.",
+        ForwardsCarriedOutTwice "forwards-carried-out-twice"
+            "A forwarded request that must not be done twice is done as often as it arrives.",
     }
 }
 

@@ -1,0 +1,167 @@
+//! Mistakes that a run can have planted. A run with one must end in a violation: that shows that the checkers can fail,
+//! and that the faults reach what they are to reach.
+//!
+//! Some lie in the simulator's own seams, where the product relies on disk, network and driver ([`Seam`]); the others
+//! in the product's code, at the places that keep its rules ([`Plant`]).
+
+use std::fmt;
+use std::str::FromStr;
+
+use base::simulation::{Plant, plant};
+
+use crate::config::{Fault, FaultSet, SimConfig};
+
+/// A mistake of the world around the product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seam {
+    /// Disks call writes durable that are not.
+    LyingDisk,
+    /// A crash takes a disk back, whole and undamaged, to what it was some time before (a restored backup).
+    RestoredDisk,
+    /// A crashed node comes back with an empty disk and its old identity.
+    AmnesiacNode,
+    /// The network turns refused votes into granted ones.
+    ForgedVotes,
+    /// The network raises the term of every tenth control message.
+    RaisedTerms,
+    /// The driver tells producers that a failed write succeeded.
+    FalseAcknowledgement,
+    /// The driver drops the answers of every fifth request.
+    LostReplies,
+    /// The network flips a bit in the payload of some entries.
+    FlippedEntries,
+}
+
+impl Seam {
+    /// All of them, with name and meaning.
+    const ALL: [(Seam, &'static str, &'static str); 8] = [
+        (Seam::LyingDisk, "lying-disk", "Disks call writes durable that are not."),
+        (Seam::RestoredDisk, "restored-disk", "A crash takes a disk back to what it was some time before."),
+        (Seam::AmnesiacNode, "amnesiac-node", "A crashed node comes back with an empty disk and its old identity."),
+        (Seam::ForgedVotes, "forged-votes", "The network turns refused votes into granted ones."),
+        (Seam::RaisedTerms, "raised-terms", "The network raises the term of every tenth control message."),
+        (
+            Seam::FalseAcknowledgement,
+            "false-acknowledgement",
+            "The driver tells producers that a failed write succeeded.",
+        ),
+        (Seam::LostReplies, "lost-replies", "The driver drops the answers of every fifth request."),
+        (Seam::FlippedEntries, "flipped-entries", "The network flips a bit in the payload of some entries."),
+    ];
+
+    fn row(self) -> (&'static str, &'static str) {
+        let row = Seam::ALL.iter().find(|(seam, ..)| *seam == self);
+        row.map_or(("", ""), |(_, name, meaning)| (name, meaning))
+    }
+}
+
+/// What is planted in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mistake {
+    /// In the simulator's seams.
+    Seam(Seam),
+    /// In the product's code.
+    Code(Plant),
+}
+
+impl Mistake {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Mistake> {
+        let seams = Seam::ALL.iter().map(|(seam, ..)| Mistake::Seam(*seam));
+        seams.chain(Plant::ALL.iter().copied().map(Mistake::Code))
+    }
+
+    /// Its name on the command line and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mistake::Seam(seam) => seam.row().0,
+            Mistake::Code(plant) => plant.name(),
+        }
+    }
+
+    /// What it does, in a sentence.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Mistake::Seam(seam) => seam.row().1,
+            Mistake::Code(plant) => plant.meaning(),
+        }
+    }
+}
+
+impl FromStr for Mistake {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = || Mistake::all().map(Mistake::name).collect::<Vec<_>>().join(", ");
+        Mistake::all()
+            .find(|mistake| mistake.name() == text)
+            .ok_or_else(|| format!("no mistake is called {text:?}: {}", names()))
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Plants a mistake in the product's code on this thread, until it is dropped.
+pub struct Planted(());
+
+impl Planted {
+    /// Plants what lies in the code; a seam is asked for where it is.
+    #[must_use]
+    pub fn new(mistake: Option<Mistake>) -> Self {
+        plant(match mistake {
+            Some(Mistake::Code(it)) => Some(it),
+            _ => None,
+        });
+        Planted(())
+    }
+}
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        plant(None);
+    }
+}
+
+impl SimConfig {
+    /// Whether this seam is broken in this run.
+    #[must_use]
+    pub fn breaks(&self, seam: Seam) -> bool {
+        self.plant == Some(Mistake::Seam(seam))
+    }
+
+    /// A run that the mistake ought not to survive, for one seed of many: as short, and with as few faults, as shows it
+    /// soon. Every fault is allowed where that does no harm.
+    #[must_use]
+    pub fn with_mistake(mistake: Mistake, seed: u64) -> Self {
+        let faults = match mistake {
+            Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
+            Mistake::Seam(Seam::ForgedVotes) => FaultSet([Fault::Delay, Fault::Crash].into()),
+            _ => FaultSet::all(),
+        };
+        SimConfig { seconds: 8, faults, plant: Some(mistake), ..SimConfig::new(seed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_mistake_has_a_name_of_its_own_and_is_found_by_it() {
+        let names: BTreeSet<&str> = Mistake::all().map(Mistake::name).collect();
+        assert_eq!(names.len(), Mistake::all().count());
+        for mistake in Mistake::all() {
+            assert_eq!(mistake.name().parse(), Ok(mistake));
+            assert!(mistake.meaning().ends_with('.'), "{mistake} means something");
+        }
+        assert!("no-such".parse::<Mistake>().expect_err("unknown").contains("lying-disk"));
+    }
+}
