@@ -142,6 +142,8 @@ impl Reconciler {
                     Some(say(vm, VmReportEvent::Exited { reason: "gone after the node restarted".into() }))
                 }
                 (VmPhase::Stopping, Some(Local::Up)) if current => Some(self.act(vm, Local::Stopping, stop(vm))),
+                // Started, stopped and started again while this node heard nothing: that start never ran here.
+                (VmPhase::Stopping, Some(Local::Down)) if !current => Some(say(vm, VmReportEvent::Stopped)),
                 _ => None,
             },
         }
@@ -226,6 +228,24 @@ mod tests {
         vm.phase = VmPhase::Running;
         let steps = Reconciler::default().reconcile(NodeId(1), [&vm].into_iter());
         assert!(matches!(&steps[..], [Step::Report(VmReport { event: VmReportEvent::Exited { .. }, .. })]));
+    }
+
+    #[test]
+    fn a_start_that_was_stopped_and_wanted_again_before_this_node_heard_of_it_ends_and_begins() {
+        let (mut reconciler, mut vm) = (Reconciler::default(), assigned());
+        reconciler.reconcile(NodeId(1), [&vm].into_iter());
+        lifecycle::stop(&mut vm, Wall(2));
+        tell(&mut reconciler, &mut vm, 1, VmReportEvent::Stopped);
+        for change in [lifecycle::start, lifecycle::stop, lifecycle::start] {
+            change(&mut vm, Wall(3));
+        }
+        assert_eq!((vm.phase, vm.incarnation), (VmPhase::Stopping, VmIncarnation(2)));
+        let steps = reconciler.reconcile(NodeId(1), [&vm].into_iter());
+        assert_eq!(steps, [say(&vm, VmReportEvent::Stopped)]);
+        tell(&mut reconciler, &mut vm, 2, VmReportEvent::Stopped);
+        assert_eq!(vm.incarnation, VmIncarnation(3));
+        let steps = reconciler.reconcile(NodeId(1), [&vm].into_iter());
+        assert_eq!(steps, [Step::Act(VmAction::Start(start(&vm)))]);
     }
 
     #[test]

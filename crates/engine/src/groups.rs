@@ -242,7 +242,8 @@ impl NodeCore {
     /// Lets the partitions here follow the table: born, recovered, or removed. Only the leader's committed word counts,
     /// and what the table does not know *yet* is left alone: a group with a higher number than any in it, and, until the
     /// table is known to be current, a replica found in the journal. A restarted process begins with an older table than
-    /// the one it stopped with, and a replica that it removed would be born again under its old id, without its memory.
+    /// the one it stopped with: until then it gives no birth either, or a replica that it removed would be born again
+    /// under its old id, without its memory.
     pub(crate) fn sync_partitions(&mut self) {
         let me = self.me();
         let wanted: Vec<_> = self
@@ -284,7 +285,9 @@ impl NodeCore {
             Some(recovered) => drop(self.parked.insert(group, recovered)),
             // Another replica id than before: the old one is forgotten first.
             None if self.groups.contains_key(&group) => self.remove_group(group),
-            None => self.give_birth(group, replica, machine, born, Bytes::new()),
+            None if self.vms.is_current() => self.give_birth(group, replica, machine, born, Bytes::new()),
+            // It may have lived here and been removed, of which a restarted process does not know yet.
+            None => {}
         }
     }
 

@@ -226,7 +226,7 @@ impl World {
     fn create_topic(&mut self, client: usize) -> bool {
         let it = &mut self.clients[client];
         if client >= TOPIC_MAKERS || it.topics_made >= TOPICS_MAX {
-            return false;
+            return self.delete_console(client);
         }
         it.topics_made += 1;
         let name = it.name("topic");
@@ -241,6 +241,16 @@ impl World {
             config: Vec::new(),
         };
         self.command(client, command, CommandKind::CreateTopic(name))
+    }
+
+    /// Deletes the console topic of a machine: replicas go, whatever they are just doing. Nobody waits for its records.
+    fn delete_console(&mut self, client: usize) -> bool {
+        let Some(core) = &self.nodes[self.clients[client].home].core else { return false };
+        let consoles: Vec<String> =
+            core.metadata().topics.keys().filter(|name| name.starts_with("vm.")).cloned().collect();
+        let pick = self.clients[client].random.below(consoles.len() as u64) as usize;
+        let Some(name) = consoles.get(pick).cloned() else { return false };
+        self.command(client, Command::DeleteTopic { name }, CommandKind::Other)
     }
 
     fn vm(&mut self, client: usize) -> bool {

@@ -1,9 +1,9 @@
-//! A joiner that pulls checkpoints of `__meta`, message by message: the order of events that runs by chance hardly meet.
+//! A joiner of `__meta`, message by message: orders of events that runs by chance hardly meet.
 
 use base::{ClusterId, GroupId, Incarnation, Mono, NodeId, Now, ReplicaId, Wall, limits};
 use bytes::Bytes;
 use engine::{CoreConfig, Effect, Event, Formation, NodeCore};
-use metadata::Metadata;
+use metadata::{Metadata, ReplicaRecord};
 use sim::disk::VirtualDisk;
 use wire::{
     CheckpointChunk, JoinAccepted, Member, Membership, PeerMessage, RaftMessage, RaftMessageKind, SnapshotMeta,
@@ -96,6 +96,12 @@ impl Joiner {
     fn deliver(&mut self, index: u64) {
         let mut state = Metadata::bootstrap(CLUSTER, member(NodeId(0)), Wall(0));
         state.applied = index;
+        // The joiner has a replica of the topic of events.
+        for partition in state.partitions.values().cloned().collect::<Vec<_>>() {
+            let mut partition = partition;
+            partition.replicas.push(ReplicaRecord { replica: ReplicaId(9), node: JOINER.0, voter: false });
+            state.partitions.insert(partition.group, partition);
+        }
         let data = state.encode();
         let (total, crc) = (data.len() as u64, crc32c::crc32c(&data));
         let chunk = CheckpointChunk { group: GroupId::META, index, offset: 0, total, crc, data };
@@ -144,4 +150,16 @@ fn checkpoints_pulled_in_vain_do_not_stand_in_the_way_of_the_next_one() {
     joiner.offer(9, 140);
     joiner.deliver(140);
     assert_eq!(joiner.core.metadata().applied, 140, "the joiner would wait for ever");
+}
+
+#[test]
+fn no_replica_is_born_from_tables_that_may_be_older_than_its_removal() {
+    let mut joiner = Joiner::start();
+    joiner.offer(5, 100);
+    joiner.deliver(100);
+    let mut replicas = joiner.core.metadata().partitions.values().flat_map(|partition| &partition.replicas);
+    assert!(replicas.any(|replica| replica.node == JOINER.0), "the tables give it one");
+    // A restarted process would look the same to itself: its tables are from its journal, and nobody confirmed them.
+    let groups: Vec<_> = joiner.core.status().groups.iter().map(|view| view.group).collect();
+    assert_eq!(groups, [GroupId::META]);
 }
