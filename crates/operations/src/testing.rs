@@ -150,6 +150,7 @@ impl World {
         let registry = crate::registry().unwrap();
         match registry.get(operation).unwrap().spec().human {
             ops::Human::Fields => ops::human::fields(&value),
+            ops::Human::Record(columns) => ops::human::record(columns, &value),
             ops::Human::Text(text) => text(&value),
             ops::Human::Table { rows, columns, empty } => match value.pointer(rows).and_then(Value::as_array) {
                 Some(rows) if !rows.is_empty() => ops::human::json_table(columns, rows),

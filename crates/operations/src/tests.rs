@@ -81,6 +81,8 @@ fn topics_live_and_die() {
     let described = world.value("topic.describe", json!({ "name": "orders" })).unwrap();
     assert_eq!(described["partitions"][1]["leader"], "node1");
     assert_eq!(described["partitions"][1]["high_watermark"], 5);
+    let shown = world.shown("topic.describe", json!({ "name": "orders" }));
+    assert!(shown.contains("\nage         0ms\n"), "{shown}");
     for (input, field) in [
         (json!({ "name": "a b" }), "name"),
         (json!({ "name": "x", "partitions": 0 }), "partitions"),
@@ -108,6 +110,24 @@ fn a_vm_is_recorded_with_its_defaults_and_shown() {
     let row: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..4], ["web", "Running", "node2", "1"], "{shown}");
     assert_eq!(world.value("vm.inspect", json!({ "name": "web" })).unwrap()["placement"], "the only one");
+    let shown = world.shown("vm.inspect", json!({ "name": "web" }));
+    let expect = "\
+name           web
+id             1
+phase          Running
+in it for      0ms
+desired        running
+node           node2
+placement      the only one
+epoch          1
+incarnation    1
+restarts       0
+cpus           1
+memory         128 MiB
+image          minimal
+console topic  vm.web.console
+age            0ms";
+    assert_eq!(shown, expect);
     assert_eq!(world.value("vm.stop", json!({ "name": "web" })).unwrap()["phase"], "Stopping");
     assert_eq!(world.value("vm.delete", json!({ "name": "web" })).unwrap()["gone"], false);
 }
