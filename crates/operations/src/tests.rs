@@ -147,6 +147,12 @@ fn mistaken_vms_are_refused_with_what_to_write() {
         ),
         ("vm.create", json!({ "name": "a", "cpus": 257 }), ErrorCode::InvalidArgument, "`cpus` must be at most 256"),
         ("vm.create", json!({ "name": "a", "node": "node9" }), ErrorCode::NotFound, "no node is named \"node9\""),
+        (
+            "vm.create",
+            json!({ "name": "a", "image": "ubuntu" }),
+            ErrorCode::InvalidArgument,
+            "`image` is refused: no image is called \"ubuntu\", there is minimal, full",
+        ),
         ("vm.stop", json!({ "name": "wbe" }), ErrorCode::NotFound, "there is no VM \"wbe\""),
         ("vm.inspect", json!({ "name": "x" }), ErrorCode::NotFound, "there is no VM \"x\""),
         ("vm.delete", json!({ "name": "x" }), ErrorCode::NotFound, "there is no VM \"x\""),
@@ -155,6 +161,12 @@ fn mistaken_vms_are_refused_with_what_to_write() {
         assert_eq!(error.code, expect, "{error:?}");
         assert!(error.message.starts_with(says), "{error:?}");
     }
+    assert_eq!(world.value("vm.list", json!({})).unwrap()["vms"].as_array().unwrap().len(), 1, "nothing was recorded");
+    for (image, hint) in [("minimla", "did you mean `minimal`?"), ("/srv/disk.img", "an image has a name, not a path")] {
+        let error = world.value("vm.create", json!({ "name": "a", "image": image })).unwrap_err();
+        assert!(error.hint.as_deref().unwrap_or_default().starts_with(hint), "{error:?}");
+    }
+    world.value("vm.create", json!({ "name": "a", "image": "full" })).unwrap();
 }
 
 #[test]
