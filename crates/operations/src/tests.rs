@@ -100,6 +100,21 @@ fn topics_live_and_die() {
 }
 
 #[test]
+fn consoles_belong_to_their_vms() {
+    let world = World::new(1);
+    let error = world.value("topic.create", json!({ "name": "vm.web.console" })).unwrap_err();
+    let says = "`name` is refused: the topic name vm.web.console is kept for the console of a VM named web: only muster \
+                makes and writes it";
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::InvalidArgument, says));
+    world.value("vm.create", json!({ "name": "web" })).unwrap();
+    let error = world.value("topic.delete", json!({ "name": "vm.web.console" })).unwrap_err();
+    let says = "vm.web.console is the console of VM web: it can be deleted once the VM is";
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::FailedPrecondition, says));
+    world.value("vm.delete", json!({ "name": "web" })).unwrap();
+    world.value("topic.delete", json!({ "name": "vm.web.console" })).unwrap();
+}
+
+#[test]
 fn a_vm_is_recorded_with_its_defaults_and_shown() {
     let world = World::new(2);
     let made = world.value("vm.create", json!({ "name": "web" })).unwrap();
@@ -162,7 +177,8 @@ fn mistaken_vms_are_refused_with_what_to_write() {
         assert!(error.message.starts_with(says), "{error:?}");
     }
     assert_eq!(world.value("vm.list", json!({})).unwrap()["vms"].as_array().unwrap().len(), 1, "nothing was recorded");
-    for (image, hint) in [("minimla", "did you mean `minimal`?"), ("/srv/disk.img", "an image has a name, not a path")] {
+    for (image, hint) in [("minimla", "did you mean `minimal`?"), ("/srv/disk.img", "an image has a name, not a path")]
+    {
         let error = world.value("vm.create", json!({ "name": "a", "image": image })).unwrap_err();
         assert!(error.hint.as_deref().unwrap_or_default().starts_with(hint), "{error:?}");
     }
