@@ -38,6 +38,7 @@ struct Demo<'a> {
 pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Result<()> {
     let began = Instant::now();
     let signals = Signals::catch()?;
+    let first = first_node(args)?;
     let (dir, temporary) = match args.get_one::<PathBuf>("data-dir") {
         Some(dir) => (ClusterDir::open(dir)?, None),
         None => {
@@ -45,7 +46,7 @@ pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Resu
             (ClusterDir::open(&made.0)?, Some(made))
         }
     };
-    let layout = Layout::open(&dir.path, None, first_node(args))?;
+    let layout = Layout::open(&dir.path, None, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     step(began, &format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
