@@ -1,5 +1,6 @@
 //! `cargo xtask ci`: the checks that a change must pass, in the order in which they fail fastest.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
@@ -30,7 +31,40 @@ fn step(command: &mut Command) -> anyhow::Result<()> {
         .collect::<Vec<_>>()
         .join(" ");
     println!("ci: {line}");
+    for name in set_by_cargo_run(std::env::vars_os().map(|(name, _)| name)) {
+        command.env_remove(name);
+    }
     let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
     ensure!(status.success(), "ci: `{line}` failed: {status}");
     Ok(())
+}
+
+/// What `cargo run` says of the package that it runs. Build scripts of libraries (ring's) look at variables of these names,
+/// set for themselves, and Cargo compares what it finds in its own environment: a build within `cargo xtask` and one
+/// outside of it would take turns to build those libraries anew, and all that stands on them.
+fn set_by_cargo_run(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let is_one =
+        |name: &str| name.starts_with("CARGO_PKG_") || matches!(name, "CARGO_MANIFEST_DIR" | "CARGO_MANIFEST_PATH");
+    names.filter(move |name| name.to_str().is_some_and(is_one))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_see_what_the_user_set_and_nothing_of_xtasks_own_package() {
+        let own = ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_PRE"];
+        let users = ["CARGO", "CARGO_HOME", "CARGO_INCREMENTAL", "CARGO_TARGET_DIR", "CARGO_TERM_COLOR", "PATH"];
+        let removed: Vec<_> = set_by_cargo_run(own.iter().chain(&users).map(OsString::from)).collect();
+        assert_eq!(removed, own);
+    }
+
+    #[test]
+    fn a_step_runs_without_them() {
+        // A test has them, as a program that `cargo run` started has.
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+        let script = "! env | grep -E '^CARGO_(PKG_|MANIFEST_)'";
+        step(Command::new("sh").args(["-c", script])).unwrap();
+    }
 }

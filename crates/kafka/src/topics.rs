@@ -72,6 +72,14 @@ impl View {
         }
     }
 
+    /// The name that a request means, whether there is such a topic or not.
+    pub(crate) fn name<'a>(&'a self, topic: &'a TopicRef) -> Option<&'a str> {
+        match topic {
+            TopicRef::Name(name) => Some(name),
+            TopicRef::Id(_) => self.topic(topic).ok().map(|topic| topic.name.as_str()),
+        }
+    }
+
     pub(crate) fn partition(&self, topic: &TopicRef, partition: i32) -> Result<GroupId, ResponseError> {
         let partitions = &self.topic(topic)?.partitions;
         let group = usize::try_from(partition).ok().and_then(|partition| partitions.get(partition));

@@ -534,6 +534,64 @@ async fn metadata_never_guesses_and_makes_topics_only_if_allowed() {
 }
 
 #[tokio::test]
+async fn musters_own_topics_are_read_by_clients_and_neither_made_nor_written() {
+    let (node, address) = Node::start().await;
+    node.create_vm("web");
+    let mut client = Client::connect(address).await;
+    let invalid = ResponseError::InvalidTopicException;
+    for topic in ["vm.web.console", "vm.none.console", "muster.events"] {
+        let request = produce(topic, -1, vec![(0, batch(&["forged"]))]);
+        assert_eq!(produced(&mut client, 9, &request).await, [(invalid.code(), -1)], "{topic}");
+    }
+    let by_id = |topic: &str| {
+        let mut request = produce("", -1, vec![(0, batch(&["forged"]))]);
+        request.topic_data[0].topic_id = uuid(&node, topic);
+        request
+    };
+    let response: ProduceResponse = client.ask(ApiKey::Produce, 13, &by_id("vm.web.console")).await;
+    let refused = &response.responses[0].partition_responses[0];
+    assert_eq!(refused.error_code, invalid.code());
+    let message = refused.error_message.as_deref().unwrap();
+    assert!(message.contains("kept for the console of a VM named web"), "{message}");
+    let response: FetchResponse = client.ask(ApiKey::Fetch, 11, &fetch("vm.web.console", &[(0, 0)], 0, 1)).await;
+    let partition = &response.responses[0].partitions[0];
+    assert_eq!((partition.error_code, partition.high_watermark), (0, 0), "readable, and nothing was appended");
+
+    let ask = |topic: &str, allow| {
+        let topic = MetadataRequestTopic::default().with_name(Some(name(topic)));
+        MetadataRequest::default().with_topics(Some(vec![topic])).with_allow_auto_topic_creation(allow)
+    };
+    // Who may only read it waits for it to come; who wants it made is told that it never is, unless it is there.
+    node.create_vm_unheard("late");
+    for (topic, allow, error) in [
+        ("vm.late.console", false, Some(ResponseError::UnknownTopicOrPartition)),
+        ("vm.late.console", true, None),
+        ("vm.none.console", false, Some(ResponseError::UnknownTopicOrPartition)),
+        ("vm.none.console", true, Some(invalid)),
+    ] {
+        let response: MetadataResponse = client.ask(ApiKey::Metadata, 9, &ask(topic, allow)).await;
+        assert_eq!(response.topics[0].error_code, error.map_or(0, |e| e.code()), "{topic} {allow}");
+    }
+
+    let topic = CreatableTopic::default().with_name(name("vm.none.console")).with_num_partitions(1);
+    for validate_only in [true, false] {
+        let request = CreateTopicsRequest::default()
+            .with_topics(vec![topic.clone().with_replication_factor(-1)])
+            .with_validate_only(validate_only);
+        let response: CreateTopicsResponse = client.ask(ApiKey::CreateTopics, 7, &request).await;
+        assert_eq!(response.topics[0].error_code, invalid.code());
+    }
+    let names = ["vm.web.console", "muster.events"].map(name).to_vec();
+    let request = DeleteTopicsRequest::default().with_topic_names(names).with_timeout_ms(5000);
+    let response: DeleteTopicsResponse = client.ask(ApiKey::DeleteTopics, 5, &request).await;
+    let codes: Vec<i16> = response.responses.iter().map(|topic| topic.error_code).collect();
+    assert_eq!(codes, [ResponseError::PolicyViolation.code(); 2]);
+    let message = response.responses[0].error_message.as_deref().unwrap();
+    assert!(message.contains("the console of VM web"), "{message}");
+    assert_eq!(node.topics(), ["muster.events", "vm.late.console", "vm.web.console"]);
+}
+
+#[tokio::test]
 async fn topics_are_checked_before_they_are_made() {
     let (node, address) = Node::start().await;
     node.create("a.b", 1);

@@ -50,6 +50,9 @@ impl Metadata {
             }
             Command::RevokeToken { token_id } => self.revoke_token(*token_id),
             Command::CreateTopic { name, topic_id, partitions, replication_factor, config } => {
+                if let Err(reason) = crate::free_topic_name(name) {
+                    return refuse(ErrorCode::InvalidArgument, reason);
+                }
                 self.create_topic(context, name, *topic_id, *partitions, *replication_factor, config)
             }
             Command::DeleteTopic { name } => self.delete_topic(context, name),

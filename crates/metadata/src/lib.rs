@@ -21,7 +21,7 @@ pub use command::*;
 pub use snapshot::SnapshotError;
 pub use state::*;
 pub use tokens::token_hash;
-pub use topics::console_topic;
+pub use topics::{console_topic, free_topic_name};
 pub use vms::valid_vm_name;
 
 /// The topic that every transition is published to.

@@ -7,7 +7,7 @@ use serde_json::json;
 use wire::Member;
 
 use crate::apply::{Context, refuse};
-use crate::{Command, CommandEnvelope, CommandResult, EVENTS_TOPIC, Metadata, NodeRecord};
+use crate::{CommandResult, EVENTS_TOPIC, Metadata, NodeRecord};
 
 impl Metadata {
     /// The state that a new cluster is born with: its first node, which holds the first replica of `__meta`, and the
@@ -18,15 +18,8 @@ impl Metadata {
         let context = Context { index: 1, now };
         let node = metadata.insert_node(context, member);
         debug_assert_eq!(node, (NodeId(1), ReplicaId(1)));
-        let create = Command::CreateTopic {
-            name: EVENTS_TOPIC.into(),
-            topic_id: metadata.derived_topic_id(1),
-            partitions: 1,
-            replication_factor: None,
-            config: Vec::new(),
-        };
-        metadata.applied = 0;
-        metadata.apply(1, &CommandEnvelope { origin: None, wall: now, command: create });
+        let created = metadata.create_topic(context, EVENTS_TOPIC, metadata.derived_topic_id(1), 1, None, &[]);
+        debug_assert!(matches!(created, CommandResult::TopicCreated { .. }), "{created:?}");
         metadata
     }
 

@@ -16,6 +16,37 @@ pub fn console_topic(vm: &str) -> String {
     format!("vm.{vm}.console")
 }
 
+/// A topic that only muster makes and writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum OwnTopic<'a> {
+    Events,
+    Console { vm: &'a str },
+}
+
+impl OwnTopic<'_> {
+    fn of(name: &str) -> Option<OwnTopic<'_>> {
+        if name == EVENTS_TOPIC {
+            return Some(OwnTopic::Events);
+        }
+        let vm = name.strip_prefix("vm.")?.strip_suffix(".console")?;
+        (!vm.is_empty()).then_some(OwnTopic::Console { vm })
+    }
+}
+
+/// Whether clients may make and write topics of that name: `muster.events` and `vm.*.console` are muster's own, so that
+/// what is read there is what happened, and what a guest printed.
+///
+/// # Errors
+/// With a sentence that says whose it is.
+pub fn free_topic_name(name: &str) -> Result<(), String> {
+    let what = match OwnTopic::of(name) {
+        None => return Ok(()),
+        Some(OwnTopic::Events) => "the cluster's events".to_owned(),
+        Some(OwnTopic::Console { vm }) => format!("the console of a VM named {vm}"),
+    };
+    Err(format!("the topic name {name} is kept for {what}: only muster makes and writes it"))
+}
+
 impl Metadata {
     pub(crate) fn create_topic(
         &mut self,
@@ -54,8 +85,16 @@ impl Metadata {
     }
 
     pub(crate) fn delete_topic(&mut self, context: Context, name: &str) -> CommandResult {
-        if name == EVENTS_TOPIC {
-            return refuse(ErrorCode::FailedPrecondition, format!("{EVENTS_TOPIC} is built in and cannot be deleted"));
+        let kept = match OwnTopic::of(name) {
+            Some(OwnTopic::Events) => Some(format!("{name} is built in and cannot be deleted")),
+            Some(OwnTopic::Console { vm }) if self.vm_names.contains_key(vm) => {
+                Some(format!("{name} is the console of VM {vm}: it can be deleted once the VM is"))
+            }
+            // Of a VM that is gone, the console stays until somebody deletes it.
+            Some(OwnTopic::Console { .. }) | None => None,
+        };
+        if let Some(reason) = kept {
+            return refuse(ErrorCode::FailedPrecondition, reason);
         }
         let Some(topic) = self.topics.remove(name) else {
             return refuse(ErrorCode::NotFound, format!("there is no topic {name}"));

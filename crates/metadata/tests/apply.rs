@@ -133,6 +133,24 @@ fn topics_spread_over_nodes_and_refuse_what_kafka_refuses() {
 }
 
 #[test]
+fn the_names_of_musters_own_topics_are_kept_for_them() {
+    let mut cluster = Cluster::new();
+    for name in [EVENTS_TOPIC, "vm.web.console", "vm.a.b.console"] {
+        refused(&cluster.apply(topic(name, None)), ErrorCode::InvalidArgument);
+    }
+    for name in ["vm.console", "vm..console", "vm.web.consoles", "my.vm.web.console", "muster.event"] {
+        let made = cluster.apply(topic(name, None));
+        assert!(matches!(made, CommandResult::TopicCreated { .. }), "{name}: {made:?}");
+    }
+    cluster.apply(Command::CreateVm { name: "web".into(), spec: spec() });
+    let delete = || Command::DeleteTopic { name: console_topic("web") };
+    refused(&cluster.apply(delete()), ErrorCode::FailedPrecondition);
+    cluster.apply(Command::DeleteVm { name: "web".into() });
+    assert!(cluster.state.vm("web").is_none(), "it had no node");
+    assert_eq!(cluster.apply(delete()), CommandResult::Done, "the console of a VM that is gone may go");
+}
+
+#[test]
 fn an_elastic_partition_takes_replicas_up_to_its_target() {
     let mut cluster = Cluster::new();
     let group = cluster.state.topics[EVENTS_TOPIC].partitions[0];

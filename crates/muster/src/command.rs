@@ -165,6 +165,8 @@ fn node_flags(command: Command) -> Command {
             )
             .arg(parent_arg()),
     )
+    .arg(advertise("kafka", "What Kafka clients are told to connect to"))
+    .arg(advertise("api", "Where the API is shown to be, and may be called"))
 }
 
 fn listen_flags(command: Command) -> Command {
@@ -179,6 +181,14 @@ fn listen_flags(command: Command) -> Command {
         .arg(flag("kafka-listen", node::KAFKA_PORT, "Where Kafka clients connect (TCP)"))
         .arg(flag("api-listen", node::API_PORT, "Where the API listens (TCP)"))
         .arg(flag("peer-listen", node::PEER_PORT, "Where other nodes connect (UDP)"))
+}
+
+fn advertise(what: &'static str, help: &'static str) -> Arg {
+    let flag = format!("{what}-advertise");
+    Arg::new(flag.clone())
+        .long(flag)
+        .value_name("HOST:PORT")
+        .help(format!("{help} [default: what --{what}-listen says]"))
 }
 
 fn data_dir(default: &str) -> Arg {

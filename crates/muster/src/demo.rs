@@ -27,6 +27,9 @@ const CONSOLE_WAIT: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How the reason of a VM begins that waits for a hypervisor to be installed (`compute::place`).
 const NO_HYPERVISOR: &str = "no node offers qemu";
+/// How long that reason must stand to be believed: in a data directory of before, the tables first say what the nodes
+/// offered when they ran last, and the reason that followed from that.
+const NO_HYPERVISOR_STANDS: Duration = Duration::from_secs(5);
 
 struct Demo<'a> {
     plan: Plan<'a>,
@@ -38,6 +41,7 @@ struct Demo<'a> {
 pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Result<()> {
     let began = Instant::now();
     let signals = Signals::catch()?;
+    let first = first_node(args)?;
     let (dir, temporary) = match args.get_one::<PathBuf>("data-dir") {
         Some(dir) => (ClusterDir::open(dir)?, None),
         None => {
@@ -45,7 +49,7 @@ pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Resu
             (ClusterDir::open(&made.0)?, Some(made))
         }
     };
-    let layout = Layout::open(&dir.path, None, first_node(args))?;
+    let layout = Layout::open(&dir.path, None, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     step(began, &format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
@@ -113,21 +117,23 @@ impl Demo<'_> {
                 }
             }
         })?;
+        let mut lacking: Option<(Instant, String)> = None;
         loop {
             let vm = match changes.recv_timeout(LOOK_INTERVAL) {
                 Ok(item) => item.map_err(|error| anyhow!("{}", error.message))?["vm"].clone(),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) if self.plan.signals.came_within(Duration::ZERO) => bail!("interrupted"),
-                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Timeout) => match &lacking {
+                    Some((since, reason)) if since.elapsed() > NO_HYPERVISOR_STANDS => bail!("{reason}"),
+                    _ => continue,
+                },
             };
             let place = vm["node"].as_str().map(|node| format!(" on {node}")).unwrap_or_default();
             let reason = ops::human::text(&vm["reason"]);
             let phase = ops::human::text(&vm["phase"]);
             let shown = if reason.is_empty() { String::new() } else { format!(": {reason}") };
             step(self.began, &format!("VM {VM} is {phase}{place}{shown}"))?;
-            if phase == "Pending" && reason.starts_with(NO_HYPERVISOR) {
-                bail!("{reason}");
-            }
+            lacking = (phase == "Pending" && reason.starts_with(NO_HYPERVISOR)).then(|| (Instant::now(), reason));
         }
     }
 

@@ -56,6 +56,12 @@ fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
     config.kafka_listen = address("kafka-listen").unwrap_or(config.kafka_listen);
     config.api_listen = address("api-listen").unwrap_or(config.api_listen);
     config.peer_listen = address("peer-listen").unwrap_or(config.peer_listen);
+    for (flag, told) in [("kafka-advertise", &mut config.kafka_advertise), ("api-advertise", &mut config.api_advertise)]
+    {
+        if let Some(text) = args.get_one::<String>(flag) {
+            *told = Some(node::valid_advertise(&format!("--{flag}"), text).map_err(anyhow::Error::msg)?.to_owned());
+        }
+    }
     config.kernel = args.get_one::<PathBuf>("kernel").cloned();
     Ok(config)
 }
@@ -93,14 +99,15 @@ fn log_to_stderr() -> anyhow::Result<()> {
 
 /// Says what listens where and what to try next.
 fn announce(name: &str, began: Instant, node: &Node) {
-    let (kafka, api) = (node.kafka, node.api);
+    let (kafka, api, told) = (node.kafka, node.api, &node.kafka_advertised);
+    let for_clients = if *told == kafka.to_string() { String::new() } else { format!(" (clients are told {told})") };
     let peer = node.peer.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
     let api_flag = if api.port() == node::API_PORT { String::new() } else { format!(" --api {api}") };
     // Whoever started this process may have closed its output; the node runs all the same.
     let _ = terminal::print(format!(
-        "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}\n  API    {api}\n  Peers  {peer} (UDP)\n\nTry next:\n  \
+        "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}{for_clients}\n  API    {api}\n  Peers  {peer} (UDP)\n\nTry next:\n  \
          muster{api_flag} status\n  muster{api_flag} vm create hello --wait\n  \
-         kcat -b {kafka} -C -t muster.events -o beginning -e\n  muster{api_flag} token create",
+         kcat -b {told} -C -t muster.events -o beginning -e\n  muster{api_flag} token create",
         node.id(),
         began.elapsed().as_secs_f64()
     ));

@@ -89,6 +89,33 @@ fn where_no_node_answers_it_says_so_and_ends_with_1() {
 }
 
 #[test]
+fn addresses_that_nobody_can_connect_to_are_refused_before_anything_is_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    for (start, flag, address, says) in [
+        (
+            "up",
+            "--kafka-listen",
+            "0.0.0.0:19092",
+            "--kafka-advertise HOST:PORT, such as --kafka-advertise 192.168.1.10:19092",
+        ),
+        ("up", "--kafka-listen", "[::]:19092", "--kafka-advertise HOST:PORT"),
+        ("up", "--api-listen", "0.0.0.0:17400", "--api-advertise HOST:PORT"),
+        ("up", "--peer-listen", "0.0.0.0:17401", "name the one address at which other nodes reach this host"),
+        ("up", "--kafka-advertise", "0.0.0.0:9092", "must be an address to connect to"),
+        ("up", "--kafka-advertise", "example.org", "--kafka-advertise must be host:port"),
+        ("dev", "--kafka-listen", "0.0.0.0:19092", "name one address of this host"),
+        ("demo", "--peer-listen", "[::]:0", "name one address of this host"),
+    ] {
+        let output = muster(&[start, "--data-dir", data.to_str().unwrap(), flag, address]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{start} {flag} {address}: {said}");
+        assert!(said.starts_with("error: ") && said.contains(says), "{start} {flag} {address}: {said}");
+        assert!(!data.join("identity").exists() && !data.join("node1").exists(), "{start} {flag} {address}");
+    }
+}
+
+#[test]
 fn a_configuration_that_cannot_be_used_is_refused_with_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("node.toml");

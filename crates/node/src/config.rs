@@ -1,7 +1,7 @@
 //! What a node is told at its start, from flags or a TOML file.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -27,9 +27,9 @@ pub struct Config {
     pub api_listen: SocketAddr,
     /// UDP, for peers.
     pub peer_listen: SocketAddr,
-    /// `host:port` that Kafka clients are told to connect to; by default `kafka_listen`.
+    /// `host:port` that Kafka clients are told to connect to; by default `kafka_listen`, which then is one address.
     pub kafka_advertise: Option<String>,
-    /// `host:port` under which the API is shown and may be called; by default `api_listen`.
+    /// `host:port` under which the API is shown and may be called; by default `api_listen`, which then is one address.
     pub api_advertise: Option<String>,
     /// Failure domains and whatever else placement should know, such as `zone=a`.
     pub labels: BTreeMap<String, String>,
@@ -139,6 +139,35 @@ impl Config {
         Ok(())
     }
 
+    /// Whether others can be told where to reach what listens here: an address such as 0.0.0.0 is every address of this
+    /// host, and none to connect to.
+    ///
+    /// # Errors
+    /// Names the flag that says what to tell them.
+    pub(crate) fn check_reach(&self) -> Result<(), String> {
+        let example = |port| SocketAddr::from((Ipv4Addr::new(192, 168, 1, 10), port));
+        let peer = self.peer_listen;
+        if peer.ip().is_unspecified() {
+            return Err(format!(
+                "--peer-listen {peer}: name the one address at which other nodes reach this host, such as {}",
+                example(peer.port())
+            ));
+        }
+        for (what, clients, listen, advertise) in [
+            ("kafka", "Kafka clients", self.kafka_listen, &self.kafka_advertise),
+            ("api", "users of the API", self.api_listen, &self.api_advertise),
+        ] {
+            if listen.ip().is_unspecified() && advertise.is_none() {
+                return Err(format!(
+                    "--{what}-listen {listen} is every address of this host, but {clients} are told one: name it with \
+                     --{what}-advertise HOST:PORT, such as --{what}-advertise {}, or listen there alone",
+                    example(listen.port())
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the data directory holds a member of a cluster already.
     #[must_use]
     pub fn is_member(data_dir: &Path) -> bool {
@@ -204,13 +233,21 @@ pub fn parse_label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn valid_advertise<'a>(key: &str, value: &'a str) -> Result<&'a str, String> {
-    let port =
-        value.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
-    match port {
-        Some(port) if port > 0 => Ok(value),
-        _ => Err(format!("{key} must be host:port, such as {}", example(key))),
+/// What others are told to connect to: `HOST:PORT`. `key` is the flag or the key of a file that it was given with.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn valid_advertise<'a>(key: &str, value: &'a str) -> Result<&'a str, String> {
+    let (host, port) = value.rsplit_once(':').unwrap_or_default();
+    let unspecified = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+    if unspecified {
+        return Err(format!("{key} must be an address to connect to, which {host} is not"));
     }
+    if host.is_empty() || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        let like = example(&key.trim_start_matches('-').replace('-', "_"));
+        return Err(format!("{key} must be host:port, such as {like}"));
+    }
+    Ok(value)
 }
 
 /// The first label of a host name as a node name; `node` if nothing usable is left.
@@ -275,6 +312,32 @@ mod tests {
             assert!(error.starts_with("/etc/muster/node.toml:"), "{broken:?}: {error}");
         }
         assert!(parse("colour = \"x\"").unwrap_err().contains("the keys are data_dir, name"));
+    }
+
+    #[test]
+    fn what_nobody_can_connect_to_is_told_to_nobody() {
+        let told = |text: &str| {
+            parse(text).and_then(|config| config.check_reach()).map_err(|error| error.replace("/etc/muster/node", ""))
+        };
+        for every in ["0.0.0.0", "[::]"] {
+            let refused = told(&format!("kafka_listen = \"{every}:9092\"")).unwrap_err();
+            let says = format!(
+                "--kafka-listen {every}:9092 is every address of this host, but Kafka clients are told one: name it with \
+                 --kafka-advertise HOST:PORT, such as --kafka-advertise 192.168.1.10:9092, or listen there alone"
+            );
+            assert_eq!(refused, says);
+            let refused = told(&format!("api_listen = \"{every}:7400\"")).unwrap_err();
+            assert!(refused.contains("--api-advertise HOST:PORT"), "{refused}");
+            let refused = told(&format!("peer_listen = \"{every}:7401\"")).unwrap_err();
+            assert!(refused.contains("such as 192.168.1.10:7401"), "{refused}");
+            let refused = told(&format!("kafka_advertise = \"{every}:9092\"")).unwrap_err();
+            assert!(refused.contains(&format!("which {every} is not")), "{refused}");
+            let advertised = format!("kafka_listen = \"{every}:9092\"\nkafka_advertise = \"k.example.org:9092\"");
+            assert_eq!(told(&advertised), Ok(()));
+        }
+        assert_eq!(told("kafka_listen = \"10.0.0.1:9092\""), Ok(()));
+        let flag = valid_advertise("--kafka-advertise", "host").unwrap_err();
+        assert_eq!(flag, "--kafka-advertise must be host:port, such as \"kafka.example.org:9092\"");
     }
 
     #[test]

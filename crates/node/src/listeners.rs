@@ -63,7 +63,13 @@ impl Listeners {
         let start = |reason: String| NodeError::Start { what: "the API", reason };
         let operations = operations::registry().map_err(|error| start(error.to_string()))?;
         let shared = Arc::new(handle.clone());
-        let ports = Ports { core: shared.clone(), console: shared.clone(), random: shared.clone(), tasks: shared };
+        let ports = Ports {
+            core: shared.clone(),
+            console: shared.clone(),
+            images: shared.clone(),
+            random: shared.clone(),
+            tasks: shared,
+        };
         let pipeline = Pipeline::new(
             Arc::new(operations),
             Arc::new(ports),

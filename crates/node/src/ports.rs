@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
 use kafka::PartitionReader;
 use metadata::Metadata;
-use operations::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, LineStream, Random, TaskView, Tasks};
+use operations::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, Images, LineStream, Random, TaskView, Tasks};
 use tokio::sync::watch;
 
 use crate::console::partition;
@@ -77,6 +77,12 @@ impl Core for NodeHandle {
                 None => std::future::pending().await,
             }
         })
+    }
+}
+
+impl Images for NodeHandle {
+    fn names(&self) -> Vec<String> {
+        vmm::IMAGES.iter().map(ToString::to_string).collect()
     }
 }
 

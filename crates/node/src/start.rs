@@ -42,8 +42,10 @@ const TASKS_END: Duration = Duration::from_secs(3);
 /// A running node.
 pub struct Node {
     handle: NodeHandle,
-    /// Where Kafka clients connect.
+    /// Where Kafka listens.
     pub kafka: SocketAddr,
+    /// Where Kafka clients are told to connect.
+    pub kafka_advertised: String,
     /// Where the API listens.
     pub api: SocketAddr,
     /// Where peers connect (UDP).
@@ -186,6 +188,7 @@ impl Node {
     /// # Errors
     /// See [`NodeError`]; nothing is left running.
     pub async fn start(config: Config) -> Result<Node, NodeError> {
+        config.check_reach().map_err(NodeError::Config)?;
         let ground = Ground::lay(&config)?;
         let listeners = Listeners::bind(config.kafka_listen, config.api_listen, ground.handle.clone()).await?;
         let identity = Identity::load_or_create(&ground.data.identity())?;
@@ -204,7 +207,7 @@ impl Node {
             name: config.name.clone(),
             address: NodeAddress {
                 endpoint: identity.endpoint(),
-                direct: peer_addresses(&config, &transport)?,
+                direct: transport.listen_addrs().iter().map(ToString::to_string).collect(),
                 relay_url: None,
                 kafka: config.kafka_advertise.clone().unwrap_or_else(|| listeners.kafka_address.to_string()),
                 api: config.api_advertise.clone().unwrap_or_else(|| listeners.api_address.to_string()),
@@ -292,19 +295,6 @@ fn image_dir() -> Option<std::path::PathBuf> {
     Some(images)
 }
 
-/// Where other nodes reach this one.
-fn peer_addresses(config: &Config, transport: &Transport) -> Result<Vec<String>, NodeError> {
-    let bound = transport.listen_addrs();
-    if bound.iter().any(|address| address.ip().is_unspecified()) {
-        return Err(NodeError::Config(format!(
-            "--peer-listen {}: name the one address at which other nodes reach this host, such as {}",
-            config.peer_listen,
-            SocketAddr::from((std::net::Ipv4Addr::new(192, 168, 1, 10), config.peer_listen.port()))
-        )));
-    }
-    Ok(bound.iter().map(ToString::to_string).collect())
-}
-
 /// From now on this process speaks as a member.
 fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord) {
     // Set once per process, here.
@@ -340,6 +330,7 @@ impl Parts {
     async fn run(self, config: &Config, me: Member, record: ClusterRecord) -> Result<Node, NodeError> {
         let Parts { ground, listeners, transport, inboxes, vmm, vm_event_queue, adopted } = self;
         let peer = transport.listen_addrs();
+        let kafka_advertised = me.address.kafka.clone();
         let (stop_clients, stop_core) = (CancellationToken::new(), CancellationToken::new());
         let (vm_reports, vms) = mpsc::channel(QUEUE.max(adopted.len()));
         vms::say_adopted(&vm_reports, adopted);
@@ -385,6 +376,7 @@ impl Parts {
         Ok(Node {
             handle: ground.handle,
             kafka,
+            kafka_advertised,
             api,
             peer,
             stop_clients,

@@ -20,7 +20,7 @@ mod token;
 mod topic;
 mod vm;
 
-pub use ports::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, LineStream, Ports, Random, TaskView, Tasks};
+pub use ports::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, Images, LineStream, Ports, Random, TaskView, Tasks};
 
 use ops::{Operation, Registry, RegistryError};
 

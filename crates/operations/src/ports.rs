@@ -14,6 +14,7 @@ use serde::Serialize;
 pub struct Ports {
     pub core: Arc<dyn Core>,
     pub console: Arc<dyn ConsoleLog>,
+    pub images: Arc<dyn Images>,
     pub random: Arc<dyn Random>,
     pub tasks: Arc<dyn Tasks>,
 }
@@ -69,6 +70,12 @@ pub trait ConsoleLog: Send + Sync {
         follow: bool,
         deadline: Mono,
     ) -> BoxFuture<'static, Result<LineStream, RequestError>>;
+}
+
+/// What VMs can boot.
+pub trait Images: Send + Sync {
+    /// The names of all images.
+    fn names(&self) -> Vec<String>;
 }
 
 /// Secrets and ids.

@@ -15,7 +15,7 @@ use ops::{Clock, Ended, Invocation, LoopbackOnly, Observer, OpError, Output, Pip
 use serde_json::Value;
 use wire::{Capabilities, Member, NodeAddress};
 
-use crate::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, LineStream, Ports, Random, TaskView, Tasks};
+use crate::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, Images, LineStream, Ports, Random, TaskView, Tasks};
 
 /// How a node takes questions.
 #[derive(Clone)]
@@ -109,6 +109,7 @@ impl World {
         let ports = Ports {
             core: Arc::clone(self) as Arc<dyn Core>,
             console: Arc::clone(self) as Arc<dyn ConsoleLog>,
+            images: Arc::clone(self) as Arc<dyn Images>,
             random: Arc::clone(self) as Arc<dyn Random>,
             tasks: Arc::clone(self) as Arc<dyn Tasks>,
         };
@@ -150,6 +151,7 @@ impl World {
         let registry = crate::registry().unwrap();
         match registry.get(operation).unwrap().spec().human {
             ops::Human::Fields => ops::human::fields(&value),
+            ops::Human::Record(columns) => ops::human::record(columns, &value),
             ops::Human::Text(text) => text(&value),
             ops::Human::Table { rows, columns, empty } => match value.pointer(rows).and_then(Value::as_array) {
                 Some(rows) if !rows.is_empty() => ops::human::json_table(columns, rows),
@@ -294,6 +296,12 @@ impl ConsoleLog for World {
         let line = format!("{topic} {from:?} {follow}");
         let lines = [Ok(ConsoleLine { offset: 0, timestamp_ms: 1, line })];
         ready(Ok(futures::stream::iter(lines).boxed())).boxed()
+    }
+}
+
+impl Images for World {
+    fn names(&self) -> Vec<String> {
+        vec!["minimal".into(), "full".into()]
     }
 }
 

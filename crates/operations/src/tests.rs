@@ -81,6 +81,8 @@ fn topics_live_and_die() {
     let described = world.value("topic.describe", json!({ "name": "orders" })).unwrap();
     assert_eq!(described["partitions"][1]["leader"], "node1");
     assert_eq!(described["partitions"][1]["high_watermark"], 5);
+    let shown = world.shown("topic.describe", json!({ "name": "orders" }));
+    assert!(shown.contains("\nage         0ms\n"), "{shown}");
     for (input, field) in [
         (json!({ "name": "a b" }), "name"),
         (json!({ "name": "x", "partitions": 0 }), "partitions"),
@@ -98,6 +100,21 @@ fn topics_live_and_die() {
 }
 
 #[test]
+fn consoles_belong_to_their_vms() {
+    let world = World::new(1);
+    let error = world.value("topic.create", json!({ "name": "vm.web.console" })).unwrap_err();
+    let says = "`name` is refused: the topic name vm.web.console is kept for the console of a VM named web: only muster \
+                makes and writes it";
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::InvalidArgument, says));
+    world.value("vm.create", json!({ "name": "web" })).unwrap();
+    let error = world.value("topic.delete", json!({ "name": "vm.web.console" })).unwrap_err();
+    let says = "vm.web.console is the console of VM web: it can be deleted once the VM is";
+    assert_eq!((error.code, error.message.as_str()), (ErrorCode::FailedPrecondition, says));
+    world.value("vm.delete", json!({ "name": "web" })).unwrap();
+    world.value("topic.delete", json!({ "name": "vm.web.console" })).unwrap();
+}
+
+#[test]
 fn a_vm_is_recorded_with_its_defaults_and_shown() {
     let world = World::new(2);
     let made = world.value("vm.create", json!({ "name": "web" })).unwrap();
@@ -108,6 +125,24 @@ fn a_vm_is_recorded_with_its_defaults_and_shown() {
     let row: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..4], ["web", "Running", "node2", "1"], "{shown}");
     assert_eq!(world.value("vm.inspect", json!({ "name": "web" })).unwrap()["placement"], "the only one");
+    let shown = world.shown("vm.inspect", json!({ "name": "web" }));
+    let expect = "\
+name           web
+id             1
+phase          Running
+in it for      0ms
+desired        running
+node           node2
+placement      the only one
+epoch          1
+incarnation    1
+restarts       0
+cpus           1
+memory         128 MiB
+image          minimal
+console topic  vm.web.console
+age            0ms";
+    assert_eq!(shown, expect);
     assert_eq!(world.value("vm.stop", json!({ "name": "web" })).unwrap()["phase"], "Stopping");
     assert_eq!(world.value("vm.delete", json!({ "name": "web" })).unwrap()["gone"], false);
 }
@@ -127,6 +162,12 @@ fn mistaken_vms_are_refused_with_what_to_write() {
         ),
         ("vm.create", json!({ "name": "a", "cpus": 257 }), ErrorCode::InvalidArgument, "`cpus` must be at most 256"),
         ("vm.create", json!({ "name": "a", "node": "node9" }), ErrorCode::NotFound, "no node is named \"node9\""),
+        (
+            "vm.create",
+            json!({ "name": "a", "image": "ubuntu" }),
+            ErrorCode::InvalidArgument,
+            "`image` is refused: no image is called \"ubuntu\", there is minimal, full",
+        ),
         ("vm.stop", json!({ "name": "wbe" }), ErrorCode::NotFound, "there is no VM \"wbe\""),
         ("vm.inspect", json!({ "name": "x" }), ErrorCode::NotFound, "there is no VM \"x\""),
         ("vm.delete", json!({ "name": "x" }), ErrorCode::NotFound, "there is no VM \"x\""),
@@ -135,6 +176,13 @@ fn mistaken_vms_are_refused_with_what_to_write() {
         assert_eq!(error.code, expect, "{error:?}");
         assert!(error.message.starts_with(says), "{error:?}");
     }
+    assert_eq!(world.value("vm.list", json!({})).unwrap()["vms"].as_array().unwrap().len(), 1, "nothing was recorded");
+    for (image, hint) in [("minimla", "did you mean `minimal`?"), ("/srv/disk.img", "an image has a name, not a path")]
+    {
+        let error = world.value("vm.create", json!({ "name": "a", "image": image })).unwrap_err();
+        assert!(error.hint.as_deref().unwrap_or_default().starts_with(hint), "{error:?}");
+    }
+    world.value("vm.create", json!({ "name": "a", "image": "full" })).unwrap();
 }
 
 #[test]

@@ -37,11 +37,17 @@ pub fn json_table(columns: &[Column], rows: &[Value]) -> String {
 #[must_use]
 pub fn fields(value: &Value) -> String {
     let Some(object) = value.as_object() else { return text(value) };
-    let shown: Vec<_> = object
-        .iter()
-        .map(|(name, value)| (name.replace('_', " "), text(value)))
-        .filter(|(_, v)| !v.is_empty())
-        .collect();
+    lines(object.iter().map(|(name, value)| (name.replace('_', " "), text(value))))
+}
+
+/// One line per column that says anything of a JSON value.
+#[must_use]
+pub fn record(columns: &[Column], value: &Value) -> String {
+    lines(columns.iter().map(|column| (column.title.to_owned(), cell(value.pointer(column.pointer), column.cell))))
+}
+
+fn lines(named: impl Iterator<Item = (String, String)>) -> String {
+    let shown: Vec<_> = named.filter(|(_, value)| !value.is_empty()).collect();
     let width = shown.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     shown.iter().map(|(name, value)| format!("{name:<width$}  {value}")).collect::<Vec<_>>().join("\n")
 }
@@ -121,6 +127,7 @@ mod tests {
             "NAME    AGE    MEMORY   REASON\na       5m12s  1.5 GiB  none [2J\nlonger  5ms    80 MiB"
         );
         assert_eq!(fields(&json!({"b_c": [1, 2], "a": null})), "b c  1,2");
+        assert_eq!(record(COLUMNS, &rows[1]), "NAME    longer\nAGE     5ms\nMEMORY  80 MiB");
     }
 
     #[test]

@@ -202,8 +202,10 @@ impl Column {
 /// How people see the output.
 #[derive(Clone, Copy, Debug)]
 pub enum Human {
-    /// One line per field.
+    /// One line per field, as it is.
     Fields,
+    /// One line per column that says anything, its title first.
+    Record(&'static [Column]),
     /// One line per element of the array at `rows` (a JSON pointer).
     Table { rows: &'static str, columns: &'static [Column], empty: &'static str },
     /// The operation's own text; of a stream, per item. Ends without a newline; an empty text is not printed.

@@ -38,5 +38,5 @@ mod vmm;
 
 pub use error::VmmError;
 pub use event::{Accelerator, AdoptedVm, AgentInfo, ExitReason, Hypervisor, StartVm, VmEvent, VmEventKind};
-pub use image::{IMAGE_MINIMAL, ImageError};
+pub use image::{IMAGE_MINIMAL, IMAGES, ImageError};
 pub use vmm::{Vmm, VmmConfig};

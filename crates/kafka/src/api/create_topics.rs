@@ -106,6 +106,7 @@ fn check(topic: &CreatableTopic, view: &View) -> Result<NewTopic, Failure> {
     if view.metadata.topics.contains_key(name) {
         return Err((ResponseError::TopicAlreadyExists, format!("topic '{name}' exists already")));
     }
+    metadata::free_topic_name(name).map_err(|reason| (ResponseError::InvalidTopicException, reason))?;
     topic::check_collision(name, view.metadata.topics.keys().map(String::as_str))
         .map_err(refuse(ResponseError::InvalidTopicException))?;
     if !topic.assignments.is_empty() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base::limits::TOPIC_READY_WAIT;
 use base::{GroupId, TopicId};
+use engine::{Request, Target};
 use futures::future::join_all;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::metadata_response::{
@@ -26,20 +27,22 @@ use crate::topics::{TopicRef, Uuid, View, broker_id};
 /// describe, cluster action, describe and alter configs, idempotent write).
 const TOPIC_OPERATIONS: i32 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11;
 const CLUSTER_OPERATIONS: i32 = 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12;
+const WRITE: i32 = 1 << 4;
 /// "Not asked for."
 const OPERATIONS_UNKNOWN: i32 = i32::MIN;
 
 pub(crate) async fn answer<B: Broker>(shared: Arc<Shared<B>>, context: Context, request: MetadataRequest) -> Outcome {
     let wanted = wanted(&request, context.version);
     // Until version 4 clients could not say, and meant yes.
-    if request.allow_auto_topic_creation || context.version < 4 {
+    let creates = shared.config.auto_create_topics && (request.allow_auto_topic_creation || context.version < 4);
+    if creates {
         create_missing(&shared, &wanted).await;
     }
     let view = shared.view(true);
     let operations = if request.include_topic_authorized_operations { TOPIC_OPERATIONS } else { OPERATIONS_UNKNOWN };
     let topics = match &wanted {
         None => view.metadata.topics.values().map(|topic| describe(&shared, &view, topic, operations)).collect(),
-        Some(wanted) => wanted.iter().map(|topic| find(&shared, &view, topic, operations)).collect(),
+        Some(wanted) => wanted.iter().map(|topic| find(&shared, &view, topic, operations, creates)).collect(),
     };
     let controller = shared.broker.leader(GroupId::META).and_then(|(node, _)| broker_id(node)).unwrap_or(-1);
     let brokers = view.brokers().map(|broker| {
@@ -73,11 +76,8 @@ fn wanted(request: &MetadataRequest, version: i16) -> Option<Vec<TopicRef>> {
 /// Makes the topics that do not exist, with one partition, and waits a moment for their leaders. What does not work
 /// shows in the answer as a topic that is not there, or has no leader yet: clients ask again.
 async fn create_missing<B: Broker>(shared: &Arc<Shared<B>>, wanted: &Option<Vec<TopicRef>>) {
-    if !shared.config.auto_create_topics {
-        return;
-    }
     let view = shared.view(false);
-    let missing: BTreeSet<&str> = wanted
+    let mut missing: BTreeSet<&str> = wanted
         .iter()
         .flatten()
         .filter_map(|topic| match topic {
@@ -87,6 +87,12 @@ async fn create_missing<B: Broker>(shared: &Arc<Shared<B>>, wanted: &Option<Vec<
         .filter(|name| !view.metadata.topics.contains_key(*name))
         .filter(|name| stream::topic::check_name(name).is_ok())
         .collect();
+    let named = missing.len();
+    missing.retain(|name| metadata::free_topic_name(name).is_ok());
+    if missing.len() < named {
+        // A console is made with its VM, perhaps a moment ago through another node: it must not be denied.
+        let _ = shared.broker.request(Target::Here, TOPIC_READY_WAIT, Request::Barrier).await;
+    }
     if missing.is_empty() {
         return;
     }
@@ -102,7 +108,15 @@ async fn create_missing<B: Broker>(shared: &Arc<Shared<B>>, wanted: &Option<Vec<
     }
 }
 
-fn find<B: Broker>(shared: &Shared<B>, view: &View, wanted: &TopicRef, operations: i32) -> MetadataResponseTopic {
+/// A topic that does not exist and `creates` says should have been made: one whose name is never made for clients is
+/// refused for good. Otherwise it may come yet, as a console does, and clients ask again.
+fn find<B: Broker>(
+    shared: &Shared<B>,
+    view: &View,
+    wanted: &TopicRef,
+    operations: i32,
+    creates: bool,
+) -> MetadataResponseTopic {
     match (view.topic(wanted), wanted) {
         (Ok(topic), _) => describe(shared, view, topic, operations),
         (Err(error), TopicRef::Id(id)) => MetadataResponseTopic::default()
@@ -110,7 +124,8 @@ fn find<B: Broker>(shared: &Shared<B>, view: &View, wanted: &TopicRef, operation
             .with_topic_id(Uuid::from_bytes(id.0))
             .with_name(None),
         (Err(error), TopicRef::Name(name)) => {
-            let invalid = stream::topic::check_name(name).is_err();
+            let reserved = creates && metadata::free_topic_name(name).is_err();
+            let invalid = reserved || stream::topic::check_name(name).is_err();
             let error = if invalid { ResponseError::InvalidTopicException } else { error };
             MetadataResponseTopic::default().with_error_code(error.code()).with_name(Some(TopicName(name.clone())))
         }
@@ -119,6 +134,7 @@ fn find<B: Broker>(shared: &Shared<B>, view: &View, wanted: &TopicRef, operation
 
 fn describe<B: Broker>(shared: &Shared<B>, view: &View, topic: &TopicRecord, operations: i32) -> MetadataResponseTopic {
     let partitions = topic.partitions.iter().enumerate().map(|(index, group)| partition(shared, view, index, *group));
+    let operations = if metadata::free_topic_name(&topic.name).is_ok() { operations } else { operations & !WRITE };
     MetadataResponseTopic::default()
         .with_name(Some(TopicName(StrBytes::from_string(topic.name.clone()))))
         .with_topic_id(Uuid::from_bytes(topic.topic_id.0))

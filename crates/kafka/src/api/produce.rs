@@ -112,6 +112,11 @@ fn one<B: Broker>(
     deadline: Millis,
 ) -> BoxFuture<'static, Done> {
     let index = data.index;
+    // A console holds what a guest printed and the events what happened: a client's words among them would be forged.
+    // Muster's own producers do not come this way. The error is Kafka's for its own internal topics.
+    if let Err(reason) = view.name(topic).map_or(Ok(()), metadata::free_topic_name) {
+        return failed(index, None, refusal(ResponseError::InvalidTopicException, reason));
+    }
     let group = match view.partition(topic, index) {
         Ok(group) => group,
         Err(error) => return failed(index, None, refusal(error, "there is no such topic or partition")),

@@ -36,6 +36,8 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     changes: watch::Sender<u64>,
+    /// A VM of which this node hears only at the next barrier.
+    late: Mutex<Option<&'static str>>,
 }
 
 struct State {
@@ -81,6 +83,7 @@ impl Node {
                 refuse: None,
             }),
             changes: watch::Sender::new(0),
+            late: Mutex::default(),
         };
         let node = Node(Arc::new(inner));
         let mut config = ListenerConfig::new("127.0.0.1:0".parse().unwrap());
@@ -148,6 +151,11 @@ impl Node {
         assert!(matches!(result, CommandResult::TopicCreated { .. }), "{result:?}");
     }
 
+    /// A VM that was made elsewhere, of which this node hears only at the next barrier.
+    pub fn create_vm_unheard(&self, name: &'static str) {
+        *self.0.late.lock().unwrap() = Some(name);
+    }
+
     /// From now on entries wait until [`Node::commit`].
     pub fn hold(&self) {
         self.state().held = true;
@@ -180,6 +188,15 @@ impl Node {
         replica.publish(vec![]);
         drop(state);
         self.changed();
+    }
+
+    /// A VM that was made elsewhere, with its console.
+    pub fn create_vm(&self, name: &str) {
+        let spec = compute::VmSpec { cpus: 1, memory_mib: 128, image: "minimal".into(), node: None };
+        let result = self.command(Command::CreateVm { name: name.into(), spec });
+        assert!(matches!(result, CommandResult::VmCreated { .. }), "{result:?}");
+        let console = self.group(&metadata::console_topic(name), 0);
+        self.state().replica(console);
     }
 
     fn command(&self, command: Command) -> CommandResult {
@@ -303,6 +320,11 @@ impl Broker for Node {
                     async move { answer.await.unwrap_or_else(|_| Err(failure(ErrorCode::LeaderChanged))) }.boxed()
                 }
             },
+            (Target::Here, Request::Barrier) => {
+                let late = self.0.late.lock().unwrap().take();
+                late.into_iter().for_each(|name| self.create_vm(name));
+                done(Ok(Reply::Done))
+            }
             (Target::Here, Request::ReadLog(read)) => done(self.state().read_log(&read)),
             (target, request) => panic!("not a request of this listener: {target:?} {request:?}"),
         }

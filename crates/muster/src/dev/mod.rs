@@ -4,9 +4,11 @@ mod child;
 mod cluster;
 mod layout;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::bail;
 use clap::ArgMatches;
 
 pub(crate) use cluster::{Cluster, ClusterDir, Plan};
@@ -19,10 +21,11 @@ use crate::terminal;
 pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
     let began = Instant::now();
     let signals = Signals::catch()?;
+    let first = first_node(args)?;
     let registry = operations::registry()?;
     let dir = ClusterDir::open(&args.get_one::<PathBuf>("data-dir").cloned().unwrap_or_else(|| "muster-dev".into()))?;
     let nodes = args.get_one::<u16>("nodes").map(|nodes| usize::from(*nodes));
-    let layout = Layout::open(&dir.path, nodes, first_node(args))?;
+    let layout = Layout::open(&dir.path, nodes, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry: &registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     terminal::print(format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
@@ -40,9 +43,15 @@ pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
 }
 
 /// Where the first node is to listen.
-pub(crate) fn first_node(args: &ArgMatches) -> FirstNode {
-    let address = |flag: &str| args.get_one(flag).copied();
-    FirstNode { kafka: address("kafka-listen"), api: address("api-listen"), peer: address("peer-listen") }
+pub(crate) fn first_node(args: &ArgMatches) -> anyhow::Result<FirstNode> {
+    let address = |flag: &str| match args.get_one::<SocketAddr>(flag).copied() {
+        Some(every) if every.ip().is_unspecified() => bail!(
+            "--{flag} {every}: name one address of this host, such as 127.0.0.1:{}, for clients and nodes are told one",
+            every.port()
+        ),
+        told => Ok(told),
+    };
+    Ok(FirstNode { kafka: address("kafka-listen")?, api: address("api-listen")?, peer: address("peer-listen")? })
 }
 
 /// What listens where, and what to try next.

@@ -16,7 +16,7 @@ use crate::common::{WRITE_ERRORS, command, failure};
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Input {
-    /// Letters, digits, `.`, `_` and `-`.
+    /// Letters, digits, `.`, `_` and `-`; muster.events and vm.*.console are muster's own.
     #[schemars(length(min = 1, max = 249))]
     name: String,
     /// How many partitions.
@@ -59,6 +59,7 @@ pub(crate) fn operation() -> Operation<Ports> {
 
 async fn run(call: Call<Ports>, input: Input) -> Result<TopicView, OpError> {
     stream::topic::check_name(&input.name).map_err(|error| OpError::field("name", format!("is refused: {error}")))?;
+    metadata::free_topic_name(&input.name).map_err(|reason| OpError::field("name", format!("is refused: {reason}")))?;
     for (key, value) in &input.config {
         stream::topic::check_config(key, value)
             .map_err(|error| OpError::field("config", format!("is refused: {error}")))?;

@@ -25,7 +25,10 @@ struct Output {
 
 pub(crate) fn operation() -> Operation<Ports> {
     Operation::new("topic.delete", "Delete a topic and its records", (Method::Delete, "/v1/topics/{name}"), run)
-        .docs("There is no way back. The topic of the cluster's events cannot be deleted.")
+        .docs(
+            "There is no way back. The topic of the cluster's events cannot be deleted, nor the console of a VM that \
+             is there; that of a VM which is gone can.",
+        )
         .examples(&[Example { command: "muster topic delete orders", says: "the topic and all its records are gone" }])
         .permission(Permission::Operate)
         .scope(Scope::Leader)

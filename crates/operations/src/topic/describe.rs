@@ -1,6 +1,6 @@
 //! `topic.describe`: one topic, partition by partition.
 
-use ops::{Call, Example, Human, Method, OpError, Operation, Scope};
+use ops::{Call, Column, Example, Human, Method, OpError, Operation, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,6 +43,16 @@ struct PartitionView {
     voters: Vec<String>,
 }
 
+const LINES: &[Column] = &[
+    Column::plain("name", "/name"),
+    Column::plain("topic id", "/topic_id"),
+    Column::plain("partitions", "/partitions"),
+    Column::plain("replication factor", "/replication_factor"),
+    Column::plain("voters min", "/voters_min"),
+    Column::plain("config", "/config"),
+    Column::duration("age", "/age_ms"),
+];
+
 pub(crate) fn operation() -> Operation<Ports> {
     Operation::new("topic.describe", "Show one topic, partition by partition", (Method::Get, "/v1/topics/{name}"), run)
         .docs("Leaders and offsets are what the nodes themselves say; what no node says is shown as unknown.")
@@ -84,7 +94,7 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
 }
 
 fn text(output: &Value) -> String {
-    let mut text = ops::human::fields(&output["topic"]);
+    let mut text = ops::human::record(LINES, &output["topic"]);
     let rows: Vec<Vec<String>> = output["partitions"]
         .as_array()
         .into_iter()

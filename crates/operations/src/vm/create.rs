@@ -26,7 +26,7 @@ struct Input {
     #[serde(default = "memory")]
     #[schemars(range(min = 80))]
     memory_mib: u64,
-    /// The image to boot; `minimal` is built in.
+    /// The image to boot, by name; `minimal` is built in.
     #[serde(default = "minimal")]
     #[schemars(length(min = 1, max = 128))]
     image: String,
@@ -69,6 +69,7 @@ pub(crate) fn operation() -> Operation<Ports> {
 
 async fn run(call: Call<Ports>, input: Input) -> Result<VmView, OpError> {
     metadata::valid_vm_name(&input.name).map_err(|reason| OpError::field("name", format!("is refused: {reason}")))?;
+    check_image(&call.context.images.names(), &input.image)?;
     let node = match &input.node {
         Some(wanted) => Some(find_node(&call.context.core.metadata(), wanted)?),
         None => None,
@@ -83,6 +84,22 @@ async fn run(call: Call<Ports>, input: Input) -> Result<VmView, OpError> {
             }
         })?;
     Ok(super::view(&call, &metadata, super::find(&metadata, &input.name)?))
+}
+
+/// Refuses what no node could boot: the VM would fail later, where nobody looks.
+fn check_image(known: &[String], image: &str) -> Result<(), OpError> {
+    if known.iter().any(|name| name == image) {
+        return Ok(());
+    }
+    let problem = format!("is refused: no image is called {image:?}, there is {}", known.join(", "));
+    let refused = OpError::field("image", problem);
+    Err(match ops::nearest(image, known.iter().map(String::as_str)) {
+        Some(near) => refused.hint(format!("did you mean `{near}`?")),
+        None if image.contains('/') => {
+            refused.hint("an image has a name, not a path; `muster up --kernel FILE` gives `minimal` another kernel")
+        }
+        None => refused,
+    })
 }
 
 fn text(output: &Value) -> String {

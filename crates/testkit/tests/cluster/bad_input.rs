@@ -58,11 +58,12 @@ fn mistyped_words_are_refused_with_the_nearest_right_ones() {
     Folder::scenario("words", |folder| {
         let cluster = Cluster::start(folder, 1)?;
         let node = &cluster.nodes[0];
-        let mistakes: [(&[&str], &str); 4] = [
+        let mistakes: [(&[&str], &str); 5] = [
             (&["statsu"], "status"),
             (&["vm", "creat", "web1"], "create"),
             (&["topic", "lst"], "list"),
             (&["status", "--outptu", "json"], "--output"),
+            (&["vm", "create", "web1", "--image", "ubuntu"], "minimal"),
         ];
         for (words, near) in mistakes {
             let ended = node.cli(words)?;

@@ -1,9 +1,11 @@
 //! The commands that start whole clusters on one machine.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
-use testkit::{Cluster, Enclave, Folder, Network, wait_until};
+use testkit::{Cluster, Enclave, Folder, Network, Process, muster_binary, wait_until};
 
 use crate::support::{PATIENCE, machine_shared};
 
@@ -55,6 +57,32 @@ fn the_demo_greets_shows_the_status_and_stays_until_ctrl_c() {
         })?;
         wait_three_ready(&mut enclave, &api, &kafka)?;
         enclave.interrupt()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn the_demo_finds_a_hypervisor_that_was_installed_since_it_ran_last() {
+    let _machine = machine_shared();
+    Folder::scenario("demo-again", |folder| {
+        let ports = Cluster::prepare(folder, 1)?.nodes.remove(0);
+        let data_dir = folder.path().join("data");
+        let demo = |path: Option<&Path>| {
+            let mut command = Command::new(muster_binary()?);
+            command.args(["demo", "--exit", "--data-dir"]).arg(&data_dir);
+            command.args(["--kafka-listen", &ports.kafka.to_string(), "--api-listen", &ports.api.to_string()]);
+            command.args(["--peer-listen", &ports.peer.to_string()]);
+            if let Some(path) = path {
+                command.env("PATH", path);
+            }
+            Process::start(&mut command, "demo", folder.path())?.wait(DEMO_LIMIT)
+        };
+        let without = demo(Some(&folder.path().join("nowhere")))?;
+        let said = without.text();
+        ensure!(!without.status.success() && said.contains("no node offers qemu"), "without a hypervisor: {said}");
+        let with = demo(None)?;
+        let said = with.text();
+        ensure!(with.status.success() && said.contains("hello from hello on "), "with a hypervisor again: {said}");
         Ok(())
     });
 }

@@ -1,6 +1,6 @@
 //! `muster up`, alone.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -139,6 +139,31 @@ fn a_configuration_file_starts_it_and_a_mistake_in_one_is_named_with_its_line() 
         ensure!(member["architecture"] == std::env::consts::ARCH, "the architecture is {}", member["architecture"]);
         let positive = ["memory_mib", "disk_mib"].iter().all(|field| member[*field].as_u64().is_some_and(|n| n > 0));
         ensure!(positive, "memory or disk is missing in {member}");
+        Ok(())
+    });
+}
+
+#[test]
+fn it_listens_everywhere_and_tells_clients_the_one_address_that_it_was_given() {
+    let _machine = machine_shared();
+    Folder::scenario("advertise", |folder| {
+        let mut node = Cluster::prepare(folder, 1)?.nodes.remove(0);
+        let loopback = node.kafka;
+        let advertised = loopback.to_string();
+        node.arguments = vec!["--kafka-advertise".into(), advertised.clone()];
+        node.kafka.set_ip(Ipv4Addr::UNSPECIFIED.into());
+        node.start(&Start::Up)?;
+        node.wait_ready(PATIENCE)?;
+        let member = node.members()?.remove(0);
+        ensure!(member["kafka"] == advertised.as_str(), "the member is {member}");
+        wait_until(PATIENCE, "it says what clients are told", || {
+            let said = node.process()?.output();
+            ensure!(said.contains(&format!("(clients are told {advertised})")), "{said}");
+            Ok(())
+        })?;
+        node.kafka = loopback;
+        node.kcat().produce("t", [(&b"k"[..], &b"v"[..])], &[], &[])?;
+        ensure!(node.kcat().consume("t")?.len() == 1, "a client that was told {advertised} read nothing");
         Ok(())
     });
 }

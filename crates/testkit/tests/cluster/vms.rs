@@ -88,6 +88,13 @@ fn without_a_hypervisor_a_vm_stays_pending_and_says_what_to_install() {
         ensure!(vm["phase"] == "Pending", "it is {vm}");
         node.kcat().produce("t", [(&b"k"[..], &b"v"[..])], &[], &[])?;
         ensure!(node.kcat().consume("t")?.len() == 1, "the rest does not work without a hypervisor");
+        for console in ["vm.web1.console", "vm.nobody.console"] {
+            let forged = node.kcat().produce(console, [(&b"web1"[..], &b"forged"[..])], &[], &[]);
+            ensure!(forged.is_err(), "a client wrote to {console}");
+        }
+        ensure!(node.kcat().consume("vm.web1.console")?.is_empty(), "the console holds a client's words");
+        let topics = node.api().get("/v1/topics")?.ok()?;
+        ensure!(!topics.to_string().contains("vm.nobody.console"), "a console without a VM: {topics}");
         node.api().delete("/v1/vms/web1")?.ok()?;
         Ok(())
     });

@@ -22,6 +22,8 @@ use self::modules::Module;
 
 /// The built-in image.
 pub const IMAGE_MINIMAL: &str = "minimal";
+/// Every image there is.
+pub const IMAGES: &[&str] = &[IMAGE_MINIMAL];
 
 /// The guest agent as a static binary, built by `build.rs`.
 const GUEST_AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest-agent"));
@@ -53,7 +55,7 @@ pub(crate) struct BootFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// No image of that name.
-    #[error("no image is called {0:?}: this version knows {IMAGE_MINIMAL:?}")]
+    #[error("no image is called {0:?}: this version knows {known}", known = IMAGES.join(", "))]
     Unknown(String),
     /// A file that is needed cannot be read or written.
     #[error("cannot use {path}")]
@@ -111,7 +113,7 @@ impl ImageStore {
 
     /// The image `name`, made first if need be. May take as long as a download of 30 MB.
     pub(crate) async fn ensure(&self, name: &str, progress: Progress) -> Result<BootFiles, ImageError> {
-        if name != IMAGE_MINIMAL {
+        if !IMAGES.contains(&name) {
             return Err(ImageError::Unknown(name.to_owned()));
         }
         let mut made = self.minimal.lock().await;
