@@ -5,6 +5,7 @@
 
 mod election;
 mod events;
+pub mod linear;
 mod log;
 mod partition;
 mod state;
