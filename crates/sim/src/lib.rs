@@ -36,6 +36,7 @@ mod queue;
 pub mod records;
 mod requests;
 mod run;
+mod shared;
 mod stats;
 pub mod time;
 mod trace;

@@ -19,6 +19,8 @@ pub struct Stats {
     pub acknowledged: u64,
     pub unknown: u64,
     pub failures: BTreeMap<ErrorCode, u64>,
+    /// Requests to partitions that were deleted.
+    pub gone: u64,
     pub records_acknowledged: u64,
     pub commands_acknowledged: u64,
     pub reads: u64,
@@ -32,6 +34,12 @@ pub struct Stats {
     pub elections_meta: u64,
     pub max_term: u64,
     pub max_term_meta: u64,
+    /// Names whose histories were judged, their operations, and the names whose search was given up.
+    pub names: u64,
+    pub names_operations: u64,
+    pub names_undecided: u64,
+    /// Log entries that repeated a command.
+    pub commands_repeated: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
     /// From the first moment until all nodes were members, voters as planned.
@@ -51,6 +59,7 @@ impl Stats {
         self.states_compared = checks.states.compared;
         self.elections = checks.elections.won_in_all();
         self.elections_meta = checks.elections.won(GroupId::META);
+        self.commands_repeated = checks.commands.repeats;
         self.max_term = checks.elections.highest_term().1;
         self.max_term_meta = checks.elections.term_of(GroupId::META);
     }
@@ -62,7 +71,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 16] = [
+        let sums: [(&mut u64, u64); 21] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -77,6 +86,11 @@ impl Stats {
             (&mut self.commits, other.commits),
             (&mut self.snapshots_installed, other.snapshots_installed),
             (&mut self.states_compared, other.states_compared),
+            (&mut self.gone, other.gone),
+            (&mut self.names, other.names),
+            (&mut self.names_operations, other.names_operations),
+            (&mut self.names_undecided, other.names_undecided),
+            (&mut self.commands_repeated, other.commands_repeated),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
         ];
@@ -118,8 +132,8 @@ impl fmt::Display for Stats {
         )?;
         writeln!(
             f,
-            "requests            {} ({} acknowledged, {} unknown)",
-            self.requests, self.acknowledged, self.unknown
+            "requests            {} ({} acknowledged, {} unknown, {} to partitions deleted meanwhile)",
+            self.requests, self.acknowledged, self.unknown, self.gone
         )?;
         writeln!(
             f,
@@ -135,7 +149,11 @@ impl fmt::Display for Stats {
             "frames              {} ({} lost), {} unsynced writes at risk in crashes",
             self.frames, self.frames_lost, self.writes_torn
         )?;
-        writeln!(f, "states compared     {}", self.states_compared)?;
+        writeln!(
+            f,
+            "judged              {} states, {} operations on {} contended names ({} undecided), {} repeated commands",
+            self.states_compared, self.names_operations, self.names, self.names_undecided, self.commands_repeated
+        )?;
         write!(
             f,
             "formed after        at most {:.2} virtual s; writes accepted again after at most {:.2} virtual s",

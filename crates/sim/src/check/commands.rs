@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{NodeId, SessionId, VmEpoch, VmId};
+use base::{GroupId, NodeId, SessionId, VmEpoch, VmId};
 use compute::{Assignment, VmReportEvent};
 use metadata::{Command, CommandEnvelope, CommandResult, Metadata};
 use wire::{Entry, EntryKind};
@@ -66,6 +66,12 @@ impl Commands {
     #[must_use]
     pub fn assigned(&self, vm: VmId, epoch: VmEpoch) -> Option<NodeId> {
         self.assigned.get(&(vm, epoch)).copied()
+    }
+
+    /// Whether a partition existed and was deleted.
+    #[must_use]
+    pub fn is_deleted(&self, group: GroupId) -> bool {
+        self.last().is_some_and(|state| group.0 <= state.groups_given_out() && !state.partitions.contains_key(&group))
     }
 
     /// A client asks once for a token with this hash.

@@ -9,6 +9,7 @@ mod events;
 pub mod linear;
 mod log;
 mod members;
+mod names;
 mod partition;
 mod state;
 
@@ -17,6 +18,7 @@ pub use election::Elections;
 pub use events::Events;
 pub use log::{Held, Logs};
 pub use members::Members;
+pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};
 pub use partition::{Ack, Partitions};
 pub use state::{AckedCommand, States};
 
@@ -29,6 +31,7 @@ pub struct Checks {
     pub commands: Commands,
     pub partitions: Partitions,
     pub states: States,
+    pub names: Names,
     pub events: Events,
 }
 
