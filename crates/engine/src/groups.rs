@@ -240,8 +240,9 @@ impl NodeCore {
 
     /// Lets the partitions here follow the table: born, recovered, or removed. Only the leader's committed word counts,
     /// and what the table does not know *yet* is left alone: a group with a higher number than any in it, and, until the
-    /// table is known to be current, a replica found in the journal. A restarted process begins with an older table than
-    /// the one it stopped with, and a replica that it removed would be born again under its old id, without its memory.
+    /// table is known to be current, a replica found in the journal. Nor is any born until then: a restarted process begins
+    /// with an older table than the one it stopped with, and a replica that it removed would come back under its old id,
+    /// without its memory.
     pub(crate) fn sync_partitions(&mut self) {
         let me = self.me();
         let wanted: Vec<_> = self
@@ -282,6 +283,8 @@ impl NodeCore {
             Some(recovered) => drop(self.parked.insert(group, recovered)),
             // Another replica id than before: the old one is forgotten first.
             None if self.groups.contains_key(&group) => self.remove_group(group),
+            // In an older table than the last one seen here, it may be one that was deleted and removed since.
+            None if !self.vms.is_current() => {}
             None => self.give_birth(group, replica, machine, born, Bytes::new()),
         }
     }
