@@ -39,9 +39,9 @@ codes! {
     PermissionDenied = 6 "permission_denied",
     /// This node does not lead the group; the answer names who does, if known.
     NotLeader = 7 "not_leader",
-    /// The group has no leader that this node knows of; the deadline passed while waiting for one.
+    /// The group has no leader that this node knows of; the deadline passed while waiting for one. Nothing was done.
     NoLeader = 8 "no_leader",
-    /// A queue is full or a rate is exceeded: try again later.
+    /// A queue is full or a rate is exceeded: nothing was done, try again later.
     Busy = 9 "busy",
     /// The deadline passed. The outcome of a write is then unknown unless it carries a session and sequence.
     DeadlineExceeded = 10 "deadline_exceeded",

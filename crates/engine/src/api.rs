@@ -9,7 +9,7 @@ use journal::{DiskDone, DiskError, DiskOp, OpId};
 use metadata::{Command, CommandResult, Metadata};
 use minicbor::{Decode, Encode};
 use multiraft::Role;
-use wire::{Channel, JoinAccepted, Member, PeerMessage};
+use wire::{Channel, Entry, JoinAccepted, Member, PeerMessage};
 
 /// What a node is told once, at start.
 #[derive(Clone, Debug, PartialEq)]
@@ -381,12 +381,10 @@ pub enum Effect {
     Formed,
     /// Recovery is done; requests are carried out from now on (before, they wait).
     Recovered,
-    /// For checkers, if [`CoreConfig::observe`].
+    /// For checkers, if [`CoreConfig::observe`]: an entry was applied.
     Applied {
         group: GroupId,
-        index: u64,
-        term: u64,
-        digest: u64,
+        entry: Entry,
     },
     /// For checkers, if [`CoreConfig::observe`]: a role in force (its term and vote are durable).
     Role {

@@ -1,7 +1,7 @@
 //! The one ordered applier: committed entries to state machines, and answers to whoever waits for them.
 
 use base::simulation::{Mark, mark};
-use base::{ErrorCode, GroupId, hash64};
+use base::{ErrorCode, GroupId};
 use metadata::{CommandEnvelope, CommandResult};
 use multiraft::Role;
 use wire::{Entry, EntryKind};
@@ -58,8 +58,7 @@ impl NodeCore {
         }
         let leads = replica.role == Role::Leader && replica.term == entry.term;
         if self.config.observe {
-            let digest = hash64(&[entry.kind as u64, u64::from(crc32c::crc32c(&entry.data))]);
-            self.effects.push(Effect::Applied { group, index: entry.index, term: entry.term, digest });
+            self.effects.push(Effect::Applied { group, entry: entry.clone() });
         }
         for (index, waiter) in settled {
             self.settle(index, entry, waiter, result.clone());

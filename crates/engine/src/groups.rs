@@ -241,9 +241,9 @@ impl NodeCore {
 
     /// Lets the partitions here follow the table: born, recovered, or removed. Only the leader's committed word counts,
     /// and what the table does not know *yet* is left alone: a group with a higher number than any in it, and, until the
-    /// table is known to be current, a replica found in the journal. A restarted process begins with an older table than
-    /// the one it stopped with: until then it gives no birth either, or a replica that it removed would be born again
-    /// under its old id, without its memory.
+    /// table is known to be current, a replica found in the journal. Nor is any born until then: a restarted process begins
+    /// with an older table than the one it stopped with, and a replica that it removed would come back under its old id,
+    /// without its memory.
     pub(crate) fn sync_partitions(&mut self) {
         let me = self.me();
         let wanted: Vec<_> = self

@@ -74,6 +74,8 @@ struct Pending {
     request: Request,
     command: Option<CommandOrigin>,
     wait: Wait,
+    /// An earlier try may have been carried out, or may still be.
+    tried: bool,
 }
 
 /// The requests that this node took.
@@ -187,7 +189,7 @@ impl NodeCore {
     fn submit(&mut self, client: Client, deadline: Mono, target: Target, request: Request) {
         self.requests.next += 1;
         let key = self.requests.next;
-        let pending = Pending { client, deadline, target, request, command: None, wait: Wait::Queued };
+        let pending = Pending { client, deadline, target, request, command: None, wait: Wait::Queued, tried: false };
         self.requests.pending.insert(key, pending);
         self.requests.deadlines.insert((deadline, key));
         self.requests.queued.insert(key);
@@ -462,7 +464,7 @@ impl NodeCore {
                         self.leaders.unlearn(group, term);
                     }
                 }
-                self.set_wait(key, Wait::Queued);
+                self.try_again(key, failure.code == ErrorCode::LeaderChanged);
             }
             Ok(Reply::Command { index, result }) if index > self.metadata.applied => {
                 self.requests.applied.insert((index, key));
@@ -474,6 +476,14 @@ impl NodeCore {
             }
             Ok(Reply::ReadPoint { .. }) => self.finish(key, Ok(Reply::Done)),
             outcome => self.finish(key, outcome),
+        }
+    }
+
+    /// Puts a request back into the queue; `open` if nobody knows what became of it so far.
+    fn try_again(&mut self, key: u64, open: bool) {
+        self.set_wait(key, Wait::Queued);
+        if let Some(pending) = self.requests.pending.get_mut(&key) {
+            pending.tried |= open;
         }
     }
 
@@ -493,6 +503,7 @@ impl NodeCore {
 
     fn finish(&mut self, key: u64, outcome: Result<Reply, RequestError>) {
         let Some(pending) = self.requests.pending.remove(&key) else { return };
+        let outcome = if pending.tried { no_certain_refusal(&pending.request, outcome) } else { outcome };
         self.requests.queued.remove(&key);
         self.requests.deadlines.remove(&(pending.deadline, key));
         if let Wait::Applied { index, .. } = pending.wait {
@@ -539,7 +550,7 @@ impl NodeCore {
             let unanswered = |p: &Pending| matches!(p.wait, Wait::Forwarded(_)) && may_repeat(&p.request);
             if self.requests.pending.get(&key).is_some_and(unanswered) {
                 mark(Mark::ForwardRepeated);
-                self.set_wait(key, Wait::Queued);
+                self.try_again(key, true);
             }
         }
         for key in self.requests.queued.iter().copied().collect::<Vec<_>>() {
@@ -666,6 +677,28 @@ fn stamped(produce: &crate::Produce) -> bool {
         .batches
         .iter()
         .all(|batch| stream::batch::BatchHeader::read(batch).is_ok_and(|header| header.has_producer()))
+}
+
+/// What the last try was refused for says nothing of a change whose earlier try may have been carried out.
+fn no_certain_refusal(request: &Request, outcome: Result<Reply, RequestError>) -> Result<Reply, RequestError> {
+    let changes = matches!(request, Request::Command(_) | Request::Produce(_));
+    let open = |code, last: &str| {
+        Err(error(
+            code,
+            format!("an earlier try may have been carried out, the outcome is unknown; the last one: {last}"),
+        ))
+    };
+    match &outcome {
+        Err(last) if changes && last.code == ErrorCode::NoLeader => open(ErrorCode::DeadlineExceeded, &last.message),
+        Err(last) if changes && matches!(last.code, ErrorCode::DiskFull | ErrorCode::Busy) => {
+            open(ErrorCode::LeaderChanged, &last.message)
+        }
+        // A full session remembers nothing of what it refuses: the earlier try may still find room in it.
+        Ok(Reply::Command { result: CommandResult::Refused { code: ErrorCode::Busy, message }, .. }) => {
+            open(ErrorCode::LeaderChanged, message)
+        }
+        _ => outcome,
+    }
 }
 
 /// To the outside, a command that was refused is an error.

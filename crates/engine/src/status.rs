@@ -1,7 +1,7 @@
 //! One node's view of itself.
 
 use base::GroupId;
-use multiraft::Role;
+use multiraft::{GroupStatus, Role};
 
 use crate::core::{NodeCore, Stage};
 use crate::directory::node_of;
@@ -37,6 +37,18 @@ impl NodeCore {
             meta_voters: meta.map(|m| on_nodes(&m.voters)).unwrap_or_default(),
             meta_learners: meta.map(|m| on_nodes(&m.learners)).unwrap_or_default(),
         }
+    }
+
+    /// One group here as Raft has it, for checkers.
+    #[must_use]
+    pub fn raft_status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.raft.status(group)
+    }
+
+    /// The term of an entry in this node's log of a group, for checkers; `None` if the log does not hold it.
+    #[must_use]
+    pub fn log_term(&self, group: GroupId, index: u64) -> Option<u64> {
+        self.raft.log_term(group, index)
     }
 
     fn readiness(&self) -> (bool, String) {

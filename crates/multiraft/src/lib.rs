@@ -384,6 +384,13 @@ impl MultiRaft {
         self.groups.get(&group).map(|replica| replica.surfaced)
     }
 
+    /// The term of the entry at `index` in the log of a group, if the log holds it, durable or not.
+    #[must_use]
+    pub fn log_term(&self, group: GroupId, index: u64) -> Option<u64> {
+        // The crate below says 0 of what is not there.
+        self.groups.get(&group)?.raw.raft.raft_log.term(index).ok().filter(|term| *term > 0)
+    }
+
     /// The groups here, in order.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.groups.keys().copied()

@@ -46,8 +46,10 @@ const ANSWER_RESERVE: Millis = Millis(100);
 pub(crate) fn failure(error: RequestError) -> OpError {
     let hint = match error.code {
         ErrorCode::NoLeader => Some("look at `muster status`: a majority of the voters must be reachable"),
-        ErrorCode::NotLeader | ErrorCode::LeaderChanged | ErrorCode::Busy => Some("try again"),
-        ErrorCode::DeadlineExceeded => Some("it may still have been done: look before you ask again"),
+        ErrorCode::NotLeader | ErrorCode::Busy => Some("try again"),
+        ErrorCode::DeadlineExceeded | ErrorCode::LeaderChanged => {
+            Some("it may still have been done: look before you ask again")
+        }
         ErrorCode::DiskFull => Some("free space on the node's data directory; writes then go on by themselves"),
         ErrorCode::Unreachable => Some("look at `muster status` for what does not answer"),
         _ => None,

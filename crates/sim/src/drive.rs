@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 
 use base::simulation::Mark;
-use base::{GroupId, hash64};
+use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
 use compute::VmReport;
 use engine::{Effect, Event};
 use journal::OpId;
-use wire::{Channel, PeerFrame, PeerMessage};
+use multiraft::Role;
+use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
+use crate::check::Held;
 use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
@@ -76,6 +78,7 @@ impl World {
         let mut effects = effects;
         effects.sort_by_key(order);
         let recovered = effects.contains(&Effect::Recovered);
+        self.born(node);
         for effect in effects {
             if self.violation.is_some() {
                 return;
@@ -126,24 +129,87 @@ impl World {
                 }
             }
             Effect::Recovered => self.nodes[node].recovered = true,
-            Effect::Applied { group, index, term, digest } => {
-                let verdict = self.checks.logs.applied(node, group, index, term, digest);
-                self.check("log matching", verdict);
-            }
-            Effect::Role { group, replica, role, term } => {
-                let who = (replica, self.nodes[node].boot);
-                match self.checks.elections.role(group, who, role, term) {
-                    Ok(true) => self.elected(group),
-                    Ok(false) => {}
-                    Err(why) => self.fail("election safety", why),
-                }
-            }
+            Effect::Applied { group, entry } => self.applied(node, group, &entry),
+            Effect::Role { group, replica, role, term } => self.role(node, group, replica, role, term),
             // Asked for by operations that no simulated client uses.
             Effect::ListTasks { .. } | Effect::ReadPartition { .. } => {}
             // The only thing that a node may do with what it wrote and does not read back.
             Effect::Fatal(why) if self.nodes[node].rotten && why.contains("damaged") => self.retire(node, &why),
             Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
         }
+    }
+
+    /// The cluster comes into being with the state of its founder.
+    fn born(&mut self, node: NodeIx) {
+        let Some(core) = self.nodes[node].core.as_ref().filter(|_| self.checks.commands.last().is_none()) else {
+            return;
+        };
+        let state = core.metadata();
+        if self.checks.commands.born(state) {
+            let verdict = self.checks.members.tables(None, state);
+            self.check("replicas have one owner", verdict);
+        }
+    }
+
+    fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry) {
+        match self.checks.logs.applied(node, group, entry) {
+            Ok(false) => {}
+            Ok(true) => self.committed(group, entry),
+            Err(why) => self.fail("log matching", why),
+        }
+        if entry.kind == EntryKind::Membership {
+            self.check_members(node, group);
+        }
+    }
+
+    /// An entry that nobody applied before.
+    fn committed(&mut self, group: GroupId, entry: &Entry) {
+        let verdict = self.checks.members.committed(group, entry);
+        self.check("majorities overlap", verdict);
+        if group != GroupId::META {
+            return;
+        }
+        let before = self.checks.commands.last().cloned();
+        let verdict = self.checks.commands.committed(entry);
+        self.check("commands are applied once", verdict);
+        if let Some(state) = self.checks.commands.last() {
+            let verdict = self.checks.members.tables(before.as_ref(), state);
+            self.check("replicas have one owner", verdict);
+        }
+    }
+
+    /// A node's configuration of a group is what the committed entries say.
+    fn check_members(&mut self, node: NodeIx, group: GroupId) {
+        let it = &self.nodes[node];
+        if let Some(status) = it.core.as_ref().and_then(|core| core.raft_status(group)) {
+            let verdict = self.checks.members.has(it.id(), group, status.applied, &status.membership);
+            self.check("members are as committed", verdict);
+        }
+    }
+
+    fn role(&mut self, node: NodeIx, group: GroupId, replica: ReplicaId, role: Role, term: u64) {
+        let (id, boot) = (self.nodes[node].id(), self.nodes[node].boot);
+        let verdict = self.checks.members.speaks(id, group, replica);
+        self.check("replicas have one owner", verdict);
+        match self.checks.elections.role(group, (replica, boot), role, term) {
+            Ok(true) => {
+                self.took_over(node, group, term);
+                self.check_members(node, group);
+                self.elected(group);
+            }
+            Ok(false) => {}
+            Err(why) => self.fail("election safety", why),
+        }
+    }
+
+    /// A leader of a new term has all that was committed before it.
+    fn took_over(&mut self, node: NodeIx, group: GroupId, term: u64) {
+        let Some(core) = &self.nodes[node].core else { return };
+        // It may have lost the lead in the same flush, and its log with it.
+        let Some(status) = core.raft_status(group).filter(|status| status.term == term) else { return };
+        let held = Held { term, first_index: status.first_index, last_index: status.last_index };
+        let verdict = self.checks.logs.leads(node, group, held, |index| core.log_term(group, index));
+        self.check("leader completeness", verdict);
     }
 
     /// A leader of a new term: in a healthy run every group has one, once.
@@ -168,7 +234,7 @@ impl World {
         let Some(core) = &self.nodes[node].core else { return };
         let state = core.metadata();
         if state.applied > 0 {
-            let verdict = self.checks.states.observed(node, state);
+            let verdict = self.checks.states.observed(node, state, self.checks.commands.at(state.applied));
             let events = self.checks.events.observed(state);
             self.check("state machines are equal", verdict.and(events));
         }
@@ -197,11 +263,29 @@ impl World {
         let boot = self.nodes[node].boot;
         match self.nodes[node].host.act(action) {
             Ok(reports) => {
+                if let compute::VmAction::Start(start) = action {
+                    let verdict = self.starts_rightly(node, start);
+                    self.check("a VM runs on one node", verdict);
+                }
                 for (delay, report) in reports {
                     self.queue.after(delay, Ev::Vm { node, boot, report });
                 }
             }
             Err(why) => self.fail("no action under a stale epoch", format!("n{node}: {why}")),
+        }
+    }
+
+    /// A node starts a VM that was assigned to it under that epoch, and that runs nowhere else.
+    fn starts_rightly(&self, node: NodeIx, start: &compute::VmStart) -> Result<(), String> {
+        let (vm, epoch) = (start.vm, start.epoch);
+        let assigned = self.checks.commands.assigned(vm, epoch);
+        if assigned != Some(self.nodes[node].id()) {
+            return Err(format!("n{node} starts {vm:?} under epoch {epoch}, which belongs to node {assigned:?}"));
+        }
+        let runs_too = |other: &&crate::node::SimNode| other.ix != node && other.host.running().contains_key(&vm);
+        match self.nodes.iter().find(runs_too) {
+            Some(other) => Err(format!("n{node} starts {vm:?}, which runs on n{} too", other.ix)),
+            None => Ok(()),
         }
     }
 
@@ -220,6 +304,8 @@ impl World {
             if let PeerMessage::Raft { group, message } = message {
                 let verdict = self.checks.elections.sent(*group, message);
                 self.check("one vote per term", verdict);
+                let verdict = self.checks.members.speaks(self.nodes[node].id(), *group, message.from);
+                self.check("replicas have one owner", verdict);
             }
         }
         let Some(peer) = self.place_of(node, to) else {
@@ -330,6 +416,10 @@ fn show_effect(effect: &Effect) -> String {
             format!("-> publish {group} to {high} epoch {epoch:?} reset {reset} {}", batches.join(" "))
         }
         Effect::Metadata(state) => format!("-> metadata at {}", state.applied),
+        Effect::Applied { group, entry } => {
+            let Entry { index, term, kind, data } = entry;
+            format!("-> applied {group} index {index} term {term} {kind:?} #{:016x}", digest(data))
+        }
         Effect::Reply { id, outcome: Ok(engine::Reply::Status(_)) } => format!("-> reply {id} with a status"),
         other => format!("-> {}", shorten(format!("{other:?}"))),
     }

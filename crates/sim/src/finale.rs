@@ -7,7 +7,8 @@ use base::GroupId;
 use compute::{VmDesired, VmPhase, VmRecord};
 use engine::Reply;
 
-use crate::check::Violation;
+use crate::check::{Judged, Violation};
+use crate::node::SimNode;
 use crate::queue::{Ev, NodeIx};
 use crate::requests::Outcome;
 use crate::time::{Nanos, ms};
@@ -150,6 +151,9 @@ impl World {
         if applied.len() > 1 {
             return Some(format!("__meta is applied up to {applied:?}"));
         }
+        if let Some(what) = self.nodes.iter().find_map(foreign_replicas) {
+            return Some(what);
+        }
         if let Some(state) = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata) {
             if !state.outbox.is_empty() {
                 return Some(format!("{} events wait in the outbox", state.outbox.len()));
@@ -193,8 +197,17 @@ impl World {
     }
 
     fn final_checks(&mut self) {
-        let verdict = self.checks.partitions.finish();
+        let verdict = self.checks.partitions.finish(|group| self.checks.commands.is_deleted(group));
         self.check("acknowledged records stay", verdict);
+        if let Some(state) = self.nodes[0].core.as_ref().map(|core| core.metadata().clone()) {
+            match self.checks.names.finish(&state, self.queue.now) {
+                Ok(Judged { names, operations, undecided }) => {
+                    (self.stats.names, self.stats.names_operations) = (names, operations);
+                    self.stats.names_undecided = undecided;
+                }
+                Err(why) => self.fail("contended names are linearizable", why),
+            }
+        }
         for node in 0..self.nodes.len() {
             let Some(core) = &self.nodes[node].core else { continue };
             let state = core.metadata().clone();
@@ -206,6 +219,17 @@ impl World {
             self.check("events are published once, in order", verdict);
         }
     }
+}
+
+/// Groups that a node has and should not have, or the other way round.
+fn foreign_replicas(node: &SimNode) -> Option<String> {
+    let core = node.core.as_ref()?;
+    let partitions = core.metadata().partitions.values();
+    let mut wanted: BTreeSet<GroupId> =
+        partitions.filter(|p| p.replicas.iter().any(|r| r.node == node.id())).map(|p| p.group).collect();
+    wanted.insert(GroupId::META);
+    let held: BTreeSet<GroupId> = core.status().groups.into_iter().map(|view| view.group).collect();
+    (held != wanted).then(|| format!("n{} has replicas of {held:?}, and should have those of {wanted:?}", node.ix))
 }
 
 impl Violation {

@@ -42,6 +42,7 @@ pub mod records;
 mod requests;
 mod run;
 mod schedule;
+mod shared;
 mod stats;
 pub mod time;
 mod trace;

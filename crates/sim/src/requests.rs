@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use base::{ErrorCode, GroupId, RequestId};
 use engine::{Event, Reply, Request, RequestError, Target};
-use metadata::CommandResult;
+use metadata::{Command, CommandResult};
 
-use crate::check::{Ack, AckedCommand};
+use crate::check::{Ack, AckedCommand, Asked};
 use crate::mistake::Seam;
 use crate::queue::{Ev, NodeIx};
+use crate::shared::{self, Shared};
 use crate::time::{Nanos, ms};
 use crate::world::World;
 
@@ -45,6 +46,8 @@ pub enum What {
     },
     ReadLog(GroupId),
     Barrier,
+    /// Something about a contended name.
+    Shared(Asked, Shared),
     Other,
 }
 
@@ -65,6 +68,7 @@ pub struct Pending {
     pub node: NodeIx,
     pub owner: Owner,
     pub what: What,
+    pub command: Option<Command>,
     /// What was acknowledged when it was made: an offset or an index of `__meta`, as it concerns.
     pub floor: u64,
 }
@@ -110,7 +114,11 @@ impl World {
         self.requests.last += 1;
         let id = self.requests.last;
         self.stats.requests += 1;
-        self.requests.pending.insert(id, Pending { node, owner, what, floor });
+        let command = match &request {
+            Request::Command(command) => Some(command.clone()),
+            _ => None,
+        };
+        self.requests.pending.insert(id, Pending { node, owner, what, command, floor });
         if self.nodes[node].core.is_none() {
             // Nobody listens.
             return self.end(id, Outcome::Lost);
@@ -162,6 +170,11 @@ impl World {
         let Some(pending) = self.requests.pending.remove(&id) else { return };
         match &outcome {
             Outcome::Ok(_) => self.stats.acknowledged += 1,
+            // An answer like any other, of a name that others change.
+            Outcome::Failed(error) if matches!(pending.what, What::Shared(..)) && shared::tells(error) => {
+                self.stats.acknowledged += 1;
+            }
+            Outcome::Failed(_) if self.is_gone(&pending.what) => self.stats.gone += 1,
             Outcome::Failed(error) => *self.stats.failures.entry(error.code).or_default() += 1,
             Outcome::Lost => self.stats.unknown += 1,
         }
@@ -175,6 +188,12 @@ impl World {
             Owner::ProbeGroup(group) => self.probe_answered(Err(group), &outcome),
             Owner::Nemesis => {}
         }
+    }
+
+    /// The request is about a partition that was deleted.
+    fn is_gone(&self, what: &What) -> bool {
+        let (What::Produce { group, .. } | What::ReadLog(group)) = what else { return false };
+        self.checks.commands.is_deleted(*group)
     }
 
     /// What a planted mistake of the driver does.
@@ -191,6 +210,10 @@ impl World {
     /// Tells the checkers what the answer promises.
     fn judge(&mut self, pending: &Pending, outcome: &Outcome) {
         match (&pending.what, outcome) {
+            (What::Shared(asked, shared), outcome) => {
+                self.judge_shared(pending.node, *asked, shared, outcome);
+                self.judge_plain(pending, outcome);
+            }
             (What::Command(kind), Outcome::Ok(Reply::Command { index, result })) => {
                 self.judge_command(pending, kind, *index, result);
             }
@@ -218,15 +241,26 @@ impl World {
                 let verdict = self.checks.partitions.read(*group, indexes, batches);
                 self.check("reads give what was committed", verdict);
             }
-            (What::Barrier, Outcome::Ok(Reply::Done)) => {
-                let applied = self.nodes[pending.node].core.as_ref().map_or(0, |core| core.metadata().applied);
-                let verdict = self.checks.states.barrier(pending.node, applied, pending.floor);
-                self.check("read points are linearizable", verdict);
-            }
+            (What::Barrier, Outcome::Ok(Reply::Done)) => self.judge_plain(pending, outcome),
             (What::Other, _)
             | (_, Outcome::Failed(_) | Outcome::Lost)
             | (What::Produce { .. }, Outcome::Ok(Reply::Produced { .. })) => {}
             (what, Outcome::Ok(reply)) => self.fail("answers fit", format!("{what:?} was answered by {reply:?}")),
+        }
+    }
+
+    /// Read points, and commands about names that others change.
+    fn judge_plain(&mut self, pending: &Pending, outcome: &Outcome) {
+        match outcome {
+            Outcome::Ok(Reply::Done) => {
+                let applied = self.nodes[pending.node].core.as_ref().map_or(0, |core| core.metadata().applied);
+                let verdict = self.checks.states.barrier(pending.node, applied, pending.floor);
+                self.check("read points are linearizable", verdict);
+            }
+            Outcome::Ok(Reply::Command { index, result }) => {
+                self.judge_command(pending, &CommandKind::Other, *index, result);
+            }
+            _ => {}
         }
     }
 
@@ -248,6 +282,11 @@ impl World {
             _ => AckedCommand::Other,
         };
         self.stats.commands_acknowledged += 1;
+        if self.checks.commands.command(index) != pending.command.as_ref() {
+            let stands = self.checks.commands.command(index);
+            let what = format!("{:?} was acknowledged at index {index}, where {stands:?} stands", pending.command);
+            return self.fail("acknowledged commands stay", what);
+        }
         // A node that asks to be admitted again gets its first answer, but at the index of the second question.
         let verdict = self.checks.states.acked(index, pending.floor, acked);
         self.check("commands are linearizable", verdict);

@@ -20,6 +20,8 @@ pub struct Stats {
     pub acknowledged: u64,
     pub unknown: u64,
     pub failures: BTreeMap<ErrorCode, u64>,
+    /// Requests to partitions that were deleted.
+    pub gone: u64,
     pub records_acknowledged: u64,
     pub commands_acknowledged: u64,
     pub reads: u64,
@@ -33,6 +35,12 @@ pub struct Stats {
     pub elections_meta: u64,
     pub max_term: u64,
     pub max_term_meta: u64,
+    /// Names whose histories were judged, their operations, and the names whose search was given up.
+    pub names: u64,
+    pub names_operations: u64,
+    pub names_undecided: u64,
+    /// Log entries that repeated a command.
+    pub commands_repeated: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
     pub frames_doubled: u64,
@@ -60,6 +68,7 @@ impl Stats {
         self.states_compared = checks.states.compared;
         self.elections = checks.elections.won_in_all();
         self.elections_meta = checks.elections.won(GroupId::META);
+        self.commands_repeated = checks.commands.repeats;
         self.max_term = checks.elections.highest_term().1;
         self.max_term_meta = checks.elections.term_of(GroupId::META);
     }
@@ -71,7 +80,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 21] = [
+        let sums: [(&mut u64, u64); 26] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -86,6 +95,11 @@ impl Stats {
             (&mut self.commits, other.commits),
             (&mut self.snapshots_installed, other.snapshots_installed),
             (&mut self.states_compared, other.states_compared),
+            (&mut self.gone, other.gone),
+            (&mut self.names, other.names),
+            (&mut self.names_operations, other.names_operations),
+            (&mut self.names_undecided, other.names_undecided),
+            (&mut self.commands_repeated, other.commands_repeated),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
             (&mut self.writes_torn, other.writes_torn),
@@ -134,8 +148,8 @@ impl fmt::Display for Stats {
         )?;
         writeln!(
             f,
-            "requests            {} ({} acknowledged, {} unknown)",
-            self.requests, self.acknowledged, self.unknown
+            "requests            {} ({} acknowledged, {} unknown, {} to partitions deleted meanwhile)",
+            self.requests, self.acknowledged, self.unknown, self.gone
         )?;
         writeln!(
             f,
@@ -156,7 +170,11 @@ impl fmt::Display for Stats {
             "bits flipped        {}, {} nodes stopped for good; {} rare states met with a fault",
             self.bits_flipped, self.retired, self.blows
         )?;
-        writeln!(f, "states compared     {}", self.states_compared)?;
+        writeln!(
+            f,
+            "judged              {} states, {} operations on {} contended names ({} undecided), {} repeated commands",
+            self.states_compared, self.names_operations, self.names, self.names_undecided, self.commands_repeated
+        )?;
         writeln!(f, "marks               {} of {} states reached", self.marks.len(), Mark::ALL.len())?;
         write!(
             f,

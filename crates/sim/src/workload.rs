@@ -11,6 +11,7 @@ use metadata::Command;
 use crate::queue::{Ev, NodeIx};
 use crate::records::{self, Producer};
 use crate::requests::{CommandKind, Outcome, Owner, Pending, What};
+use crate::shared::TOPIC_PREFIX;
 use crate::time::{Nanos, ms, us};
 use crate::world::World;
 
@@ -36,7 +37,7 @@ pub struct Client {
     topics_made: u64,
     values: u64,
     number: usize,
-    random: SplitMix64,
+    pub random: SplitMix64,
 }
 
 /// A batch on its way.
@@ -86,6 +87,7 @@ enum Step {
     Produce,
     Read,
     Barrier,
+    Shared,
     Topic,
     Vm,
     Token,
@@ -104,11 +106,12 @@ impl World {
         let it = &mut self.clients[client];
         let step = match it.random.below(1_000) {
             0..600 => Step::Produce,
-            600..700 => Step::Read,
-            700..770 => Step::Barrier,
-            770..790 => Step::Topic,
-            790..890 => Step::Vm,
-            890..970 => Step::Token,
+            600..670 => Step::Read,
+            670..690 => Step::Barrier,
+            690..870 => Step::Shared,
+            870..890 => Step::Topic,
+            890..940 => Step::Vm,
+            940..980 => Step::Token,
             _ => Step::Status,
         };
         let step = if client < TOPIC_MAKERS && it.topics_made == 0 { Step::Topic } else { step };
@@ -116,6 +119,7 @@ impl World {
             Step::Produce => self.produce(client),
             Step::Read => self.read_log(client),
             Step::Barrier => self.plain(client, Target::Here, Request::Barrier, What::Barrier),
+            Step::Shared => self.shared(client),
             Step::Topic => self.create_topic(client),
             Step::Vm => self.vm(client),
             Step::Token => self.token(client),
@@ -153,7 +157,8 @@ impl World {
         ms(self.clients[client].random.between(500, 5_000))
     }
 
-    fn plain(&mut self, client: usize, target: Target, request: Request, what: What) -> bool {
+    /// Asks the client's node for something.
+    pub fn plain(&mut self, client: usize, target: Target, request: Request, what: What) -> bool {
         let (home, timeout) = (self.clients[client].home, self.timeout(client));
         self.ask(Owner::Client(client), home, target, request, what, timeout);
         true
@@ -168,7 +173,8 @@ impl World {
     fn groups_at(&self, node: NodeIx) -> Vec<GroupId> {
         let Some(core) = &self.nodes[node].core else { return Vec::new() };
         let partitions = core.metadata().partitions.values();
-        partitions.filter(|p| p.topic.starts_with("topic-")).map(|p| p.group).collect()
+        let ours = |topic: &str| topic.starts_with("topic-") || topic.starts_with(TOPIC_PREFIX);
+        partitions.filter(|p| ours(&p.topic)).map(|p| p.group).collect()
     }
 
     fn pick_group(&mut self, client: usize) -> Option<GroupId> {
@@ -182,6 +188,8 @@ impl World {
         self.checks.partitions.expect_unique(group);
         let floor = self.checks.partitions.acked_end(group) as u64;
         let it = &mut self.clients[client];
+        // What was for a partition that is gone is given up.
+        it.retry.take_if(|batch| self.checks.commands.is_deleted(batch.group));
         let batch = it.retry.clone().unwrap_or_else(|| {
             let sequence = it.sequences.get(&group).copied().unwrap_or(0);
             Batch { group, values: it.fresh_values(), sequence, floor }
@@ -279,9 +287,12 @@ impl World {
     }
 
     fn token(&mut self, client: usize) -> bool {
-        let random = self.clients[client].random.next_u64();
+        // A hash of its own, by which it is seen whether it is carried out twice.
+        let mut secret_hash = [client as u8; 32];
+        secret_hash[..8].copy_from_slice(&self.clients[client].random.next_u64().to_be_bytes());
+        self.checks.commands.expect_once(secret_hash);
         let expires = self.nodes[0].now(self.queue.now).wall.plus(base::Millis(3_600_000));
-        let command = Command::CreateToken { secret_hash: [random as u8; 32], expires, uses: 1 };
+        let command = Command::CreateToken { secret_hash, expires, uses: 1 };
         self.command(client, command, CommandKind::CreateToken)
     }
 

@@ -34,6 +34,8 @@ pub struct World {
     pub net: Network,
     pub requests: Requests,
     pub clients: Vec<Client>,
+    /// Topics made under contended names.
+    pub shared_topics_made: u64,
     pub forming: Forming,
     pub nemesis: Nemesis,
     pub finale: Finale,
@@ -61,6 +63,7 @@ impl World {
             net: Network::new(hash64(&[seed, 20])),
             requests: Requests::default(),
             clients,
+            shared_topics_made: 0,
             forming: Forming::new(seed),
             nemesis: Nemesis::new(&cfg),
             finale: Finale::default(),

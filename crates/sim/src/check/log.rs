@@ -1,58 +1,115 @@
 //! Log matching: an entry that was applied anywhere is the same everywhere, for all time, and is applied in order.
+//! Leader completeness (Raft section 5.4.3): who leads a term has every entry in its log that is known to be committed in
+//! an earlier one.
 
 use std::collections::BTreeMap;
 
 use base::GroupId;
+use bytes::Bytes;
+use wire::{Entry, EntryKind};
 
 use crate::queue::NodeIx;
 
 /// See the module.
 #[derive(Default)]
 pub struct Logs {
-    applied: BTreeMap<GroupId, BTreeMap<u64, (u64, u64)>>,
+    applied: BTreeMap<GroupId, BTreeMap<u64, Known>>,
     /// Per node and group: the last index applied since the process started.
     cursors: BTreeMap<(NodeIx, GroupId), u64>,
     /// Entries seen for the first time.
     pub commits: u64,
     /// Cursors that jumped: installed snapshots.
     pub jumps: u64,
+    /// Entries looked for in the logs of new leaders.
+    pub looked_for: u64,
+}
+
+/// An entry as it was first applied.
+#[derive(Debug, PartialEq, Eq)]
+struct Known {
+    term: u64,
+    kind: EntryKind,
+    data: Bytes,
+}
+
+/// What a new leader's log holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    pub term: u64,
+    /// What lies before is in its state.
+    pub first_index: u64,
+    pub last_index: u64,
 }
 
 impl Logs {
-    /// A node applied an entry.
+    /// A node applied an entry. `Ok(true)`: the first one to do so.
     ///
     /// # Errors
     /// It differs from what was applied at that index before, its term does not fit its neighbours, or it comes out of
     /// order.
-    pub fn applied(&mut self, node: NodeIx, group: GroupId, index: u64, term: u64, digest: u64) -> Result<(), String> {
-        if let Some(last) = self.cursors.insert((node, group), index) {
-            if index <= last {
+    pub fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry) -> Result<bool, String> {
+        let Entry { index, term, kind, data } = entry;
+        if let Some(last) = self.cursors.insert((node, group), *index) {
+            if *index <= last {
                 return Err(format!("n{node} applied index {index} of group {group} after {last}"));
             }
-            self.jumps += u64::from(index > last + 1);
+            self.jumps += u64::from(*index > last + 1);
         }
         let log = self.applied.entry(group).or_default();
-        if let Some((_, (before, _))) = log.range(..index).next_back()
-            && *before > term
+        if let Some(known) = log.get(index) {
+            if (known.term, known.kind, &known.data) == (*term, *kind, data) {
+                return Ok(false);
+            }
+            return Err(format!(
+                "n{node} applied index {index} of group {group} as {kind:?} of term {term} with {} bytes; it was {:?} of \
+                 term {} with {} bytes",
+                data.len(),
+                known.kind,
+                known.term,
+                known.data.len()
+            ));
+        }
+        if let Some((_, before)) = log.range(..index).next_back()
+            && before.term > *term
         {
+            let before = before.term;
             return Err(format!("n{node} applied index {index} of group {group} in term {term} behind term {before}"));
         }
-        if let Some((_, (after, _))) = log.range(index + 1..).next()
-            && *after < term
+        if let Some((_, after)) = log.range(index + 1..).next()
+            && after.term < *term
         {
+            let after = after.term;
             return Err(format!("n{node} applied index {index} of group {group} in term {term} before term {after}"));
         }
-        match log.insert(index, (term, digest)) {
-            None => {
-                self.commits += 1;
-                Ok(())
+        log.insert(*index, Known { term: *term, kind: *kind, data: Bytes::copy_from_slice(data) });
+        self.commits += 1;
+        Ok(true)
+    }
+
+    /// A node leads a group; `term_at` says what its log holds.
+    ///
+    /// # Errors
+    /// An entry that is known to be committed in an earlier term is not in it.
+    pub fn leads(
+        &mut self,
+        node: NodeIx,
+        group: GroupId,
+        held: Held,
+        term_at: impl Fn(u64) -> Option<u64>,
+    ) -> Result<(), String> {
+        let Some(log) = self.applied.get(&group) else { return Ok(()) };
+        for (index, known) in log.range(held.first_index..).filter(|(_, known)| known.term < held.term) {
+            self.looked_for += 1;
+            let found = term_at(*index).filter(|_| *index <= held.last_index);
+            if found != Some(known.term) {
+                return Err(format!(
+                    "n{node} leads group {group} in term {} with a log from {} to {}; index {index}, committed in term \
+                     {}, is there in term {found:?}",
+                    held.term, held.first_index, held.last_index, known.term
+                ));
             }
-            Some(known) if known == (term, digest) => Ok(()),
-            Some((known_term, known_digest)) => Err(format!(
-                "n{node} applied index {index} of group {group} as term {term} digest {digest:016x}; it was \
-                 term {known_term} digest {known_digest:016x}"
-            )),
         }
+        Ok(())
     }
 
     /// A node's process starts again: it may apply again what lies behind its checkpoints.
@@ -67,36 +124,57 @@ mod tests {
 
     const GROUP: GroupId = GroupId(1);
 
+    fn entry(index: u64, term: u64, data: &'static [u8]) -> Entry {
+        Entry { index, term, kind: EntryKind::Command, data: Bytes::from_static(data) }
+    }
+
     #[test]
     fn the_same_log_everywhere_is_fine_and_restarts_apply_again() {
         let mut logs = Logs::default();
         for node in 0..3 {
             for index in 2..10 {
-                logs.applied(node, GROUP, index, 1 + index / 5, index).expect("the same everywhere");
+                let new = logs.applied(node, GROUP, &entry(index, 1 + index / 5, b"x")).expect("the same everywhere");
+                assert_eq!(new, node == 0);
             }
         }
         logs.restarted(1);
-        logs.applied(1, GROUP, 5, 2, 5).expect("again after a restart");
+        logs.applied(1, GROUP, &entry(5, 2, b"x")).expect("again after a restart");
         assert_eq!((logs.commits, logs.jumps), (8, 0));
     }
 
     #[test]
     fn another_entry_at_a_committed_index_is_noticed() {
-        for (term, digest) in [(1, 99), (2, 7)] {
+        let another = Entry { kind: EntryKind::Noop, ..entry(7, 1, b"x") };
+        for other in [entry(7, 1, b"y"), entry(7, 2, b"x"), another] {
             let mut logs = Logs::default();
-            logs.applied(0, GROUP, 7, 1, 7).expect("first");
-            assert!(logs.applied(1, GROUP, 7, term, digest).is_err());
+            logs.applied(0, GROUP, &entry(7, 1, b"x")).expect("first");
+            assert!(logs.applied(1, GROUP, &other).is_err(), "{other:?}");
         }
     }
 
     #[test]
     fn terms_out_of_order_and_indexes_twice_are_noticed() {
         let mut logs = Logs::default();
-        logs.applied(0, GROUP, 7, 3, 7).expect("first");
-        assert!(logs.applied(0, GROUP, 8, 2, 8).is_err(), "term goes back");
-        assert!(logs.applied(1, GROUP, 6, 4, 6).is_err(), "term too high before");
+        logs.applied(0, GROUP, &entry(7, 3, b"x")).expect("first");
+        assert!(logs.applied(0, GROUP, &entry(8, 2, b"x")).is_err(), "term goes back");
+        assert!(logs.applied(1, GROUP, &entry(6, 4, b"x")).is_err(), "term too high before");
         let mut logs = Logs::default();
-        logs.applied(0, GROUP, 7, 3, 7).expect("first");
-        assert!(logs.applied(0, GROUP, 7, 3, 7).is_err(), "twice without a restart");
+        logs.applied(0, GROUP, &entry(7, 3, b"x")).expect("first");
+        assert!(logs.applied(0, GROUP, &entry(7, 3, b"x")).is_err(), "twice without a restart");
+    }
+
+    #[test]
+    fn a_leader_without_a_committed_entry_is_noticed() {
+        let mut logs = Logs::default();
+        for (index, term) in [(2, 1), (3, 1), (4, 2), (5, 4)] {
+            logs.applied(0, GROUP, &entry(index, term, b"x")).expect("in order");
+        }
+        let held = |last_index| Held { term: 4, first_index: 2, last_index };
+        let whole = |index| [None, None, Some(1), Some(1), Some(2)].get(index as usize).copied().flatten();
+        assert_eq!(logs.leads(1, GROUP, held(4), whole), Ok(()), "what is committed in its own term may come later");
+        assert!(logs.leads(1, GROUP, held(3), whole).is_err(), "too short");
+        assert!(logs.leads(1, GROUP, held(4), |index| Some(if index == 3 { 2 } else { 1 })).is_err(), "another entry");
+        let behind = Held { first_index: 5, ..held(4) };
+        assert_eq!(logs.leads(1, GROUP, behind, |_| None), Ok(()), "the rest is in its state");
     }
 }

@@ -3,15 +3,22 @@
 //! A checker is told facts and answers `Err(why)` at the first one that contradicts an earlier one. None of them looks
 //! into a node except through what a driver or a client would see too.
 
+mod commands;
 mod election;
 mod events;
+pub mod linear;
 mod log;
+mod members;
+mod names;
 mod partition;
 mod state;
 
+pub use commands::Commands;
 pub use election::Elections;
 pub use events::Events;
-pub use log::Logs;
+pub use log::{Held, Logs};
+pub use members::Members;
+pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};
 pub use partition::{Ack, Partitions};
 pub use state::{AckedCommand, States};
 
@@ -20,8 +27,11 @@ pub use state::{AckedCommand, States};
 pub struct Checks {
     pub elections: Elections,
     pub logs: Logs,
+    pub members: Members,
+    pub commands: Commands,
     pub partitions: Partitions,
     pub states: States,
+    pub names: Names,
     pub events: Events,
 }
 
