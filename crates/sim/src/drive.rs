@@ -357,7 +357,7 @@ impl World {
     }
 
     /// What a planted mistake of the network does.
-    fn tamper(&mut self, seam: Seam, channel: Channel, messages: &mut Vec<PeerMessage>) {
+    fn tamper(&mut self, seam: Seam, channel: Channel, messages: &mut [PeerMessage]) {
         for message in messages.iter_mut() {
             match (seam, message) {
                 (Seam::ForgedVotes, PeerMessage::Raft { message, .. })
