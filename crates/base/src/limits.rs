@@ -189,6 +189,10 @@ pub const VM_CPUS_MAX: u32 = 256;
 pub const AGENT_FRAME_BYTES_MAX: usize = 1 << 20;
 /// One console line; longer ones are split.
 pub const CONSOLE_LINE_BYTES_MAX: usize = 16 << 10;
+/// Pieces of one VM's console that wait for its topic; above it lines are lost, and told of in the log.
+pub const CONSOLE_WAITING_MAX: usize = 1_024;
+/// Bytes of one VM's console that wait for its topic; the same.
+pub const CONSOLE_WAITING_BYTES_MAX: usize = 4 << 20;
 /// Starts of one VM before it is held in `Failed`, when each ends within a minute.
 pub const VM_RESTARTS_MAX: u32 = 10;
 
