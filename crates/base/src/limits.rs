@@ -65,6 +65,14 @@ pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 
 /// Requests waiting in one engine for a leader or an answer; above it requests answer "busy".
 pub const REQUESTS_PENDING_MAX: usize = 16_384;
+/// Questions that one engine has asked of its driver and that are not answered; above it requests that need one answer
+/// "busy".
+pub const DRIVER_QUESTIONS_MAX: usize = 1_024;
+/// Read points that one engine has asked of Raft and that are not known; above it reads answer "busy".
+pub const READ_POINTS_MAX: usize = 16_384;
+/// Reads of the log and of checkpoints under way in one engine for consumers and other nodes, each of which takes up to
+/// [`LOG_READ_BYTES_MAX`]; above it consumers are told "busy", and nodes ask again. A group's own reads are one at a time.
+pub const LOG_READS_FOR_OTHERS_MAX: usize = 256;
 /// Results kept per session for retries.
 pub const SESSION_RESULTS_MAX: usize = 1_024;
 /// Sessions in the cluster.
