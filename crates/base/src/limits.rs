@@ -68,6 +68,14 @@ pub const REQUESTS_PENDING_MAX: usize = 16_384;
 /// Requests of one other node that must not be carried out twice, remembered by their ids. More than one node has under
 /// way at a time.
 pub const FORWARDS_REMEMBERED_MAX: usize = 20_000;
+/// Questions that one engine has asked of its driver and that are not answered; above it requests that need one answer
+/// "busy".
+pub const DRIVER_QUESTIONS_MAX: usize = 1_024;
+/// Read points that one engine has asked of Raft and that are not known; above it reads answer "busy".
+pub const READ_POINTS_MAX: usize = 16_384;
+/// Reads of the log and of checkpoints under way in one engine for consumers and other nodes, each of which takes up to
+/// [`LOG_READ_BYTES_MAX`]; above it consumers are told "busy", and nodes ask again. A group's own reads are one at a time.
+pub const LOG_READS_FOR_OTHERS_MAX: usize = 256;
 /// Results kept per session for retries.
 pub const SESSION_RESULTS_MAX: usize = 1_024;
 /// Sessions in the cluster.
@@ -192,6 +200,10 @@ pub const VM_CPUS_MAX: u32 = 256;
 pub const AGENT_FRAME_BYTES_MAX: usize = 1 << 20;
 /// One console line; longer ones are split.
 pub const CONSOLE_LINE_BYTES_MAX: usize = 16 << 10;
+/// Pieces of one VM's console that wait for its topic; above it lines are lost, and told of in the log.
+pub const CONSOLE_WAITING_MAX: usize = 1_024;
+/// Bytes of one VM's console that wait for its topic; the same.
+pub const CONSOLE_WAITING_BYTES_MAX: usize = 4 << 20;
 /// Starts of one VM before it is held in `Failed`, when each ends within a minute.
 pub const VM_RESTARTS_MAX: u32 = 10;
 

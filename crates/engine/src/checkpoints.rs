@@ -227,7 +227,9 @@ impl NodeCore {
             mark(Mark::PullAtRestart);
             return; // The journal is not there yet. Whoever pulled from the process before asks again.
         }
-        let token = self.reads.begin(ReadFor::Serve { to: from, group: pull.group, index: pull.index });
+        // Without room for another read it is not answered, and asks again.
+        let serve = ReadFor::Serve { to: from, group: pull.group, index: pull.index };
+        let Some(token) = self.reads.begin_for_others(serve) else { return };
         self.journal.read_checkpoint(token, pull.group, pull.offset, CHECKPOINT_CHUNK_BYTES);
     }
 

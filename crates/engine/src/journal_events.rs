@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base::limits::LOG_READS_FOR_OTHERS_MAX;
 use base::simulation::{Mark, mark};
 use base::{GroupId, Millis, NodeId};
 use journal::{CheckpointPart, Output, ReadError};
@@ -25,18 +26,40 @@ pub(crate) enum ReadFor {
     Serve { to: NodeId, group: GroupId, index: u64 },
 }
 
+impl ReadFor {
+    /// Asked for from outside, as often as somebody likes; the others are bounded by the groups that are here.
+    fn is_for_others(&self) -> bool {
+        matches!(self, ReadFor::Consumer(_) | ReadFor::Serve { .. })
+    }
+}
+
 /// Reads under way, by token.
 #[derive(Default)]
 pub(crate) struct Reads {
     next: u64,
     under_way: BTreeMap<u64, ReadFor>,
+    for_others: usize,
 }
 
 impl Reads {
+    /// The token of a read for one of our own groups.
     pub fn begin(&mut self, what: ReadFor) -> u64 {
+        self.for_others += usize::from(what.is_for_others());
         self.next += 1;
         self.under_way.insert(self.next, what);
         self.next
+    }
+
+    /// The same of a read for others; `None` while there are [`LOG_READS_FOR_OTHERS_MAX`].
+    pub fn begin_for_others(&mut self, what: ReadFor) -> Option<u64> {
+        debug_assert!(what.is_for_others());
+        (self.for_others < LOG_READS_FOR_OTHERS_MAX).then(|| self.begin(what))
+    }
+
+    fn end(&mut self, token: u64) -> Option<ReadFor> {
+        let what = self.under_way.remove(&token)?;
+        self.for_others -= usize::from(what.is_for_others());
+        Some(what)
     }
 }
 
@@ -105,7 +128,7 @@ impl NodeCore {
     }
 
     fn log_was_read(&mut self, token: u64, result: Result<Vec<Entry>, ReadError>) {
-        match (self.reads.under_way.remove(&token), result) {
+        match (self.reads.end(token), result) {
             (Some(ReadFor::Replay(group)), Ok(entries)) => self.replay(group, entries),
             (Some(ReadFor::Replay(group)), Err(error)) if self.groups.contains_key(&group) => {
                 self.fatal(format!("group {group} cannot be recovered: {error}"));
@@ -119,7 +142,7 @@ impl NodeCore {
     }
 
     fn checkpoint_was_read(&mut self, token: u64, result: Result<CheckpointPart, ReadError>) {
-        match (self.reads.under_way.remove(&token), result) {
+        match (self.reads.end(token), result) {
             (Some(ReadFor::Load { group, loaded }), Ok(part)) => self.load_part(group, loaded, part),
             (Some(ReadFor::Load { group, .. }), Err(error)) => {
                 self.fatal(format!("the checkpoint of group {group} cannot be read: {error}"));
@@ -140,5 +163,27 @@ impl NodeCore {
             mark(Mark::DiskStuck);
             self.hand_over_leaderships();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_for_others_are_bounded_and_those_of_our_own_groups_are_not_held_up() {
+        let mut reads = Reads::default();
+        let serve = || ReadFor::Serve { to: NodeId(2), group: GroupId::META, index: 7 };
+        let consumer = || ReadFor::Consumer(Origin::Local(1));
+        let first = reads.begin_for_others(serve()).expect("there is room");
+        for _ in 1..LOG_READS_FOR_OTHERS_MAX {
+            reads.begin_for_others(consumer()).expect("there is room");
+        }
+        assert_eq!(reads.begin_for_others(consumer()), None);
+        let own = reads.begin(ReadFor::Replay(GroupId::META));
+        assert!(reads.end(own).is_some() && reads.end(own).is_none());
+        assert_eq!(reads.begin_for_others(serve()), None, "one of our own made no room");
+        assert!(reads.end(first).is_some());
+        assert!(reads.begin_for_others(consumer()).is_some());
     }
 }

@@ -26,6 +26,7 @@ mod gossip;
 mod groups;
 mod journal_events;
 mod membership;
+mod once;
 mod outbox;
 mod planner;
 mod produce;

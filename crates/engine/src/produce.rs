@@ -1,6 +1,6 @@
 //! Produce and log reads: the data path of a partition through the core.
 
-use base::limits::PARTITION_INFLIGHT_BYTES_MAX;
+use base::limits::{LOG_READS_FOR_OTHERS_MAX, PARTITION_INFLIGHT_BYTES_MAX};
 use base::simulation::{Mark, mark, mark_if};
 use base::{ErrorCode, GroupId};
 use journal::ReadError;
@@ -10,7 +10,7 @@ use wire::{Entry, EntryKind};
 
 use crate::core::NodeCore;
 use crate::groups::{Awaited, Waiter};
-use crate::requests::{Origin, error};
+use crate::requests::{Origin, busy, error};
 use crate::{Acks, Produce, ReadLog, Reply, RequestError};
 
 impl NodeCore {
@@ -148,7 +148,9 @@ impl NodeCore {
             return self.answer(origin, Err(error(ErrorCode::OffsetOutOfRange, message)));
         }
         let bytes_max = (read.bytes_max as usize).min(base::limits::LOG_READ_BYTES_MAX);
-        let token = self.reads.begin(crate::journal_events::ReadFor::Consumer(origin));
+        let Some(token) = self.reads.begin_for_others(crate::journal_events::ReadFor::Consumer(origin)) else {
+            return self.answer(origin, Err(busy(LOG_READS_FOR_OTHERS_MAX, "reads of the log")));
+        };
         self.journal.read(token, read.group, read.low, high, bytes_max);
     }
 

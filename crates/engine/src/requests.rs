@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::limits::{FORWARDS_REMEMBERED_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
+use base::limits::{DRIVER_QUESTIONS_MAX, READ_POINTS_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use wire::{Channel, EntryKind, Forward, ForwardReply, PeerMessage};
 
 use crate::core::{NodeCore, Stage};
 use crate::groups::{Awaited, Group, Waiter};
+use crate::once::Once;
 use crate::{Effect, Event, Reply, Request, RequestError, Target};
 
 /// Forwarded requests above this size take the bulk channel.
@@ -76,6 +77,8 @@ struct Pending {
     wait: Wait,
     /// An earlier try may have been carried out, or may still be.
     tried: bool,
+    /// The last try was refused so, and another is due.
+    busy: Option<RequestError>,
 }
 
 /// The requests that this node took.
@@ -99,11 +102,14 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// A question that the driver will answer.
-    fn ticket(&mut self, origin: Origin) -> u64 {
+    /// A question that the driver will answer; `None` while it has as many as it may.
+    fn ticket(&mut self, origin: Origin) -> Option<u64> {
+        if self.tickets.len() >= DRIVER_QUESTIONS_MAX {
+            return None;
+        }
         self.next_ticket += 1;
         self.tickets.insert(self.next_ticket, origin);
-        self.next_ticket
+        Some(self.next_ticket)
     }
 
     /// Whether a node asks this for the first time.
@@ -117,29 +123,6 @@ impl Requests {
     /// must not pass for one to this.
     pub fn new(incarnation: Incarnation) -> Self {
         Requests { next: incarnation.0 << 40, ..Requests::default() }
-    }
-}
-
-/// Requests of one node that were carried out here and must not be again, by their ids, which the node counts up. A
-/// request so late that this many younger ones overtook it is taken for a repeat: its node hears nothing, and reports an
-/// unknown outcome.
-#[derive(Default)]
-struct Once {
-    below: u64,
-    seen: BTreeSet<u64>,
-}
-
-impl Once {
-    fn first_time(&mut self, id: u64) -> bool {
-        if id < self.below || !self.seen.insert(id) {
-            return false;
-        }
-        if self.seen.len() > FORWARDS_REMEMBERED_MAX
-            && let Some(oldest) = self.seen.pop_first()
-        {
-            self.below = oldest + 1;
-        }
-        true
     }
 }
 
@@ -165,12 +148,16 @@ pub(crate) fn error(code: ErrorCode, message: impl Into<String>) -> RequestError
     RequestError { code, message: message.into(), leader: None }
 }
 
+/// So many of `what` are under way that no more are taken.
+pub(crate) fn busy(most: usize, what: &str) -> RequestError {
+    error(ErrorCode::Busy, format!("{most} {what} are under way: try again later"))
+}
+
 impl NodeCore {
     pub(crate) fn take_request(&mut self, id: RequestId, deadline: Mono, target: Target, request: Request) {
         if self.requests.pending.len() >= REQUESTS_PENDING_MAX {
-            let busy =
-                error(ErrorCode::Busy, format!("{REQUESTS_PENDING_MAX} requests are under way: try again later"));
-            return self.effects.push(Effect::Reply { id, outcome: Err(busy) });
+            let outcome = Err(busy(REQUESTS_PENDING_MAX, "requests"));
+            return self.effects.push(Effect::Reply { id, outcome });
         }
         let (target, request) = match (target, request) {
             // A barrier is a read point of the leader that is then waited for here.
@@ -189,7 +176,8 @@ impl NodeCore {
     fn submit(&mut self, client: Client, deadline: Mono, target: Target, request: Request) {
         self.requests.next += 1;
         let key = self.requests.next;
-        let pending = Pending { client, deadline, target, request, command: None, wait: Wait::Queued, tried: false };
+        let wait = Wait::Queued;
+        let pending = Pending { client, deadline, target, request, command: None, wait, tried: false, busy: None };
         self.requests.pending.insert(key, pending);
         self.requests.deadlines.insert((deadline, key));
         self.requests.queued.insert(key);
@@ -260,13 +248,9 @@ impl NodeCore {
                 self.answer(origin, Ok(Reply::Status(Box::new(status))));
             }
             Request::ReadPoint => self.ask_read_point(origin),
-            Request::Tasks => {
-                let ticket = self.requests.ticket(origin);
-                self.effects.push(Effect::ListTasks { ticket });
-            }
+            Request::Tasks => self.ask_driver(origin, |ticket| Effect::ListTasks { ticket }),
             Request::ReadPartition(read) if self.groups.get(&read.group).is_some_and(|g| g.active) => {
-                let ticket = self.requests.ticket(origin);
-                self.effects.push(Effect::ReadPartition { ticket, read });
+                self.ask_driver(origin, |ticket| Effect::ReadPartition { ticket, read });
             }
             Request::ReadPartition(read) => {
                 let refusal = self.not_leader(read.group);
@@ -333,6 +317,9 @@ impl NodeCore {
     }
 
     fn ask_read_point(&mut self, origin: Origin) {
+        if self.requests.reads.len() >= READ_POINTS_MAX {
+            return self.answer(origin, Err(busy(READ_POINTS_MAX, "reads")));
+        }
         self.requests.next_read += 1;
         let context = self.requests.next_read;
         let bytes = Bytes::copy_from_slice(&context.to_le_bytes());
@@ -342,6 +329,13 @@ impl NodeCore {
                 let refusal = self.refused(GroupId::META, refused);
                 self.answer(origin, Err(refusal));
             }
+        }
+    }
+
+    fn ask_driver(&mut self, origin: Origin, question: impl FnOnce(u64) -> Effect) {
+        match self.requests.ticket(origin) {
+            Some(ticket) => self.effects.push(question(ticket)),
+            None => self.answer(origin, Err(busy(DRIVER_QUESTIONS_MAX, "questions to the node"))),
         }
     }
 
@@ -465,6 +459,9 @@ impl NodeCore {
                     }
                 }
                 self.try_again(key, failure.code == ErrorCode::LeaderChanged);
+                if let Some(pending) = self.requests.pending.get_mut(&key) {
+                    pending.busy = Some(failure).filter(|failure| failure.code == ErrorCode::Busy);
+                }
             }
             Ok(Reply::Command { index, result }) if index > self.metadata.applied => {
                 self.requests.applied.insert((index, key));
@@ -562,6 +559,9 @@ impl NodeCore {
         let Some(pending) = self.requests.pending.get(&key) else {
             return error(ErrorCode::DeadlineExceeded, "the deadline passed");
         };
+        if let (Wait::Queued, Some(busy)) = (&pending.wait, &pending.busy) {
+            return busy.clone();
+        }
         match (&pending.wait, pending.target) {
             (Wait::Queued, _) if self.stage < Stage::Running => {
                 error(ErrorCode::NoLeader, "this node is still joining or recovering")
@@ -711,20 +711,72 @@ fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, Reque
 
 #[cfg(test)]
 mod tests {
+    use base::{ClusterId, Now, Wall};
+    use wire::Member;
+
     use super::*;
+    use crate::{CoreConfig, Formation};
+
+    fn at(ms: u64) -> Now {
+        Now { mono: Mono::default().plus(Millis(ms)), wall: Wall(0) }
+    }
+
+    /// A core that takes requests; it has no replica of anything.
+    fn core() -> NodeCore {
+        let config = CoreConfig {
+            me: Member { node: NodeId(1), ..Member::default() },
+            cluster: ClusterId([1; 16]),
+            formation: Formation::Restart,
+            incarnation: Incarnation(1),
+            seed: 1,
+            segment_bytes: 1 << 20,
+            election_timeout: Millis(1_000),
+            heartbeat_interval: Millis(150),
+            checkpoint_entries: 100,
+            checkpoint_keep_entries: 10,
+            observe: false,
+        };
+        let mut core = NodeCore::new(config, at(0));
+        core.stage = Stage::Running;
+        core
+    }
+
+    fn refusals(core: &mut NodeCore) -> Vec<(u64, ErrorCode)> {
+        let refusal = |effect| match effect {
+            Effect::Reply { id, outcome: Err(refused) } => Some((id.0, refused.code)),
+            _ => None,
+        };
+        std::mem::take(&mut core.effects).into_iter().filter_map(refusal).collect()
+    }
 
     #[test]
-    fn what_must_not_be_done_twice_is_done_once_in_whatever_order_it_comes() {
-        let mut once = Once::default();
-        for id in [5, 3, 9] {
-            assert!(once.first_time(id));
-            assert!(!once.first_time(id), "{id} again");
+    fn a_driver_with_too_many_questions_is_asked_no_more_until_it_answers() {
+        let mut core = core();
+        let most = DRIVER_QUESTIONS_MAX as u64;
+        for id in 1..=most + 1 {
+            core.take_request(RequestId(id), at(1_000).mono, Target::Here, Request::Tasks);
         }
-        // The memory is bounded: what was forgotten counts as done, never as new.
-        for id in 100..100 + FORWARDS_REMEMBERED_MAX as u64 {
-            assert!(once.first_time(id));
+        let asked = core.effects.iter().filter(|effect| matches!(effect, Effect::ListTasks { .. })).count();
+        assert_eq!(asked, DRIVER_QUESTIONS_MAX);
+        assert_eq!(refusals(&mut core), [(most + 1, ErrorCode::Busy)]);
+        core.driver_answered(1, Ok(Reply::Tasks(Vec::new())));
+        core.effects.clear();
+        core.take_request(RequestId(most + 2), at(1_000).mono, Target::Here, Request::Tasks);
+        assert!(matches!(core.effects[..], [Effect::ListTasks { .. }]), "{:?}", core.effects);
+    }
+
+    #[test]
+    fn who_was_busy_until_the_deadline_is_told_of_as_busy() {
+        let mut core = core();
+        let target = Target::Leader(GroupId::META);
+        for id in 1..=2 {
+            core.take_request(RequestId(id), at(1_000).mono, target, Request::ReadPoint);
         }
-        assert!(once.seen.len() <= FORWARDS_REMEMBERED_MAX);
-        assert!(!once.first_time(3) && !once.first_time(9) && !once.first_time(7));
+        let first = *core.requests.pending.keys().next().expect("both wait for a leader");
+        core.resolve(first, Err(busy(READ_POINTS_MAX, "reads")));
+        assert!(core.effects.is_empty(), "it is tried again");
+        core.now = at(1_000);
+        core.requests_tick();
+        assert_eq!(refusals(&mut core), [(1, ErrorCode::Busy), (2, ErrorCode::NoLeader)]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::RequestId;
-use base::limits::EVENTS_PER_FLUSH_MAX;
+use base::limits::{DRIVER_QUESTIONS_MAX, EVENTS_PER_FLUSH_MAX};
 use engine::{Effect, Event, NodeCore, Reply, RequestError, TaskLine};
 
 use metadata::Metadata;
@@ -23,9 +23,6 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// Requests taken before one flush, so that however many there are, what peers send in bulk gets its turn.
 const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
-
-/// Answers to partition reads on their way back to the core.
-const READS_MAX: usize = 1_024;
 
 /// Why the core's thread ended.
 pub(crate) type End = Result<(), String>;
@@ -66,6 +63,7 @@ pub(crate) struct Driver {
     /// Answers to questions that the core asked of this driver.
     answers: Vec<Event>,
     handle: NodeHandle,
+    /// Answers to partition reads on their way back to the core, which asks no more at once than there is room for.
     read_answers: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
 }
 
@@ -80,7 +78,7 @@ impl Driver {
             vm_backlog: VecDeque::new(),
             answers: Vec::new(),
             handle,
-            read_answers: mpsc::channel(READS_MAX),
+            read_answers: mpsc::channel(DRIVER_QUESTIONS_MAX),
         }
     }
 
