@@ -32,7 +32,14 @@ fn a_disk_that_lies_about_syncs_is_caught() {
 
 #[test]
 fn a_disk_restored_from_a_backup_is_caught() {
-    let expected = ["terms survive a restart", "one vote per term", "log matching", "election safety", "partitions"];
+    let expected = [
+        "terms survive a restart",
+        "one vote per term",
+        "log matching",
+        "election safety",
+        "leader completeness",
+        "partitions",
+    ];
     check(Seam::RestoredDisk, &[Fault::Crash, Fault::PowerLoss, Fault::Partition], &expected);
 }
 
@@ -47,7 +54,14 @@ fn forged_votes_are_caught() {
         Seam::ForgedVotes,
         // Late frames and crashes make two candidates in one term.
         &[Fault::Delay, Fault::Crash],
-        &["election safety", "log matching", "partitions", "state machines are equal", "no node stops by itself"],
+        &[
+            "election safety",
+            "leader completeness",
+            "log matching",
+            "partitions",
+            "state machines are equal",
+            "no node stops by itself",
+        ],
     );
 }
 
