@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
+use base::simulation::{Plant, planted};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
 use journal::{Checkpoint, CheckpointPart};
@@ -69,8 +70,8 @@ impl NodeCore {
         if group.applied != self.metadata.applied {
             return;
         }
-        let meta =
-            SnapshotMeta { index: group.applied, term: group.applied_term, membership: group.membership.clone() };
+        let index = group.applied + u64::from(planted(Plant::CheckpointIndexTooHigh));
+        let meta = SnapshotMeta { index, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
         let checkpoint = Checkpoint {
             group: GroupId::META,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
+use base::simulation::{Plant, planted};
 use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
@@ -106,7 +107,8 @@ impl Requests {
     /// None yet. Names of requests are never used again by a later process of the node: an answer to the process before
     /// must not pass for one to this.
     pub fn new(incarnation: Incarnation) -> Self {
-        Requests { next: incarnation.0 << 40, ..Requests::default() }
+        let next = if planted(Plant::RequestNamesReused) { 0 } else { incarnation.0 << 40 };
+        Requests { next, ..Requests::default() }
     }
 }
 
@@ -421,6 +423,10 @@ impl NodeCore {
                 }
                 self.set_wait(key, Wait::Queued);
             }
+            Ok(reply) if planted(Plant::AnsweredBeforeApplied) => {
+                let read = matches!(reply, Reply::ReadPoint { .. });
+                self.finish(key, Ok(if read { Reply::Done } else { reply }));
+            }
             Ok(Reply::Command { index, result }) if index > self.metadata.applied => {
                 self.requests.applied.insert((index, key));
                 self.set_wait(key, Wait::Applied { index, reply: Reply::Command { index, result } });
@@ -605,7 +611,7 @@ fn may_repeat(request: &Request) -> bool {
     match request {
         Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
         Request::Status | Request::Tasks => true,
-        Request::Produce(produce) => stamped(produce),
+        Request::Produce(produce) => stamped(produce) || planted(Plant::PlainProduceRepeated),
         _ => false,
     }
 }

@@ -37,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use api::*;
 use base::limits::REQUESTS_PENDING_MAX;
+use base::simulation::{Plant, planted};
 use base::{GroupId, Now, ReplicaId};
 use bytes::Bytes;
 use clock::{Beat, TickClock};
@@ -144,7 +145,8 @@ impl MultiRaft {
 
     fn leading(&mut self, group: GroupId, term: u64) -> Result<&mut Group, ProposeError> {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
-        if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
+        let leads = replica.leads(term) || planted(Plant::ProposeUnchecked);
+        if leads { Ok(replica) } else { Err(ProposeError::NotLeader) }
     }
 
     /// Appends to the log as leader of the expected term. Not durable on return, and lost if another leader takes over.
