@@ -249,7 +249,8 @@ impl Group {
 
     fn try_campaign(&mut self, electable: bool) {
         let raft = &self.raw.raft;
-        self.campaign_wanted &= raft.state != StateRole::Leader;
+        // A wish that could not be granted for long must not be held against a leader that came in the meantime.
+        self.campaign_wanted &= raft.leader_id == raft::INVALID_ID;
         if !self.campaign_wanted || !electable || !raft.promotable() || !self.is_quiet() {
             return;
         }

@@ -224,7 +224,8 @@ impl MultiRaft {
         }
     }
 
-    /// Campaigns as soon as this replica may: when all of its log is durable and its membership applied.
+    /// Campaigns as soon as this replica may: when all of its log is durable and its membership applied. Not if another
+    /// one leads by then.
     pub fn campaign(&mut self, group: GroupId) {
         if let Some(replica) = self.touch(group) {
             replica.campaign_wanted = true;
