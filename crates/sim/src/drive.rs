@@ -5,13 +5,14 @@ use base::{GroupId, hash64};
 use bytes::Bytes;
 use compute::VmReport;
 use engine::{Effect, Event};
-use journal::OpId;
+use journal::{DiskOpKind, FileId, OpId};
 use wire::{Channel, PeerFrame, PeerMessage};
 
 use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
 use crate::time::us;
+use crate::watch::watch_event;
 use crate::world::{World, place};
 
 /// Events handed over before one flush.
@@ -34,6 +35,7 @@ impl World {
         let Some(core) = it.core.as_mut() else { return };
         for event in it.inbox.drain(..count) {
             self.trace.node(now, node, || show_event(&event));
+            watch_event(&mut self.checks.contact, node, now, &event);
             core.handle(clocks, event);
         }
         let effects = core.flush(clocks);
@@ -73,6 +75,9 @@ impl World {
         match effect {
             Effect::Disk(op) => {
                 let (now, id) = (self.queue.now, op.id);
+                if matches!(op.kind, DiskOpKind::Write { file: FileId::Wal(_), .. }) {
+                    self.checks.contact.writes(node, now, id.0);
+                }
                 match self.nodes[node].disk.submit(op, now) {
                     Ok(delay) => {
                         let boot = self.nodes[node].boot;
@@ -87,8 +92,14 @@ impl World {
                 let verdict = self.checks.partitions.published(node, group, &update);
                 self.check("partitions", verdict);
             }
-            Effect::Unpublish { group } => self.checks.partitions.unpublished(node, group),
+            Effect::Unpublish { group } => {
+                self.checks.partitions.unpublished(node, group);
+                self.checks.contact.removed(node, group);
+                self.checks.leaders.removed(node, group);
+            }
             Effect::Leaders(news) => {
+                let verdict = news.iter().try_for_each(|info| self.checks.leaders.told(node, info));
+                self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
             // Before it has the cluster's state it knows what it was told when it was admitted.
@@ -110,6 +121,7 @@ impl World {
                 self.check("log matching", verdict);
             }
             Effect::Role { group, replica, role, term } => {
+                self.watch_role(node, group, role, term);
                 let who = (replica, self.nodes[node].boot);
                 match self.checks.elections.role(group, who, role, term) {
                     Ok(true) => self.elected(group),
@@ -147,7 +159,9 @@ impl World {
         if state.applied > 0 {
             let verdict = self.checks.states.observed(node, state);
             let events = self.checks.events.observed(state);
+            let machines = self.checks.machines.observed(state);
             self.check("state machines are equal", verdict.and(events));
+            self.check("machines run that say so", machines);
         }
     }
 
@@ -166,6 +180,7 @@ impl World {
             return;
         }
         if let Some(result) = it.disk.complete(op) {
+            self.checks.contact.wrote(node, op.0);
             self.tell(node, Event::Disk { op, result });
         }
     }
@@ -186,6 +201,7 @@ impl World {
     pub fn vm_report(&mut self, node: NodeIx, boot: u64, report: VmReport) {
         let it = &mut self.nodes[node];
         if it.boot == boot && it.host.speak(&report) {
+            self.checks.machines.said(&report);
             self.tell(node, Event::Vm(report));
         }
     }

@@ -42,6 +42,7 @@ mod stats;
 pub mod time;
 mod trace;
 mod vmhost;
+mod watch;
 mod workload;
 mod world;
 

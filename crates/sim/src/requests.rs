@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::{ErrorCode, GroupId, RequestId};
+use compute::VmDesired;
 use engine::{Event, Reply, Request, RequestError, Target};
 use metadata::CommandResult;
 
@@ -54,9 +55,10 @@ pub enum CommandKind {
     CreateTopic(String),
     CreateVm(String),
     DeleteVm(String),
+    /// Starts or stops a machine.
+    WantVm(String, VmDesired),
     CreateToken,
     Admit(NodeIx),
-    Other,
 }
 
 /// A request under way.
@@ -244,6 +246,10 @@ impl World {
             // Only its owner deletes a machine, and once.
             (CommandKind::DeleteVm(_), CommandResult::Refused { code: ErrorCode::NotFound, message }) => {
                 return self.fail("acknowledged commands stay", format!("{kind:?}: {message}"));
+            }
+            (CommandKind::WantVm(name, desired), CommandResult::Done) => {
+                self.checks.machines.acked(name, *desired);
+                AckedCommand::Other
             }
             _ => AckedCommand::Other,
         };

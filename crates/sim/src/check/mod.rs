@@ -3,15 +3,21 @@
 //! A checker is told facts and answers `Err(why)` at the first one that contradicts an earlier one. None of them looks
 //! into a node except through what a driver or a client would see too.
 
+mod contact;
 mod election;
 mod events;
+mod leaders;
 mod log;
+mod machines;
 mod partition;
 mod state;
 
+pub use contact::{Contact, Unfit};
 pub use election::Elections;
 pub use events::Events;
+pub use leaders::Leaders;
 pub use log::Logs;
+pub use machines::Machines;
 pub use partition::{Ack, Partitions};
 pub use state::{AckedCommand, States};
 
@@ -23,6 +29,9 @@ pub struct Checks {
     pub partitions: Partitions,
     pub states: States,
     pub events: Events,
+    pub contact: Contact,
+    pub leaders: Leaders,
+    pub machines: Machines,
 }
 
 /// What went wrong.
