@@ -8,7 +8,7 @@
 //! ```
 
 use base::limits::VM_RESTARTS_MAX;
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{ErrorCode, NodeId, VmEpoch, VmIncarnation, Wall};
 
 use crate::{Assignment, VmDesired, VmPhase, VmRecord, VmReport, VmReportEvent};
@@ -104,7 +104,8 @@ pub fn report(vm: &mut VmRecord, node: NodeId, report: &VmReport, now: Wall) -> 
     let current = vm.assignment == Some(Assignment { node, epoch: report.epoch });
     // A removal is about the assignment, not about one start.
     let removed = report.event == VmReportEvent::Removed;
-    if !current || (report.incarnation != vm.incarnation && !removed) {
+    let stale = !current || (report.incarnation != vm.incarnation && !removed);
+    if stale && !planted(Plant::StaleReportAccepted) {
         mark(Mark::VmReportStale);
         let reason = format!(
             "report under epoch {} incarnation {} from node {node}, but VM {} is at epoch {} incarnation {}",

@@ -1,6 +1,6 @@
 //! The one ordered applier: committed entries to state machines, and answers to whoever waits for them.
 
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{ErrorCode, GroupId};
 use metadata::{CommandEnvelope, CommandResult};
 use multiraft::Role;
@@ -28,7 +28,7 @@ impl NodeCore {
                 }
                 self.unpublished.insert(group);
             }
-            Machine::Meta => match apply_meta(&mut self.metadata, entry) {
+            Machine::Meta => match self.apply_meta(entry) {
                 Ok(outcome) => {
                     self.metadata_changed |= entry.kind == EntryKind::Command;
                     self.partitions_due |= entry.kind == EntryKind::Command;
@@ -38,6 +38,23 @@ impl NodeCore {
             },
         }
         self.applied(group, entry, result);
+    }
+
+    fn apply_meta(&mut self, entry: &Entry) -> Result<Option<CommandResult>, String> {
+        match entry.kind {
+            EntryKind::Noop | EntryKind::Membership => {
+                self.metadata.skip(entry.index);
+                Ok(None)
+            }
+            EntryKind::Command => {
+                let mut envelope: CommandEnvelope = wire::decode(&entry.data).map_err(|e| e.to_string())?;
+                if planted(Plant::LocalClockInApply) {
+                    envelope.wall = self.now.wall;
+                }
+                Ok(Some(self.metadata.apply(entry.index, &envelope)))
+            }
+            EntryKind::Batch => Err("a record batch does not belong here".into()),
+        }
     }
 
     fn applied(&mut self, group: GroupId, entry: &Entry, result: Option<CommandResult>) {
@@ -78,7 +95,7 @@ impl NodeCore {
     }
 
     fn settle(&mut self, index: u64, entry: &Entry, waiter: Waiter, result: Option<CommandResult>) {
-        let kept = index == entry.index && waiter.term == entry.term;
+        let kept = index == entry.index && waiter.term == entry.term || planted(Plant::ReplacedEntryAnswered);
         match waiter.what {
             Awaited::Command(origin) => {
                 let outcome = match result {
@@ -97,19 +114,5 @@ impl NodeCore {
                 self.answer(origin, outcome);
             }
         }
-    }
-}
-
-fn apply_meta(metadata: &mut metadata::Metadata, entry: &Entry) -> Result<Option<CommandResult>, String> {
-    match entry.kind {
-        EntryKind::Noop | EntryKind::Membership => {
-            metadata.skip(entry.index);
-            Ok(None)
-        }
-        EntryKind::Command => {
-            let envelope: CommandEnvelope = wire::decode(&entry.data).map_err(|e| e.to_string())?;
-            Ok(Some(metadata.apply(entry.index, &envelope)))
-        }
-        EntryKind::Batch => Err("a record batch does not belong here".into()),
     }
 }

@@ -1,7 +1,7 @@
 //! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
 
 use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
 use journal::{Checkpoint, CheckpointPart};
@@ -66,8 +66,8 @@ impl NodeCore {
             return;
         }
         mark_if(Mark::CheckpointWithRound, || !group.rounds.is_empty());
-        let meta =
-            SnapshotMeta { index: group.applied, term: group.applied_term, membership: group.membership.clone() };
+        let index = group.applied + u64::from(planted(Plant::CheckpointIndexTooHigh));
+        let meta = SnapshotMeta { index, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
         let checkpoint = Checkpoint {
             group: GroupId::META,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::NODE_UNREACHABLE_AFTER;
-use base::simulation::{Mark, mark_if};
+use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, Incarnation, Millis, Mono, NodeId, ReplicaId};
 use metadata::Metadata;
 use wire::JoinAccepted;
@@ -108,7 +108,8 @@ impl Leaders {
     pub fn learn(&mut self, group: GroupId, term: u64, leader: Option<NodeId>) {
         let belief = self.beliefs.entry(group).or_insert(Belief { term: 0, leader: None, told: None });
         mark_if(Mark::LeaderClaimStale, || term < belief.term);
-        if term < belief.term || (term == belief.term && (leader.is_none() || belief.leader.is_some())) {
+        let older = term < belief.term && !planted(Plant::OlderLeaderBelieved);
+        if older || (term == belief.term && (leader.is_none() || belief.leader.is_some())) {
             return;
         }
         belief.term = term;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use base::simulation::{Mark, mark_if};
+use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, NodeId, ReplicaId};
 use bytes::Bytes;
 use journal::Checkpoint;
@@ -134,6 +134,11 @@ impl NodeCore {
                 let state = metadata::Metadata::bootstrap(self.config.cluster, self.config.me.clone(), self.now.wall);
                 self.give_birth(GroupId::META, replica, Machine::Meta, vec![replica], state.encode());
             }
+            (None, Formation::Join(accepted)) if planted(Plant::JoinerFormsItsOwn) => {
+                let (me, replica) = (self.config.me.clone(), accepted.meta_replica);
+                let state = metadata::Metadata::bootstrap(self.config.cluster, me, self.now.wall);
+                self.give_birth(GroupId::META, replica, Machine::Meta, vec![replica], state.encode());
+            }
             (None, Formation::Join(accepted)) => self.await_checkpoint(accepted.meta_replica),
             (None, Formation::Restart) => self.fatal(
                 "the journal is empty, but this node was a member of a cluster: its data is gone. Restore the data \
@@ -257,10 +262,11 @@ impl NodeCore {
         let gone = |group: &GroupId, core: &NodeCore| {
             let record = core.metadata.partitions.get(group);
             *group != GroupId::META
-                && group.0 <= highest
+                && (group.0 <= highest || planted(Plant::UnknownReplicaRemoved))
                 && !record.is_some_and(|p| p.replicas.iter().any(|r| r.node == me))
         };
-        let parked = self.vms.is_current().then(|| self.parked.keys()).into_iter().flatten();
+        let current = self.vms.is_current() || planted(Plant::UnknownReplicaRemoved);
+        let parked = current.then(|| self.parked.keys()).into_iter().flatten();
         let held: Vec<_> = self.groups.keys().chain(parked).copied().filter(|g| gone(g, self)).collect();
         for group in held {
             self.remove_group(group);

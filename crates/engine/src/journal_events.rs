@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::limits::LOG_READS_FOR_OTHERS_MAX;
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{GroupId, Millis, NodeId};
 use journal::{CheckpointPart, Output, ReadError};
 use wire::Entry;
@@ -156,7 +156,7 @@ impl NodeCore {
     /// elsewhere, and this node does not campaign until the disk moves again.
     pub(crate) fn watch_disk(&mut self) {
         let waited = self.journal.oldest_pending_since().map_or(Millis(0), |since| self.now.mono.since(since));
-        let stuck = waited > self.config.election_timeout;
+        let stuck = waited > self.config.election_timeout && !planted(Plant::StuckDiskIgnored);
         let abstains = self.abstains_until.is_some_and(|until| self.now.mono < until);
         self.raft.set_electable(!stuck && !abstains);
         if stuck {

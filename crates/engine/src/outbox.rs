@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use base::limits::OUTBOX_WINDOW;
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono};
 use bytes::Bytes;
 use metadata::{Command, EVENTS_TOPIC, OutboxEvent};
@@ -90,7 +90,8 @@ impl NodeCore {
         // Kafka's sequences have 31 bits and wrap to 0.
         let base_sequence = i32::try_from((event.sequence - 1) % (1 << 31)).expect("31 bits fit");
         let stamp = ProducerStamp { id: PRODUCER_ID, epoch: 0, base_sequence };
-        let Ok(batch) = encode_batch(&[record], Some(stamp)) else {
+        let stamp = (!planted(Plant::OutboxUnnumbered)).then_some(stamp);
+        let Ok(batch) = encode_batch(&[record], stamp) else {
             return self.fatal(format!("event {} does not fit a record batch", event.sequence));
         };
         self.outbox.under_way.insert(event.sequence);
@@ -103,7 +104,7 @@ impl NodeCore {
             mark(Mark::EventPublishedForOldLeader);
             return; // Of an earlier leadership.
         }
-        if !ok {
+        if !ok && !planted(Plant::OutboxIgnoresFailures) {
             mark(Mark::EventNotPublished);
             self.outbox.retry_at = Some(self.now.mono.plus(RETRY));
             return;

@@ -1,7 +1,7 @@
 //! Produce and log reads: the data path of a partition through the core.
 
 use base::limits::{LOG_READS_FOR_OTHERS_MAX, PARTITION_INFLIGHT_BYTES_MAX};
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{ErrorCode, GroupId};
 use journal::ReadError;
 use multiraft::{Proposal, ProposeError};
@@ -58,13 +58,14 @@ impl NodeCore {
         let mut last = None;
         for batch in &staged {
             let proposal = Proposal { group, term, kind: EntryKind::Batch, data: batch.data.clone() };
-            match self.raft.propose(proposal) {
-                Ok(proposed) => {
-                    if let Some(partition) = self.groups.get_mut(&group).and_then(|g| g.partition()) {
-                        partition.staged(batch);
-                    }
-                    last = Some(proposed.index);
-                }
+            let proposed = self.raft.propose(proposal);
+            if (proposed.is_ok() || planted(Plant::SpeculateThoughRefused))
+                && let Some(partition) = self.groups.get_mut(&group).and_then(|g| g.partition())
+            {
+                partition.staged(batch);
+            }
+            match proposed {
+                Ok(proposed) => last = Some(proposed.index),
                 // Between two proposals of one request nothing happens that could refuse the second but not the first
                 // (all of it fits what Raft takes uncommitted), so a refusal leaves no trace.
                 Err(refused) => return self.answer(origin, Err(self.refused(group, refused))),
@@ -79,11 +80,15 @@ impl NodeCore {
         let Waiting { index, term, base_offset } = waiting;
         let Some(replica) = self.groups.get_mut(&group) else { return };
         match acks {
-            Acks::None => self.answer(origin, Ok(Reply::Produced { base_offset, log_start_offset: 0 })),
-            Acks::Leader => drop(replica.unsynced.insert(index, (origin, base_offset))),
-            Acks::All => {
+            Acks::Leader if !planted(Plant::AcksOneBeforeDurable) => {
+                replica.unsynced.insert(index, (origin, base_offset));
+            }
+            Acks::All if !planted(Plant::AnsweredBeforeCommit) => {
                 let what = Awaited::Produced { origin, base_offset };
                 replica.waiters.insert(index, Waiter { term, what });
+            }
+            Acks::None | Acks::Leader | Acks::All => {
+                self.answer(origin, Ok(Reply::Produced { base_offset, log_start_offset: 0 }));
             }
         }
     }

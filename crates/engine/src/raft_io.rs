@@ -1,7 +1,7 @@
 //! Between Raft and the rest: messages in and out, rounds, roles.
 
 use base::limits::EARLY_VOTES_MAX;
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Incarnation, NodeId};
 use journal::{GroupAppend, Round};
 use multiraft::{Output, Role, RoleChange};
@@ -178,6 +178,9 @@ impl NodeCore {
             _ => node_of(&self.metadata, &self.peers, change.group, change.leader),
         };
         self.leaders.learn(change.group, change.term, leader);
+        if planted(Plant::LeadBeforeNoop) && change.role == Role::Leader {
+            self.activate(change.group, change.term);
+        }
         if self.config.observe {
             self.effects.push(Effect::Role { group: change.group, replica, role: change.role, term: change.term });
         }

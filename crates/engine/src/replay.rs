@@ -3,7 +3,7 @@
 
 use base::GroupId;
 use base::limits::LOG_READ_BYTES_MAX;
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use multiraft::GroupInit;
 use wire::{Entry, EntryKind, Membership, MembershipChange, MembershipOp};
 
@@ -47,7 +47,7 @@ impl NodeCore {
                 unapplied.push(log_entry);
                 continue;
             }
-            if log_entry.kind == EntryKind::Membership {
+            if log_entry.kind == EntryKind::Membership && !planted(Plant::MembershipLostOnRestart) {
                 match wire::decode::<MembershipChange>(&log_entry.data) {
                     Ok(change) => apply_membership(&mut entry.membership, &change),
                     Err(error) => return self.fatal(format!("group {group}: membership entry unreadable: {error}")),

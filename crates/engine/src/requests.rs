@@ -122,7 +122,8 @@ impl Requests {
     /// None yet. Names of requests are never used again by a later process of the node: an answer to the process before
     /// must not pass for one to this.
     pub fn new(incarnation: Incarnation) -> Self {
-        Requests { next: incarnation.0 << 40, ..Requests::default() }
+        let next = if planted(Plant::RequestNamesReused) { 0 } else { incarnation.0 << 40 };
+        Requests { next, ..Requests::default() }
     }
 }
 
@@ -463,6 +464,10 @@ impl NodeCore {
                     pending.busy = Some(failure).filter(|failure| failure.code == ErrorCode::Busy);
                 }
             }
+            Ok(reply) if planted(Plant::AnsweredBeforeApplied) => {
+                let read = matches!(reply, Reply::ReadPoint { .. });
+                self.finish(key, Ok(if read { Reply::Done } else { reply }));
+            }
             Ok(Reply::Command { index, result }) if index > self.metadata.applied => {
                 self.requests.applied.insert((index, key));
                 self.set_wait(key, Wait::Applied { index, reply: Reply::Command { index, result } });
@@ -666,7 +671,7 @@ fn may_repeat(request: &Request) -> bool {
     match request {
         Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
         Request::Status | Request::Tasks => true,
-        Request::Produce(produce) => stamped(produce),
+        Request::Produce(produce) => stamped(produce) || planted(Plant::PlainProduceRepeated),
         _ => false,
     }
 }

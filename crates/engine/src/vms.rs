@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{ErrorCode, GroupId, Millis, Mono};
 use compute::{Reconciler, Step, VmReport};
 use metadata::{Command, CommandResult};
@@ -60,6 +60,7 @@ impl NodeCore {
     /// are current: the VM may have been moved or deleted meanwhile.
     pub(crate) fn drive_vms(&mut self) {
         match self.vms.current {
+            Current::No if planted(Plant::StaleTablesActedOn) => self.vm_barrier_done(true),
             Current::No => {
                 self.vms.current = Current::Asking;
                 self.ask(Internal::VmBarrier, Target::Leader(GroupId::META), Request::ReadPoint);

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use base::simulation::{Mark, mark_if};
+use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, limits};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
@@ -103,7 +103,8 @@ impl CheckpointFiles {
         if from < job.state.len() {
             job.step = Step::Writing { from };
             let piece = job.state.slice(from..job.state.len().min(from + limits::CHECKPOINT_WRITE_BYTES));
-            let write = DiskOpKind::Write { file: temporary, offset: from as u64, data: vec![piece], sync: true };
+            let sync = !planted(Plant::CheckpointNotSynced);
+            let write = DiskOpKind::Write { file: temporary, offset: from as u64, data: vec![piece], sync };
             io.issue(write, Purpose::CheckpointFile);
         } else {
             job.step = Step::Renaming;

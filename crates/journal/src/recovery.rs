@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{GroupId, limits};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
@@ -390,7 +390,7 @@ impl Recovery {
                 let reason = format!("what is here was durable, says the mark at byte {claim}");
                 return Err(corrupt(file, offset, reason));
             }
-            if self.end.is_some_and(|end| end.0 == scan.sequence) {
+            if self.end.is_some_and(|end| end.0 == scan.sequence) && !planted(Plant::TailNotZeroed) {
                 self.zero = scan.heads.iter().map(|head| head.0).collect();
             }
             self.tails.pop_front();
@@ -474,7 +474,7 @@ impl Recovery {
             let uncertain = self.uncertain.front().map_or(end, |frame| frame.0.min(end));
             // The header was written together with the first frame.
             let mut offset = if uncertain == BLOCK_BYTES { 0 } else { uncertain };
-            while offset < end {
+            while offset < end && !planted(Plant::UncertainNotRewritten) {
                 let len = (end - offset).min(limits::WAL_RECOVERY_READ_BYTES as u64) as usize;
                 mark(Mark::FrameWrittenAgain);
                 ask(io, DiskOpKind::Read { file, offset, len }, Asked::Uncertain(offset));

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use base::simulation::{Plant, planted};
 use base::{GroupId, Mono};
 use bytes::Bytes;
 use wire::journal::CheckpointPosition;
@@ -147,6 +148,12 @@ impl Running {
             Purpose::CheckpointFile => {
                 if let Some(order) = self.files.step_done(io) {
                     self.queue.ready(order);
+                    if planted(Plant::OldCheckpointRemovedEarly)
+                        && let Some(Item::Checkpoint(draft)) = self.queue.get_mut(order)
+                    {
+                        let old = self.table.get(draft.group).and_then(|group| group.file(draft.group));
+                        old.into_iter().for_each(|file| self.files.doom(file));
+                    }
                 }
             }
             Purpose::RemoveFile(file) => self.files.removed(file),

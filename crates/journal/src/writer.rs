@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 
-use base::simulation::{Mark, mark, mark_if};
-use base::{GroupId, Mono, limits};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
+use base::{GroupId, Mono, ReplicaId, limits};
 use bytes::Bytes;
 use wire::HardState;
 
@@ -167,7 +167,11 @@ impl Writer {
         for (group, state) in table.iter() {
             let about =
                 About { kind: Kind::Replica, group, index: state.checkpoint.index, term: state.checkpoint.term };
-            builder.push(about, &wire::encode(&state.state()));
+            let mut state = state.state();
+            if planted(Plant::SegmentHeadForgetsVotes) {
+                state.hard_state.vote = ReplicaId(0);
+            }
+            builder.push(about, &wire::encode(&state));
         }
         let oldest = table.oldest(self.sequence);
         let frame = builder.finish(self.durable_lsn, oldest);
@@ -274,7 +278,11 @@ impl Writer {
         let durable_lsn = self.durable_lsn;
         mark_if(Mark::FramesInFlight, || !self.in_flight.is_empty());
         self.in_flight.push_back(Flying { number, done: false, durable_lsn, last_lsn, oldest, effects });
-        let write = DiskOpKind::Write { file: FileId::Wal(open.sequence), offset: open.offset, data, sync: true };
+        if planted(Plant::SegmentReusedEarly) {
+            self.oldest_marked = self.oldest_marked.max(oldest);
+        }
+        let sync = !planted(Plant::FramesNotSynced);
+        let write = DiskOpKind::Write { file: FileId::Wal(open.sequence), offset: open.offset, data, sync };
         io.issue(write, Purpose::Frame(number));
     }
 

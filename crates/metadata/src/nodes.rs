@@ -1,7 +1,7 @@
 //! Members: how the cluster is born, and how nodes are admitted.
 
 use base::limits::NODES_MAX;
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{ClusterId, ErrorCode, NodeId, ReplicaId, Wall};
 use serde_json::json;
 use wire::Member;
@@ -36,7 +36,7 @@ impl Metadata {
         secret: &[u8; 32],
         member: &Member,
     ) -> CommandResult {
-        if let Some(known) = self.node_of(&member.address.endpoint) {
+        if let Some(known) = self.node_of(&member.address.endpoint).filter(|_| !planted(Plant::AdmittedTwice)) {
             // The first answer was lost: the same endpoint is the same node. No use of the token is taken.
             mark(Mark::NodeAdmittedTwice);
             return CommandResult::NodeAdmitted { node: known.member.node, meta_replica: known.meta_replica };

@@ -164,6 +164,7 @@ impl Group {
             && self.raw.snap().is_none()
             && log.unstable_entries().is_empty()
             && log.persisted == log.last_index()
+            || planted(Plant::CampaignBeforeLogDurable)
     }
 
     /// To be called after whatever the crate was made to do: puts the seeded election timeout in the place of the one
@@ -252,7 +253,8 @@ impl Group {
 
     fn try_campaign(&mut self, electable: bool) {
         let raft = &self.raw.raft;
-        self.campaign_wanted &= raft.state != StateRole::Leader;
+        // A wish that could not be granted for long must not be held against a leader that came in the meantime.
+        self.campaign_wanted &= raft.leader_id == raft::INVALID_ID;
         if !self.campaign_wanted || !electable || !raft.promotable() || !self.is_quiet() {
             return;
         }
@@ -352,6 +354,9 @@ impl Group {
         }
         let pending = self.raw.snap().map(|snapshot| snapshot.get_metadata().index);
         self.mark_message(&message);
+        if planted(Plant::VoteTwice) && message.kind == RaftMessageKind::Vote && message.term == self.raw.raft.term {
+            self.raw.raft.vote = raft::INVALID_ID;
+        }
         // Errors mean that the crate ignored it.
         let _ = self.raw.step(convert::message_to_raft(message));
         if self.raw.snap().map(|snapshot| snapshot.get_metadata().index) != pending {
@@ -392,6 +397,9 @@ impl Group {
         self.surface(out);
         let Some(write) = write else { return false };
         self.outstanding.push_back(Outstanding { round, seq: write.seq, number: write.number });
+        if planted(Plant::LeaderCountsUndurable) && self.raw.raft.state == StateRole::Leader {
+            self.raw.on_persist_ready(write.number);
+        }
         out.appends.push(write.append);
         true
     }
@@ -486,7 +494,8 @@ impl Group {
             self.vote_seq = write.seq;
         }
         if state != self.emitted {
-            write.append.hard_state = Some(state);
+            let vote = if planted(Plant::VoteNotSaved) { ReplicaId(0) } else { state.vote };
+            write.append.hard_state = Some(HardState { vote, ..state });
             self.emitted = state;
         }
         if let Some(first) = entries.first() {

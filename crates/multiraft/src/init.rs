@@ -1,7 +1,7 @@
 //! Checks of what a replica starts from, and the log and configuration that follow from it.
 
 use base::limits;
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use raft::{Config, RaftState, ReadOnlyOption};
 use wire::HardState;
 
@@ -125,9 +125,13 @@ pub(crate) fn raft_config(config: &MultiRaftConfig, replica: u64, applied: u64) 
         max_size_per_msg: limits::RAFT_MESSAGE_BYTES_MAX,
         max_inflight_msgs: limits::RAFT_INFLIGHT_MAX,
         max_uncommitted_size: limits::RAFT_UNCOMMITTED_BYTES_MAX,
-        check_quorum: true,
-        pre_vote: true,
-        read_only_option: ReadOnlyOption::Safe,
+        check_quorum: !planted(Plant::CheckQuorumOff),
+        pre_vote: !planted(Plant::PreVoteOff),
+        read_only_option: if planted(Plant::ReadsTrustLease) {
+            ReadOnlyOption::LeaseBased
+        } else {
+            ReadOnlyOption::Safe
+        },
         // Without a bound of its own: messages are split on their way out.
         batch_append: true,
         ..Config::default()

@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use api::*;
 use base::limits::REQUESTS_PENDING_MAX;
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Now, ReplicaId};
 use bytes::Bytes;
 use clock::{Beat, TickClock};
@@ -147,7 +147,8 @@ impl MultiRaft {
     fn leading(&mut self, group: GroupId, term: u64) -> Result<&mut Group, ProposeError> {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
         mark_if(Mark::ProposalForEndedTerm, || !replica.leads(term));
-        if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
+        let leads = replica.leads(term) || planted(Plant::ProposeUnchecked);
+        if leads { Ok(replica) } else { Err(ProposeError::NotLeader) }
     }
 
     /// Appends to the log as leader of the expected term. Not durable on return, and lost if another leader takes over.
@@ -228,7 +229,8 @@ impl MultiRaft {
         }
     }
 
-    /// Campaigns as soon as this replica may: when all of its log is durable and its membership applied.
+    /// Campaigns as soon as this replica may: when all of its log is durable and its membership applied. Not if another
+    /// one leads by then.
     pub fn campaign(&mut self, group: GroupId) {
         if let Some(replica) = self.touch(group) {
             replica.campaign_wanted = true;

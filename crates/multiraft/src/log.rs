@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use base::limits::{LOG_READ_BYTES_MAX, RAFT_RESIDENT_BYTES_MAX};
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use raft::eraftpb::{Entry, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use wire::SnapshotMeta;
@@ -113,7 +113,10 @@ impl GroupLog {
     }
 
     /// Adds entries; those already here from the first one's index on are replaced (Raft section 5.3).
-    pub(crate) fn append(&mut self, entries: Vec<Entry>) {
+    pub(crate) fn append(&mut self, mut entries: Vec<Entry>) {
+        if planted(Plant::ConflictingSuffixKept) {
+            entries.retain(|entry| entry.index > self.last);
+        }
         let Some(first) = entries.first().map(|entry| entry.index) else { return };
         assert!(first > self.applied && first <= self.last + 1, "entry {first} does not fit the log");
         self.truncate(first);

@@ -5,6 +5,9 @@
 //! under way, is kept, lost or torn at sectors of 512 bytes, each independently of the others. `Create`, `Rename`,
 //! `Remove` and `Write { sync: true }` are durable at completion: that is what the driver of the real node does with
 //! `fdatasync` and an `fsync` of the directory.
+//!
+//! Some crashes end only the process: the operating system goes on, and shows the next process what was written, synced
+//! or not. A later crash can still take what was not.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +29,9 @@ pub struct DiskMood {
     /// No space is left for new bytes.
     pub full: bool,
 }
+
+/// Crashes, per million, that end only the process.
+const ONLY_THE_PROCESS: u64 = 300_000;
 
 /// One node's disk.
 pub struct VirtualDisk {
@@ -176,10 +182,19 @@ impl VirtualDisk {
         }
     }
 
-    /// The power goes: whatever was not synced is kept, lost or torn.
+    /// The power goes: whatever was not synced is kept, lost or torn. Or only the process goes: then it is kept, and
+    /// remains unsynced.
     pub fn crash(&mut self) {
+        let only_the_process = self.random.chance(ONLY_THE_PROCESS);
         for kind in std::mem::take(&mut self.under_way).into_values() {
+            // The operating system may not have been asked yet.
+            if only_the_process && self.random.chance(500_000) {
+                continue;
+            }
             self.crash_under_way(kind);
+        }
+        if only_the_process && !self.goes_back {
+            return self.files.values_mut().for_each(File::show_unsynced);
         }
         for file in self.files.values_mut() {
             for (offset, data) in std::mem::take(&mut file.unsynced) {
@@ -269,6 +284,13 @@ impl File {
     fn sector(&self, offset: usize) -> &[u8] {
         let start = offset / SECTOR * SECTOR;
         &self.durable[start.min(self.durable.len())..(start + SECTOR).min(self.durable.len())]
+    }
+
+    /// What the operating system shows while it runs.
+    fn show_unsynced(&mut self) {
+        for (offset, data) in &self.unsynced {
+            put(&mut self.visible, *offset, data);
+        }
     }
 
     fn write(&mut self, offset: usize, data: Vec<u8>, sync: bool) {

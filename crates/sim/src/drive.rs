@@ -8,7 +8,7 @@ use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
 use compute::VmReport;
 use engine::{Effect, Event};
-use journal::OpId;
+use journal::{DiskOpKind, FileId, OpId};
 use multiraft::Role;
 use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
@@ -17,6 +17,7 @@ use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
 use crate::time::us;
+use crate::watch::watch_event;
 use crate::world::{World, place};
 
 /// Events handed over before one flush.
@@ -42,6 +43,7 @@ impl World {
         let Some(core) = it.core.as_mut() else { return };
         for event in it.inbox.drain(..count) {
             self.trace.node(now, node, || show_event(&event));
+            watch_event(&mut self.checks.contact, node, now, &event);
             core.handle(clocks, event);
         }
         let effects = core.flush(clocks);
@@ -97,6 +99,9 @@ impl World {
         match effect {
             Effect::Disk(op) => {
                 let (now, id) = (self.queue.now, op.id);
+                if matches!(op.kind, DiskOpKind::Write { file: FileId::Wal(_), .. }) {
+                    self.checks.contact.writes(node, now, id.0);
+                }
                 match self.nodes[node].disk.submit(op, now) {
                     Ok(delay) => {
                         let boot = self.nodes[node].boot;
@@ -111,8 +116,14 @@ impl World {
                 let verdict = self.checks.partitions.published(node, group, &update);
                 self.check("partitions", verdict);
             }
-            Effect::Unpublish { group } => self.checks.partitions.unpublished(node, group),
+            Effect::Unpublish { group } => {
+                self.checks.partitions.unpublished(node, group);
+                self.checks.contact.removed(node, group);
+                self.checks.leaders.removed(node, group);
+            }
             Effect::Leaders(news) => {
+                let verdict = news.iter().try_for_each(|info| self.checks.leaders.told(node, info));
+                self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
             // Before it has the cluster's state it knows what it was told when it was admitted.
@@ -130,7 +141,10 @@ impl World {
             }
             Effect::Recovered => self.nodes[node].recovered = true,
             Effect::Applied { group, entry } => self.applied(node, group, &entry),
-            Effect::Role { group, replica, role, term } => self.role(node, group, replica, role, term),
+            Effect::Role { group, replica, role, term } => {
+                self.watch_role(node, group, role, term);
+                self.role(node, group, replica, role, term);
+            }
             // Asked for by operations that no simulated client uses.
             Effect::ListTasks { .. } | Effect::ReadPartition { .. } => {}
             // The only thing that a node may do with what it wrote and does not read back.
@@ -236,7 +250,9 @@ impl World {
         if state.applied > 0 {
             let verdict = self.checks.states.observed(node, state, self.checks.commands.at(state.applied));
             let events = self.checks.events.observed(state);
+            let machines = self.checks.machines.observed(state);
             self.check("state machines are equal", verdict.and(events));
+            self.check("machines run that say so", machines);
         }
     }
 
@@ -255,6 +271,7 @@ impl World {
             return;
         }
         if let Some(result) = it.disk.complete(op) {
+            self.checks.contact.wrote(node, op.0);
             self.tell(node, Event::Disk { op, result });
         }
     }
@@ -293,6 +310,7 @@ impl World {
     pub fn vm_report(&mut self, node: NodeIx, boot: u64, report: VmReport) {
         let it = &mut self.nodes[node];
         if it.boot == boot && it.host.speak(&report) {
+            self.checks.machines.said(&report);
             self.tell(node, Event::Vm(report));
         }
     }

@@ -199,6 +199,8 @@ impl World {
     fn final_checks(&mut self) {
         let verdict = self.checks.partitions.finish(|group| self.checks.commands.is_deleted(group));
         self.check("acknowledged records stay", verdict);
+        let verdict = self.checks.contact.finish();
+        self.check("election timeouts are spread", verdict);
         if let Some(state) = self.nodes[0].core.as_ref().map(|core| core.metadata().clone()) {
             match self.checks.names.finish(&state, self.queue.now) {
                 Ok(Judged { names, operations, undecided }) => {
@@ -212,7 +214,7 @@ impl World {
             let Some(core) = &self.nodes[node].core else { continue };
             let state = core.metadata().clone();
             let verdict = self.checks.states.finish(node, &state);
-            self.check("acknowledged commands stay", verdict);
+            self.check("acknowledged commands stay", verdict.and(self.checks.machines.finish(&state)));
             let events = state.topics.get(metadata::EVENTS_TOPIC).and_then(|topic| topic.partitions.first()).copied();
             let published = self.checks.partitions.texts(events.unwrap_or_default());
             let verdict = self.checks.events.finish(published, &state);

@@ -47,6 +47,7 @@ mod stats;
 pub mod time;
 mod trace;
 mod vmhost;
+mod watch;
 mod workload;
 mod world;
 

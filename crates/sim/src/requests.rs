@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::{ErrorCode, GroupId, RequestId};
+use compute::VmDesired;
 use engine::{Event, Reply, Request, RequestError, Target};
 use metadata::{Command, CommandResult};
 
@@ -57,6 +58,8 @@ pub enum CommandKind {
     CreateTopic(String),
     CreateVm(String),
     DeleteVm(String),
+    /// Starts or stops a machine.
+    WantVm(String, VmDesired),
     CreateToken,
     Admit(NodeIx),
     Other,
@@ -278,6 +281,10 @@ impl World {
             // Only its owner deletes a machine, and once.
             (CommandKind::DeleteVm(_), CommandResult::Refused { code: ErrorCode::NotFound, message }) => {
                 return self.fail("acknowledged commands stay", format!("{kind:?}: {message}"));
+            }
+            (CommandKind::WantVm(name, desired), CommandResult::Done) => {
+                self.checks.machines.acked(name, *desired);
+                AckedCommand::Other
             }
             _ => AckedCommand::Other,
         };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use base::{GroupId, SplitMix64, TopicId, hash64};
-use compute::VmSpec;
+use compute::{VmDesired, VmSpec};
 use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
 use metadata::Command;
 
@@ -215,6 +215,8 @@ impl World {
         let acks = if all { Acks::All } else { Acks::Leader };
         let data = records::encode(&batch.values, wall, producer);
         let request = Request::Produce(Produce { group, acks, batches: vec![data] });
+        // Alone, a leader's disk is a majority's.
+        let all = all || self.nodes.len() == 1;
         let what = What::Produce { group, values: batch.values, idempotent, all };
         let timeout = self.timeout(client);
         self.ask_from(Owner::Client(client), node, target, request, what, timeout, batch.floor);
@@ -266,11 +268,20 @@ impl World {
         let number = it.vms.len();
         if number >= VMS_MAX || number > 0 && it.random.chance(600_000) {
             let name = it.vms[it.random.below(number as u64) as usize].clone();
-            match it.random.below(3) {
-                0 => return self.command(client, Command::StopVm { name }, CommandKind::Other),
-                1 => return self.command(client, Command::StartVm { name }, CommandKind::Other),
+            let choice = it.random.below(3);
+            self.checks.machines.asked(&name);
+            match choice {
+                0 => {
+                    let kind = CommandKind::WantVm(name.clone(), VmDesired::Stopped);
+                    return self.command(client, Command::StopVm { name }, kind);
+                }
+                1 => {
+                    let kind = CommandKind::WantVm(name.clone(), VmDesired::Running);
+                    return self.command(client, Command::StartVm { name }, kind);
+                }
                 _ => {}
             }
+            let it = &mut self.clients[client];
             it.vms.retain(|other| *other != name);
             self.checks.states.forget_vm(&name);
             return self.command(client, Command::DeleteVm { name: name.clone() }, CommandKind::DeleteVm(name));

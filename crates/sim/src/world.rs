@@ -234,6 +234,8 @@ impl World {
         self.checks.logs.restarted(node);
         self.checks.partitions.restarted(node);
         self.checks.states.restarted(node);
+        self.checks.contact.restarted(node, self.queue.now);
+        self.checks.leaders.restarted(node);
         for peer in 0..self.nodes.len() {
             if peer != node {
                 self.net.link(node, peer).believed[usize::from(node > peer)] = false;
@@ -251,6 +253,7 @@ impl World {
         self.trace.node(self.queue.now, node, || format!("freezes for {} ms", duration / 1_000_000));
         self.mark_freeze(node);
         self.nodes[node].frozen = true;
+        self.checks.contact.froze(node, self.queue.now);
         self.queue.after(duration, Ev::Resume { node });
         for peer in 0..self.nodes.len() {
             if peer != node {
@@ -264,6 +267,7 @@ impl World {
             self.trace.node(self.queue.now, node, || "goes on".into());
             self.nodes[node].frozen = false;
             self.nodes[node].resumed = self.queue.now;
+            self.checks.contact.resumed(node, self.queue.now);
             self.wake_soon(node);
         }
     }
@@ -274,6 +278,7 @@ impl World {
         }
         self.queue.after(TICK + us(self.random.between(0, 500)), Ev::Tick { node, boot });
         if self.nodes[node].runs() {
+            self.watch_contact(node);
             self.tell(node, Event::Tick);
         }
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use base::Wall;
 use base::limits::{PARTITION_INFLIGHT_BYTES_MAX, RECORD_TIMESTAMP_AHEAD_MAX};
-use base::simulation::{Mark, mark, mark_if};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use bytes::Bytes;
 use wire::EntryKind;
 
@@ -162,6 +162,9 @@ impl Partition {
     /// This replica no longer leads: what it proposed may or may not come back as applied entries.
     pub fn step_down(&mut self) {
         mark_if(Mark::StepDownWithSpeculation, || self.speculation.as_ref().is_some_and(|s| !s.in_flight.is_empty()));
+        if planted(Plant::SpeculationKept) {
+            return;
+        }
         self.speculation = None;
     }
 
@@ -262,7 +265,8 @@ impl Partition {
     }
 
     fn producer<'a>(&'a self, speculation: &'a Speculation, id: i64) -> Option<&'a ProducerState> {
-        speculation.producers.get(&id).map(|(state, _)| state).or_else(|| self.producers.get(id))
+        let in_flight = speculation.producers.get(&id).filter(|_| !planted(Plant::InFlightSequencesIgnored));
+        in_flight.map(|(state, _)| state).or_else(|| self.producers.get(id))
     }
 
     /// The proposal of a staged batch was accepted: the next one follows it.
@@ -314,7 +318,8 @@ impl Partition {
         }
         self.settle(index, term, &header)?;
         self.next_offset = header.last_offset() + 1;
-        if header.has_producer() {
+        let remembers = self.speculation.is_some() || !planted(Plant::ProducersOnLeaderOnly);
+        if header.has_producer() && remembers {
             self.producers.apply(&header);
         }
         let base_offset = header.base_offset;

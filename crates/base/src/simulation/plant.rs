@@ -17,6 +17,102 @@ super::table! {
             "Time that the process did not live through is made up for with a burst of ticks.",
         ForwardsCarriedOutTwice "forwards-carried-out-twice"
             "A forwarded request that must not be done twice is done as often as it arrives.",
+
+        // ---- multiraft ----
+        VoteNotSaved "vote-not-saved"
+            "The term goes to disk without the vote.",
+        VoteTwice "vote-twice"
+            "A replica asked again in its term votes again.",
+        PreVoteOff "pre-vote-off"
+            "A replica that hears nobody campaigns, and raises its term each time.",
+        CheckQuorumOff "check-quorum-off"
+            "A leader that hears nobody goes on leading.",
+        CampaignBeforeLogDurable "campaign-before-log-durable"
+            "A replica campaigns with entries that its disk does not have yet.",
+        LeaderCountsUndurable "leader-counts-undurable"
+            "A leader counts itself among those who have an entry before its disk does.",
+        ConflictingSuffixKept "conflicting-suffix-kept"
+            "Entries that contradict the leader's stay in the log.",
+        ReadsTrustLease "reads-trust-lease"
+            "A read point is answered without asking a quorum.",
+        ProposeUnchecked "propose-unchecked"
+            "Proposals are taken whether or not this replica leads in the expected term.",
+
+        // ---- journal ----
+        FramesNotSynced "frames-not-synced"
+            "A round is called durable when it is written, before it is synced.",
+        CheckpointNotSynced "checkpoint-not-synced"
+            "A checkpoint's file gets its name before its bytes are synced.",
+        OldCheckpointRemovedEarly "old-checkpoint-removed-early"
+            "A checkpoint's file is removed before the place of the next one is durable.",
+        SegmentReusedEarly "segment-reused-early"
+            "A segment is reused before it is durable that nothing needs it.",
+        SegmentHeadForgetsVotes "segment-head-forgets-votes"
+            "The states at the head of a segment lack the votes.",
+        OldLivesAccepted "old-lives-accepted"
+            "What an earlier life of a recycled segment left is taken for what follows: no seed, no sequence numbers.",
+        TornFramesAccepted "torn-frames-accepted"
+            "The checksums of records and frames are not looked at.",
+        TailNotZeroed "tail-not-zeroed"
+            "What is found behind a torn frame stays there.",
+        UncertainNotRewritten "uncertain-not-rewritten"
+            "What recovery read and cannot know to be durable is not made so.",
+
+        // ---- stream ----
+        SpeculationKept "speculation-kept"
+            "Offsets given out and not committed outlive a step-down.",
+        InFlightSequencesIgnored "in-flight-sequences-ignored"
+            "A producer's sequence is checked against what is applied only.",
+        ProducersOnLeaderOnly "producers-on-leader-only"
+            "Only the leader remembers what idempotent producers wrote.",
+
+        // ---- metadata and compute ----
+        SnapshotMissesSessions "snapshot-misses-sessions"
+            "A checkpoint of `__meta` lacks a table.",
+        CommandsRepeated "commands-repeated"
+            "A command that comes again in its session is applied again.",
+        AdmittedTwice "admitted-twice"
+            "A node that asks again to be admitted becomes another node.",
+        StaleReportAccepted "stale-report-accepted"
+            "A VM's report is believed under whatever epoch and incarnation.",
+
+        // ---- engine ----
+        LeadBeforeNoop "lead-before-noop"
+            "A new leader gives out offsets before it has applied what its predecessors left.",
+        SpeculateThoughRefused "speculate-though-refused"
+            "Offsets move on though Raft refused the proposal.",
+        AnsweredBeforeCommit "answered-before-commit"
+            "Producers are answered when their batch is proposed.",
+        AcksOneBeforeDurable "acks-one-before-durable"
+            "A producer that waits for the leader only is answered before the leader's disk has its batch.",
+        ReplacedEntryAnswered "replaced-entry-answered"
+            "Whoever waits for an index is told of success, whichever entry came there.",
+        PlainProduceRepeated "plain-produce-repeated"
+            "A produce request without sequences is tried again though it may have been carried out.",
+        AnsweredBeforeApplied "answered-before-applied"
+            "A node passes on an answer whose effect it has not applied itself.",
+        RequestNamesReused "request-names-reused"
+            "A restarted process names its requests as the process before did.",
+        MembershipLostOnRestart "membership-lost-on-restart"
+            "A restarted replica has the members of its checkpoint, without the changes behind it.",
+        CheckpointIndexTooHigh "checkpoint-index-too-high"
+            "A checkpoint claims one entry more than it holds.",
+        JoinerFormsItsOwn "joiner-forms-its-own"
+            "A node that joins begins as the only voter of a cluster of its own.",
+        UnknownReplicaRemoved "unknown-replica-removed"
+            "A replica that the table does not know yet is removed, and born again without its memory.",
+        StaleTablesActedOn "stale-tables-acted-on"
+            "A restarted node acts on the VMs that its journal shows before it knows that this is current.",
+        LocalClockInApply "local-clock-in-apply"
+            "Applying a command reads this node's clock.",
+        OutboxUnnumbered "outbox-unnumbered"
+            "Events are published without their sequence: again by each leader that does not know better.",
+        OutboxIgnoresFailures "outbox-ignores-failures"
+            "An event counts as published though its publication failed.",
+        OlderLeaderBelieved "older-leader-believed"
+            "News of a leader is believed though a later one is known.",
+        StuckDiskIgnored "stuck-disk-ignored"
+            "A leader whose disk is stuck goes on leading.",
     }
 }
 

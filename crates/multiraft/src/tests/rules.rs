@@ -532,6 +532,20 @@ fn a_node_with_a_stuck_disk_does_not_campaign() {
 }
 
 #[test]
+fn a_wish_to_lead_does_not_outlive_the_election_of_another() {
+    let mut cluster = Cluster::new(20, &[1, 2, 3], &[]);
+    cluster.start_all();
+    cluster.raft(1).set_electable(false);
+    cluster.raft(1).campaign(GROUP);
+    cluster.run_until(6_000, "another one leads", has_leader).unwrap();
+    cluster.run(500).unwrap();
+    cluster.raft(1).set_electable(true);
+    cluster.run(2_000).unwrap();
+    let roles = &cluster.nodes[&1].roles;
+    assert!(roles.iter().all(|(role, _)| *role == Role::Follower), "{roles:?}");
+}
+
+#[test]
 fn no_campaign_while_entries_are_not_durable() {
     let (mut cluster, leader) = led(18);
     let followers: Vec<u64> = cluster.nodes.keys().copied().filter(|id| *id != leader).collect();

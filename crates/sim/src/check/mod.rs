@@ -4,19 +4,25 @@
 //! into a node except through what a driver or a client would see too.
 
 mod commands;
+mod contact;
 mod election;
 mod events;
+mod leaders;
 pub mod linear;
 mod log;
+mod machines;
 mod members;
 mod names;
 mod partition;
 mod state;
 
 pub use commands::Commands;
+pub use contact::{Contact, Unfit};
 pub use election::Elections;
 pub use events::Events;
+pub use leaders::Leaders;
 pub use log::{Held, Logs};
+pub use machines::Machines;
 pub use members::Members;
 pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};
 pub use partition::{Ack, Partitions};
@@ -33,6 +39,9 @@ pub struct Checks {
     pub states: States,
     pub names: Names,
     pub events: Events,
+    pub contact: Contact,
+    pub leaders: Leaders,
+    pub machines: Machines,
 }
 
 /// What went wrong.

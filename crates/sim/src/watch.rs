@@ -1,0 +1,82 @@
+//! What the checker of contact must be told of the world: who can hear whom, and whose disk is stuck.
+
+use base::GroupId;
+use engine::Event;
+use multiraft::Role;
+use wire::{PeerMessage, RaftMessageKind};
+
+use crate::check::{Contact, Unfit};
+use crate::config::Fault;
+use crate::disk::DiskMood;
+use crate::queue::NodeIx;
+use crate::time::Nanos;
+use crate::world::World;
+
+impl World {
+    /// A process that runs had its tick.
+    pub fn watch_contact(&mut self, node: NodeIx) {
+        let now = self.queue.now;
+        let (deaf, well) = (self.is_deaf(node), self.is_well(node));
+        self.checks.contact.looks(node, now, deaf, well);
+        let Some((unfit, groups)) = self.checks.contact.leads_unfit(node, now) else { return };
+        // Whoever was told to hand over what it leads takes no leadership for a while.
+        let (least, why) = match unfit {
+            Unfit::Deaf => (2, "hears nobody"),
+            Unfit::Stuck if self.nemesis.has(Fault::Transfer) => return,
+            Unfit::Stuck => (3, "cannot write, and the others are well"),
+        };
+        if let Some(group) = groups.into_iter().find(|group| self.voters(node, *group) >= least) {
+            self.fail("leaders can lead", format!("n{node} still leads group {group}; it {why}"));
+        }
+    }
+
+    /// A replica's role changed.
+    pub fn watch_role(&mut self, node: NodeIx, group: GroupId, role: Role, term: u64) {
+        let others = role == Role::Candidate && self.voters(node, group) > 1;
+        let verdict = self.checks.contact.role((node, group), self.queue.now, (role, term), others);
+        self.check("elections have a reason", verdict);
+    }
+
+    /// Nothing that anybody sends arrives.
+    fn is_deaf(&mut self, node: NodeIx) -> bool {
+        (0..self.nodes.len()).filter(|peer| *peer != node).all(|peer| {
+            let alive = self.net.link(node, peer).alive;
+            !alive || !self.net.open(peer, node)
+        })
+    }
+
+    /// Nothing is wrong with it, its disk or its links.
+    fn is_well(&mut self, node: NodeIx) -> bool {
+        let it = &self.nodes[node];
+        let weather = self.net.weather;
+        if !it.recovered || it.disk.mood != DiskMood::default() || weather.loss > 0 || weather.delay > 0 {
+            return false;
+        }
+        (0..self.nodes.len()).filter(|peer| *peer != node).all(|peer| {
+            let alive = self.net.link(node, peer).alive;
+            alive && self.nodes[peer].runs() && self.net.open(node, peer) && self.net.open(peer, node)
+        })
+    }
+
+    /// Voters of a group, as far as a node knows.
+    fn voters(&self, node: NodeIx, group: GroupId) -> usize {
+        let Some(core) = &self.nodes[node].core else { return 0 };
+        if group == GroupId::META {
+            return core.status().meta_voters.len();
+        }
+        let partition = core.metadata().partitions.get(&group);
+        partition.map_or(0, |partition| partition.replicas.iter().filter(|replica| replica.voter).count())
+    }
+}
+
+/// A process takes in an event: a leader's word, perhaps.
+pub fn watch_event(contact: &mut Contact, node: NodeIx, now: Nanos, event: &Event) {
+    let Event::Peer { messages, .. } = event else { return };
+    for message in messages {
+        if let PeerMessage::Raft { group, message } = message
+            && matches!(message.kind, RaftMessageKind::Append | RaftMessageKind::Heartbeat)
+        {
+            contact.hears_leader(node, now, *group, message.term);
+        }
+    }
+}
