@@ -127,6 +127,33 @@ impl fmt::Display for FaultSet {
     }
 }
 
+/// Places in a schedule: `none`, or numbers joined by commas.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Only(pub BTreeSet<usize>);
+
+impl FromStr for Only {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let place = |word: &str| {
+            word.trim().parse().map_err(|_| format!("{word:?} is no place in a schedule: `none`, or numbers like 3,17"))
+        };
+        match text {
+            "none" => Ok(Only(BTreeSet::new())),
+            places => places.split(',').map(place).collect::<Result<_, _>>().map(Only),
+        }
+    }
+}
+
+impl fmt::Display for Only {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            0 => f.write_str("none"),
+            _ => f.write_str(&self.0.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
+        }
+    }
+}
+
 /// One run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimConfig {

@@ -42,7 +42,7 @@ impl World {
         let it = &mut self.nodes[node];
         let Some(core) = it.core.as_mut() else { return };
         for event in it.inbox.drain(..count) {
-            self.trace.node(now, node, || show_event(&event));
+            self.trace.event(now, node, || show_event(&event));
             watch_event(&mut self.checks.contact, node, now, &event);
             core.handle(clocks, event);
         }
@@ -85,7 +85,7 @@ impl World {
             if self.violation.is_some() {
                 return;
             }
-            self.trace.node(self.queue.now, node, || show_effect(&effect));
+            self.trace.event(self.queue.now, node, || show_effect(&effect));
             self.watch_effect(node, &effect);
             self.effect(node, effect);
         }
@@ -139,9 +139,13 @@ impl World {
                     self.queue.after(delay, Ev::FormedDurable { node, boot });
                 }
             }
-            Effect::Recovered => self.nodes[node].recovered = true,
+            Effect::Recovered => {
+                self.trace.note(self.queue.now, node, || "has recovered".into());
+                self.nodes[node].recovered = true;
+            }
             Effect::Applied { group, entry } => self.applied(node, group, &entry),
             Effect::Role { group, replica, role, term } => {
+                self.trace.note(self.queue.now, node, || show_role(group, role, term));
                 self.watch_role(node, group, role, term);
                 self.role(node, group, replica, role, term);
             }
@@ -403,6 +407,16 @@ impl World {
             }
         }
     }
+}
+
+fn show_role(group: GroupId, role: Role, term: u64) -> String {
+    let what = match role {
+        Role::Leader => "leads",
+        Role::PreCandidate => "asks whether to stand for",
+        Role::Candidate => "stands for",
+        Role::Follower => "follows in",
+    };
+    format!("{what} g{group}, term {term}")
 }
 
 fn show_event(event: &Event) -> String {

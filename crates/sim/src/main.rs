@@ -1,22 +1,25 @@
-//! `muster-sim`: runs seeds, and replays one.
+//! `muster-sim`: runs seeds, replays one, shrinks a failure, plants mistakes, explores.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+mod report;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use sim::plants::{hunt, markdown};
-use sim::{FaultSet, Mistake, SimConfig, Violation, commit, replay_command};
-
-/// Violations that are reported in full, with their event logs.
-const REPORTS_MAX: usize = 3;
-/// Seeds named per invariant.
-const SEEDS_SHOWN: usize = 12;
+use sim::{Explorer, FaultSet, Mistake, Only, SimConfig, commit};
 
 #[derive(Parser)]
-#[command(name = "muster-sim", version, about = "Simulates whole muster clusters, deterministically")]
+#[command(
+    name = "muster-sim",
+    version,
+    about = "Simulates whole muster clusters, deterministically",
+    after_help = "Examples:\n  muster-sim run --seeds 500 --seconds 8 --marks\n  muster-sim replay --seed 7 --timeline\n  \
+                  muster-sim shrink --seed 7 --plant vote-twice\n  muster-sim plants --only vote-twice\n  \
+                  muster-sim explore --minutes 30"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,8 +52,33 @@ enum Command {
         /// Where the trace goes; to the standard output by default.
         #[arg(long)]
         trace: Option<PathBuf>,
+        /// Print the incidents, with a column for each node, in the place of the trace.
+        #[arg(long)]
+        timeline: bool,
         #[command(flatten)]
         world: WorldArgs,
+    },
+    /// Makes a failing run small, and reports what is left of it.
+    Shrink {
+        /// Where the event log and the timeline go.
+        #[arg(long, default_value = ".")]
+        logs: PathBuf,
+        #[command(flatten)]
+        world: WorldArgs,
+    },
+    /// Runs other clusters, lengths and faults for a while, and says which rare states were never reached.
+    Explore {
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Where the search begins.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Threads; as many as there are cores by default.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Where the event logs of failing seeds go.
+        #[arg(long, default_value = ".")]
+        logs: PathBuf,
     },
     /// Plants each mistake in turn and looks for the first seed that shows it; exits with 1 if one stays hidden.
     Plants {
@@ -85,6 +113,12 @@ struct WorldArgs {
     /// `all`, `none`, or names joined by commas.
     #[arg(long, default_value = "all")]
     faults: FaultSet,
+    /// Of the seed's faults, only those at these places: `none`, or numbers joined by commas.
+    #[arg(long)]
+    only: Option<Only>,
+    /// Clients; two per node by default.
+    #[arg(long)]
+    clients: Option<usize>,
     /// Plants a mistake (`muster-sim plants` names them).
     #[arg(long)]
     plant: Option<Mistake>,
@@ -92,8 +126,9 @@ struct WorldArgs {
 
 impl WorldArgs {
     fn config(self, trace: bool) -> SimConfig {
-        let WorldArgs { seed, nodes, seconds, faults, plant } = self;
-        SimConfig { nodes: usize::from(nodes), seconds, faults, plant, trace, ..SimConfig::new(seed) }
+        let WorldArgs { seed, nodes, seconds, faults, only, clients, plant } = self;
+        let only = only.map(|only| only.0);
+        SimConfig { seed, nodes: usize::from(nodes), seconds, faults, only, clients, plant, trace }
     }
 }
 
@@ -106,7 +141,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run { seeds, jobs, keep_going, logs, marks, world } => {
             run(&world.config(false), seeds, jobs.unwrap_or_else(cores), keep_going, marks, &logs)
         }
-        Command::Replay { trace, world } => replay(&world.config(true), trace),
+        Command::Replay { trace, timeline, world } => replay(&world.config(true), trace, timeline),
+        Command::Shrink { logs, world } => shrink(&world.config(false), &logs),
+        Command::Explore { minutes, seed, jobs, logs } => explore(minutes, seed, jobs.unwrap_or_else(cores), &logs),
         Command::Plants { seeds_max, seconds, only, jobs, markdown } => {
             // Panics are expected here.
             std::panic::set_hook(Box::new(|_| {}));
@@ -141,7 +178,7 @@ fn run(
     jobs: usize,
     keep_going: bool,
     marks: bool,
-    logs: &std::path::Path,
+    logs: &Path,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let sweep = sim::sweep(cfg, seeds, jobs, keep_going);
@@ -152,55 +189,19 @@ fn run(
     if marks {
         print!("{}", sim::marks_table(&sweep.stats));
     }
-    for (seed, violation) in sweep.failed.iter().take(REPORTS_MAX) {
-        report(&SimConfig { seed: *seed, ..cfg.clone() }, violation, logs)?;
-    }
-    match sweep.failed.len() {
-        0 => Ok(ExitCode::SUCCESS),
-        count => {
-            println!("\n{count} of {} seeds failed:", sweep.stats.runs);
-            let mut by_invariant: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-            for (seed, violation) in &sweep.failed {
-                by_invariant.entry(violation.invariant).or_default().push(*seed);
-            }
-            for (invariant, seeds) in by_invariant {
-                let first: Vec<String> = seeds.iter().take(SEEDS_SHOWN).map(u64::to_string).collect();
-                println!(
-                    "  {:4}  {invariant} (seeds {}{})",
-                    seeds.len(),
-                    first.join(" "),
-                    if seeds.len() > SEEDS_SHOWN { " ..." } else { "" }
-                );
-            }
-            Ok(ExitCode::FAILURE)
-        }
-    }
+    report::sweep(cfg, &sweep, logs)?;
+    Ok(if sweep.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Says what a seed did wrong, how to see it again, and writes its event log.
-fn report(cfg: &SimConfig, violation: &Violation, logs: &std::path::Path) -> anyhow::Result<()> {
-    println!("\nVIOLATION with seed {} at commit {}", cfg.seed, commit());
-    println!("  {violation}");
-    println!("  replay: {}", replay_command(cfg));
-    let again = sim::run(&SimConfig { trace: true, ..cfg.clone() });
-    let path = logs.join(format!("seed-{}.trace", cfg.seed));
-    std::fs::write(&path, again.trace).with_context(|| format!("writing the event log to {}", path.display()))?;
-    println!("  event log: {}", path.display());
-    if again.violation.as_ref() != Some(violation) {
-        println!("  the second run of this seed ended differently: something is not deterministic");
-    }
-    Ok(())
-}
-
-fn replay(cfg: &SimConfig, trace: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+fn replay(cfg: &SimConfig, trace: Option<PathBuf>, timeline: bool) -> anyhow::Result<ExitCode> {
     let outcome = sim::run(cfg);
-    match trace {
-        Some(path) => {
-            std::fs::write(&path, &outcome.trace)
-                .with_context(|| format!("writing the trace to {}", path.display()))?;
-            println!("{}", outcome.stats);
-        }
-        None => print!("{}", outcome.trace),
+    if let Some(path) = &trace {
+        std::fs::write(path, &outcome.trace).with_context(|| format!("writing the trace to {}", path.display()))?;
+    }
+    match (timeline, trace) {
+        (true, _) => print!("{}", outcome.timeline),
+        (false, None) => print!("{}", outcome.trace),
+        (false, Some(_)) => println!("{}", outcome.stats),
     }
     match outcome.violation {
         None => Ok(ExitCode::SUCCESS),
@@ -209,4 +210,32 @@ fn replay(cfg: &SimConfig, trace: Option<PathBuf>) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+fn shrink(cfg: &SimConfig, logs: &Path) -> anyhow::Result<ExitCode> {
+    match sim::run(cfg).violation {
+        Some(violation) => {
+            report::violation(cfg, &violation, logs)?;
+            Ok(ExitCode::FAILURE)
+        }
+        None => {
+            println!("seed {} breaks no invariant: there is nothing to shrink", cfg.seed);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn explore(minutes: u64, seed: u64, jobs: usize, logs: &Path) -> anyhow::Result<ExitCode> {
+    let until = Instant::now() + Duration::from_secs(minutes * 60);
+    let mut explorer = Explorer::new(seed);
+    let mut failed = 0;
+    while Instant::now() < until {
+        let (cfg, sweep) = explorer.batch(jobs);
+        failed += sweep.failed.len();
+        report::sweep(&cfg, &sweep, logs)?;
+        let reached = explorer.stats.marks.len();
+        println!("{:6} runs, {reached} states reached, {failed} failed", explorer.runs);
+    }
+    println!("\n{}\n{}", explorer.stats, sim::marks_table(&explorer.stats));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use base::simulation::take_marks;
 
 use crate::check::Violation;
-use crate::config::SimConfig;
+use crate::config::{Only, SimConfig};
 use crate::mistake::Planted;
 use crate::stats::Stats;
 use crate::trace::Trace;
@@ -22,6 +22,8 @@ pub struct Outcome {
     pub violation: Option<Violation>,
     /// Empty unless it was kept.
     pub trace: String,
+    /// The incidents of the trace; as empty.
+    pub timeline: String,
 }
 
 /// Runs one world to its end. A panic of the code under test is a violation like any other.
@@ -50,7 +52,9 @@ pub fn run(cfg: &SimConfig) -> Outcome {
         world.stats.faults.insert("vm", died);
     }
     let trace = std::mem::replace(&mut world.trace, Trace::new(false));
-    Outcome { seed: cfg.seed, stats: world.stats, violation: world.violation, trace: trace.into_text() }
+    let (trace, timeline) = trace.into_parts();
+    let timeline = timeline.render(cfg.nodes);
+    Outcome { seed: cfg.seed, stats: world.stats, violation: world.violation, trace, timeline }
 }
 
 /// Many runs.
@@ -91,12 +95,18 @@ pub fn sweep(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool) -> Swee
 /// The command that runs one seed again and writes its trace.
 #[must_use]
 pub fn replay_command(cfg: &SimConfig) -> String {
-    let SimConfig { seed, nodes, seconds, faults, .. } = cfg;
-    let plant = cfg.plant.map(|mistake| format!(" --plant {mistake}")).unwrap_or_default();
-    format!(
-        "muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults}{plant} \
-         --trace seed-{seed}.trace"
-    )
+    let SimConfig { seed, nodes, seconds, faults, only, clients, plant, trace: _ } = cfg;
+    let mut command = format!("muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults}");
+    if let Some(only) = only {
+        command += &format!(" --only {}", Only(only.clone()));
+    }
+    if let Some(clients) = clients {
+        command += &format!(" --clients {clients}");
+    }
+    if let Some(plant) = plant {
+        command += &format!(" --plant {plant}");
+    }
+    command
 }
 
 /// The commit of the sources: as told at build time, or as git says now.

@@ -15,9 +15,9 @@ fn assert_clean(cfg: &SimConfig, sweep: &Sweep) {
 }
 
 #[test]
-fn two_hundred_seeds_with_every_fault_break_no_invariant() {
+fn five_hundred_seeds_with_every_fault_break_no_invariant() {
     let cfg = SimConfig { seconds: 8, ..SimConfig::new(1) };
-    let sweep = sweep(&cfg, 200, cores(), false);
+    let sweep = sweep(&cfg, 500, cores(), false);
     assert_clean(&cfg, &sweep);
     let stats = &sweep.stats;
     println!("{stats}");
