@@ -3,7 +3,7 @@
 # `dev` shares its build of the dependencies (optimized there too) with the tests; `make run PROFILE=release` is faster
 # once it runs, but builds everything a second time.
 PROFILE ?= dev
-SOAK_SEEDS ?= 2000
+SOAK_SEEDS ?= 10000
 # Their tests plant mistakes in the product's code (base::simulation). They are built apart, so that nothing else is built
 # with those switches.
 SIMULATED := sim multiraft
@@ -32,7 +32,7 @@ build:
 run: setup build
 	$(MUSTER) demo
 
-## make test    set up, build, and run every test: units, tidy, the simulator over 200 seeds, real clusters
+## make test    set up, build, and run every test: units, tidy, the simulator over 500 seeds, real clusters
 .PHONY: test
 test: setup
 	$(CARGO) build -p muster
@@ -40,11 +40,13 @@ test: setup
 	$(CARGO) test $(SIMULATED:%=-p %) --no-fail-fast
 	MUSTER_BIN=$(TARGET_DIR)/debug/muster $(CARGO) test -p testkit --no-fail-fast
 
-## make soak    the simulator over SOAK_SEEDS seeds (2000) of 30 virtual seconds, from seed SOAK_SEED (1)
+## make soak-sim   the simulator over SOAK_SEEDS seeds (10000) of 60 virtual seconds, half on 3 nodes, half on 5
 SOAK_SEED ?= 1
-.PHONY: soak
-soak:
-	$(CARGO) run --release -p sim --bin muster-sim -- run --seed $(SOAK_SEED) --seeds $(SOAK_SEEDS)
+.PHONY: soak-sim
+soak-sim:
+	$(CARGO) build --release -p sim
+	for nodes in 3 5; do $(TARGET_DIR)/release/muster-sim run --seed $(SOAK_SEED) --seeds $$(($(SOAK_SEEDS) / 2)) \
+		--nodes $$nodes --seconds 60 --marks || exit 1; done
 
 ## make bench   the figures that the documents quote, on real clusters of a release build
 .PHONY: bench

@@ -69,9 +69,10 @@ impl World {
     }
 }
 
-/// A process takes in an event: a leader's word, perhaps.
+/// A process takes in an event: somebody's word, perhaps a leader's.
 pub fn watch_event(contact: &mut Contact, node: NodeIx, now: Nanos, event: &Event) {
     let Event::Peer { messages, .. } = event else { return };
+    contact.hears(node);
     for message in messages {
         if let PeerMessage::Raft { group, message } = message
             && matches!(message.kind, RaftMessageKind::Append | RaftMessageKind::Heartbeat)

@@ -98,6 +98,11 @@ impl Contact {
         self.nodes.entry(node).or_default().writes.remove(&op);
     }
 
+    /// A process takes in something from another.
+    pub fn hears(&mut self, node: NodeIx) {
+        self.nodes.entry(node).or_default().deaf_since = None;
+    }
+
     /// A process takes in a leader's message. Before its replica has shown itself it may not be there yet, and the first
     /// one of a new group campaigns when it is born.
     pub fn hears_leader(&mut self, node: NodeIx, now: Nanos, group: GroupId, term: u64) {
