@@ -84,3 +84,43 @@ fn lost_replies_are_caught() {
 fn entries_changed_on_their_way_are_caught() {
     check(Seam::FlippedEntries, &[], &["log matching", "partitions", "no node stops by itself", "nothing panics"]);
 }
+
+/// Mistakes in the product's code that show only after more seeds than a test can run; `muster-sim plants` hunts them, and
+/// docs/simulation-plants.md says after how many seeds each is found.
+const RARE: [&str; 17] = [
+    "lead-before-durable",
+    "campaign-before-log-durable",
+    "leader-counts-undurable",
+    "reads-trust-lease",
+    "propose-unchecked",
+    "old-checkpoint-removed-early",
+    "segment-reused-early",
+    "old-lives-accepted",
+    "torn-frames-accepted",
+    "tail-not-zeroed",
+    "admitted-twice",
+    "acks-one-before-durable",
+    "request-names-reused",
+    "unknown-replica-removed",
+    "stale-tables-acted-on",
+    "stuck-disk-ignored",
+    "term-need-not-be-durable",
+];
+
+#[test]
+fn mistakes_in_the_code_are_caught() {
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let code = Mistake::all().filter(|mistake| matches!(mistake, Mistake::Code(_)));
+    let mut hidden = Vec::new();
+    let mut hunted = 0;
+    for mistake in code.filter(|mistake| !RARE.contains(&mistake.name())) {
+        let hunt = sim::plants::hunt(&SimConfig::with_mistake(mistake, 1), 150, jobs);
+        println!("{hunt}");
+        hunted += 1;
+        if hunt.found.is_none() {
+            hidden.push(mistake.name());
+        }
+    }
+    assert!(hidden.is_empty(), "not found in 150 seeds: {hidden:?}");
+    assert!(hunted >= 30, "only {hunted} mistakes are hunted");
+}
