@@ -1,7 +1,7 @@
 //! The driver of a simulated node: hands events to its core and carries out the effects, as the real node's drivers do.
 //! Like those, it decides nothing. What a checker or the trace must know is noted on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::simulation::Mark;
 use base::{GroupId, ReplicaId, hash64};
@@ -81,6 +81,7 @@ impl World {
         effects.sort_by_key(order);
         let recovered = effects.contains(&Effect::Recovered);
         self.born(node);
+        let settled: BTreeSet<GroupId> = effects.iter().filter_map(settles_members).collect();
         for effect in effects {
             if self.violation.is_some() {
                 return;
@@ -88,6 +89,10 @@ impl World {
             self.trace.event(self.queue.now, node, || show_effect(&effect));
             self.watch_effect(node, &effect);
             self.effect(node, effect);
+        }
+        // The core shows its state as it is after all of this flush.
+        for group in settled {
+            self.check_members(node, group);
         }
         if recovered {
             self.came_back(node);
@@ -175,9 +180,6 @@ impl World {
             Ok(true) => self.committed(group, entry),
             Err(why) => self.fail("log matching", why),
         }
-        if entry.kind == EntryKind::Membership {
-            self.check_members(node, group);
-        }
     }
 
     /// An entry that nobody applied before.
@@ -212,7 +214,6 @@ impl World {
         match self.checks.elections.role(group, (replica, boot), role, term) {
             Ok(true) => {
                 self.took_over(node, group, term);
-                self.check_members(node, group);
                 self.elected(group);
             }
             Ok(false) => {}
@@ -406,6 +407,15 @@ impl World {
                 _ => {}
             }
         }
+    }
+}
+
+/// The group whose members may be others after this effect, or matter more.
+fn settles_members(effect: &Effect) -> Option<GroupId> {
+    match effect {
+        Effect::Applied { group, entry } if entry.kind == EntryKind::Membership => Some(*group),
+        Effect::Role { group, role: Role::Leader, .. } => Some(*group),
+        _ => None,
     }
 }
 

@@ -11,6 +11,10 @@ use clap::{Args, Parser, Subcommand};
 use sim::plants::{hunt, markdown};
 use sim::{Explorer, FaultSet, Mistake, Only, SimConfig, commit};
 
+/// A run is made of small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(
     name = "muster-sim",
