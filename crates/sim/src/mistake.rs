@@ -139,12 +139,32 @@ impl SimConfig {
     /// soon. Every fault is allowed where that does no harm.
     #[must_use]
     pub fn with_mistake(mistake: Mistake, seed: u64) -> Self {
+        let some = |faults: &[Fault]| FaultSet(faults.iter().copied().collect());
         let faults = match mistake {
             Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
-            Mistake::Seam(Seam::ForgedVotes) => FaultSet([Fault::Delay, Fault::Crash].into()),
+            Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
+            // Stale only while a leader that lost the others does not know it yet.
+            Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
+            // Nothing else may keep the others from taking over.
+            Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
+            // What was read back must be old, and what was written must be torn.
+            Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TailNotZeroed) => {
+                some(&[Fault::Crash, Fault::PowerLoss, Fault::Moment])
+            }
+            Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Crash, Fault::SlowDisk, Fault::Partition]),
+            Mistake::Code(Plant::CampaignBeforeLogDurable) => {
+                some(&[Fault::SlowDisk, Fault::Partition, Fault::PowerLoss])
+            }
+            Mistake::Code(Plant::ProposeUnchecked) => some(&[Fault::Partition, Fault::Transfer, Fault::Delay]),
+            Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
+                some(&[Fault::Crash, Fault::Moment, Fault::Partition])
+            }
             _ => FaultSet::all(),
         };
-        SimConfig { seconds: 8, faults, plant: Some(mistake), ..SimConfig::new(seed) }
+        // With others beside it, a leader's disk alone promises nothing that outlives the leader.
+        let alone = mistake == Mistake::Code(Plant::AcksOneBeforeDurable);
+        let nodes = if alone { 1 } else { 3 };
+        SimConfig { seconds: 8, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
     }
 }
 

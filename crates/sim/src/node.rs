@@ -157,7 +157,7 @@ impl SimNode {
             incarnation: Incarnation(self.boot),
             seed: hash64(&[seed, 5, self.ix as u64, self.boot]),
             // So small that runs recycle segments, truncate logs and install snapshots.
-            segment_bytes: (64 << 10) << (sizes % 3),
+            segment_bytes: (16 << 10) << (sizes % 5),
             checkpoint_entries: 10 + sizes / 3 % 60,
             checkpoint_keep_entries: sizes / 180 % 20,
             election_timeout: limits::ELECTION_TIMEOUT_MIN,

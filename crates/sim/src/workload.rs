@@ -37,6 +37,7 @@ pub struct Client {
     topics_made: u64,
     values: u64,
     number: usize,
+    habit: Habit,
     pub random: SplitMix64,
 }
 
@@ -65,6 +66,7 @@ impl Client {
             topics_made: 0,
             values: 0,
             number,
+            habit: Habit::of(number, seed),
             random: SplitMix64::new(hash64(&[seed, 40, number as u64])),
         }
     }
@@ -82,6 +84,47 @@ impl Client {
     }
 }
 
+/// What a client does most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Habit {
+    /// Everything.
+    Mixed,
+    /// Asks for read points again and again, and waits for none of them long: somebody must ask just when leadership is in
+    /// doubt.
+    Reader,
+    /// Changes only the tables of `__meta`, whose log is truncated: the files of the log go round quickly.
+    Tables,
+}
+
+impl Habit {
+    /// Of client `number` in the run of this seed.
+    fn of(number: usize, seed: u64) -> Self {
+        match (hash64(&[seed, 41]) % 8, number % 3) {
+            (0, _) => Habit::Tables,
+            (_, 2) => Habit::Reader,
+            _ => Habit::Mixed,
+        }
+    }
+
+    /// The next step, by a number below 1,000.
+    fn step(self, draw: u64) -> Step {
+        match (self, draw) {
+            (Habit::Tables, 0..50) => Step::Token,
+            (Habit::Tables, 50..900) => Step::Refused,
+            (Habit::Tables, 900..950) | (Habit::Reader, 0..700) => Step::Barrier,
+            (Habit::Tables, _) => Step::Status,
+            (_, 0..600) => Step::Produce,
+            (_, 600..670) => Step::Read,
+            (_, 670..690) => Step::Barrier,
+            (_, 690..870) => Step::Shared,
+            (_, 870..890) => Step::Topic,
+            (_, 890..940) => Step::Vm,
+            (_, 940..980) => Step::Token,
+            _ => Step::Status,
+        }
+    }
+}
+
 /// What a client may do next.
 enum Step {
     Produce,
@@ -91,6 +134,8 @@ enum Step {
     Topic,
     Vm,
     Token,
+    /// A command that changes nothing but the log.
+    Refused,
     Status,
 }
 
@@ -104,17 +149,9 @@ impl World {
             return self.queue.after(ms(200), Ev::Client { client });
         }
         let it = &mut self.clients[client];
-        let step = match it.random.below(1_000) {
-            0..600 => Step::Produce,
-            600..670 => Step::Read,
-            670..690 => Step::Barrier,
-            690..870 => Step::Shared,
-            870..890 => Step::Topic,
-            890..940 => Step::Vm,
-            940..980 => Step::Token,
-            _ => Step::Status,
-        };
-        let step = if client < TOPIC_MAKERS && it.topics_made == 0 { Step::Topic } else { step };
+        let step = it.habit.step(it.random.below(1_000));
+        let first = it.habit == Habit::Mixed && client < TOPIC_MAKERS && it.topics_made == 0;
+        let step = if first { Step::Topic } else { step };
         let asked = match step {
             Step::Produce => self.produce(client),
             Step::Read => self.read_log(client),
@@ -123,6 +160,7 @@ impl World {
             Step::Topic => self.create_topic(client),
             Step::Vm => self.vm(client),
             Step::Token => self.token(client),
+            Step::Refused => self.command(client, Command::RevokeToken { token_id: 0 }, CommandKind::Other),
             Step::Status => {
                 let node = self.nodes[client % self.nodes.len()].id();
                 self.plain(client, Target::Node(node), Request::Status, What::Other)
@@ -148,13 +186,15 @@ impl World {
         }
         let think = match outcome {
             Outcome::Ok(_) => us(it.random.between(1_000, 40_000)),
+            _ if it.habit == Habit::Tables => us(it.random.between(1_000, 40_000)),
             _ => ms(it.random.between(20, 200)),
         };
         self.queue.after(think, Ev::Client { client });
     }
 
     fn timeout(&mut self, client: usize) -> Nanos {
-        ms(self.clients[client].random.between(500, 5_000))
+        let it = &mut self.clients[client];
+        ms(it.random.between(500, if it.habit == Habit::Reader { 1_000 } else { 5_000 }))
     }
 
     /// Asks the client's node for something.
