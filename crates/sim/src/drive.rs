@@ -55,7 +55,9 @@ impl World {
             _ => 2,
         };
         let mut effects = effects;
-        effects.sort_by_key(order);
+        if !effects.is_sorted_by_key(order) {
+            effects.sort_by_key(order);
+        }
         let recovered = effects.contains(&Effect::Recovered);
         self.born(node);
         for effect in effects {
@@ -89,8 +91,13 @@ impl World {
             Effect::Publish { group, update } => {
                 let verdict = self.checks.partitions.published(node, group, &update);
                 self.check("partitions", verdict);
+                let taken = self.consumers.published(node, group, update);
+                self.check("partitions", taken.map_err(|why| format!("n{node}, group {group}: {why}")));
             }
-            Effect::Unpublish { group } => self.checks.partitions.unpublished(node, group),
+            Effect::Unpublish { group } => {
+                self.checks.partitions.unpublished(node, group);
+                self.consumers.unpublished(node, group);
+            }
             Effect::Leaders(news) => {
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
@@ -110,8 +117,9 @@ impl World {
             Effect::Recovered => self.nodes[node].recovered = true,
             Effect::Applied { group, entry } => self.applied(node, group, &entry),
             Effect::Role { group, replica, role, term } => self.role(node, group, replica, role, term),
-            // Asked for by operations that no simulated client uses.
-            Effect::ListTasks { .. } | Effect::ReadPartition { .. } => {}
+            Effect::ReadPartition { ticket, read } => self.read_for_another(node, ticket, read),
+            // Asked for by an operation that no simulated client uses.
+            Effect::ListTasks { .. } => {}
             Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
         }
     }
@@ -210,7 +218,7 @@ impl World {
     fn observe_state(&mut self, node: NodeIx) {
         let Some(core) = &self.nodes[node].core else { return };
         let state = core.metadata();
-        if state.applied > 0 {
+        if state.applied > 0 && !self.checks.states.knows(node, state.applied) {
             let verdict = self.checks.states.observed(node, state, self.checks.commands.at(state.applied));
             let events = self.checks.events.observed(state);
             self.check("state machines are equal", verdict.and(events));

@@ -25,6 +25,7 @@
 
 pub mod check;
 mod config;
+mod consumers;
 pub mod disk;
 mod drive;
 mod finale;

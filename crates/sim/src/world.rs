@@ -8,6 +8,7 @@ use engine::Event;
 
 use crate::check::{Checks, Violation};
 use crate::config::{Fault, FaultSet, Plant, SimConfig};
+use crate::consumers::Consumers;
 use crate::finale::Finale;
 use crate::formation::Forming;
 use crate::nemesis::Nemesis;
@@ -33,6 +34,7 @@ pub struct World {
     pub net: Network,
     pub requests: Requests,
     pub clients: Vec<Client>,
+    pub consumers: Consumers,
     /// Topics made under contended names.
     pub shared_topics_made: u64,
     pub forming: Forming,
@@ -61,6 +63,7 @@ impl World {
             net: Network::new(hash64(&[seed, 20])),
             requests: Requests::default(),
             clients,
+            consumers: Consumers::new(seed, cfg.nodes),
             shared_topics_made: 0,
             forming: Forming::new(seed),
             nemesis: Nemesis::new(&cfg),
@@ -93,6 +96,9 @@ impl World {
         }
         for client in 0..self.clients.len() {
             self.queue.after(ms(500 + 7 * client as u64), Ev::Client { client });
+        }
+        for consumer in self.consumers.numbers() {
+            self.queue.after(ms(700 + 11 * consumer as u64), Ev::Consumer { consumer });
         }
         self.queue.after(ms(100), Ev::Watch);
         self.queue.at(ms(self.cfg.seconds * 1_000), Ev::Heal);
@@ -142,6 +148,7 @@ impl World {
             Ev::Join { node } => self.join(node),
             Ev::Watch => self.watch(),
             Ev::Client { client } => self.client_step(client),
+            Ev::Consumer { consumer } => self.consumer_step(consumer),
             Ev::Overdue { request } => self.overdue(request),
             Ev::Heal => self.heal(),
             Ev::Finale => self.finale_step(),
@@ -210,6 +217,7 @@ impl World {
         self.checks.logs.restarted(node);
         self.checks.partitions.restarted(node);
         self.checks.states.restarted(node);
+        self.consumers.restarted(node);
         for peer in 0..self.nodes.len() {
             if peer != node {
                 self.net.link(node, peer).believed[usize::from(node > peer)] = false;
