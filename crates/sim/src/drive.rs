@@ -78,7 +78,9 @@ impl World {
             _ => 2,
         };
         let mut effects = effects;
-        effects.sort_by_key(order);
+        if !effects.is_sorted_by_key(order) {
+            effects.sort_by_key(order);
+        }
         let recovered = effects.contains(&Effect::Recovered);
         self.born(node);
         let settled: BTreeSet<GroupId> = effects.iter().filter_map(settles_members).collect();
@@ -120,9 +122,12 @@ impl World {
             Effect::Publish { group, update } => {
                 let verdict = self.checks.partitions.published(node, group, &update);
                 self.check("partitions", verdict);
+                let taken = self.consumers.published(node, group, update);
+                self.check("partitions", taken.map_err(|why| format!("n{node}, group {group}: {why}")));
             }
             Effect::Unpublish { group } => {
                 self.checks.partitions.unpublished(node, group);
+                self.consumers.unpublished(node, group);
                 self.checks.contact.removed(node, group);
                 self.checks.leaders.removed(node, group);
             }
@@ -154,8 +159,9 @@ impl World {
                 self.watch_role(node, group, role, term);
                 self.role(node, group, replica, role, term);
             }
-            // Asked for by operations that no simulated client uses.
-            Effect::ListTasks { .. } | Effect::ReadPartition { .. } => {}
+            Effect::ReadPartition { ticket, read } => self.read_for_another(node, ticket, read),
+            // Asked for by an operation that no simulated client uses.
+            Effect::ListTasks { .. } => {}
             // The only thing that a node may do with what it wrote and does not read back.
             Effect::Fatal(why) if self.nodes[node].rotten && why.contains("damaged") => self.retire(node, &why),
             Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
@@ -252,7 +258,7 @@ impl World {
     fn observe_state(&mut self, node: NodeIx) {
         let Some(core) = &self.nodes[node].core else { return };
         let state = core.metadata();
-        if state.applied > 0 {
+        if state.applied > 0 && !self.checks.states.knows(node, state.applied) {
             let verdict = self.checks.states.observed(node, state, self.checks.commands.at(state.applied));
             let events = self.checks.events.observed(state);
             let machines = self.checks.machines.observed(state);

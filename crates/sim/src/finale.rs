@@ -1,7 +1,7 @@
 //! The end of a run: faults stop, and the cluster must accept writes within 10 virtual seconds; then the clients stop,
 //! and all nodes must come to the same state, with everything in it that was acknowledged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::GroupId;
 use compute::{VmDesired, VmPhase, VmRecord};
@@ -20,6 +20,12 @@ const ACCEPT: Nanos = ms(10_000);
 const FORM_AND_ACCEPT: Nanos = ms(25_000);
 /// From the last answer until all nodes are equal.
 const CONVERGE: Nanos = ms(10_000);
+/// Once everything accepts writes again, nobody has a reason to campaign. Most runs look no longer than they need for
+/// the rest; in one of [`WATCHES`] nothing happens for this long.
+const WATCH: Nanos = ms(2_500);
+const WATCHES: u64 = 8;
+/// What the fault injector asked for last may still be under way for this long.
+const DISTURBED: Nanos = ms(2_500);
 /// Between two looks.
 const LOOK: Nanos = ms(100);
 
@@ -31,6 +37,10 @@ pub struct Finale {
     /// The clients make no more requests.
     pub quiet: bool,
     quiet_since: Option<Nanos>,
+    /// No change of leaders is excused after this.
+    disturbed_until: Nanos,
+    /// The term of every group whose leader has accepted a write, as of then.
+    terms: Option<BTreeMap<GroupId, u64>>,
     formed_before: bool,
     accepted_nodes: BTreeSet<NodeIx>,
     accepted_groups: BTreeSet<GroupId>,
@@ -127,8 +137,35 @@ impl World {
         }
     }
 
+    /// The fault injector's request was answered, and may have consequences.
+    pub fn disturbed(&mut self) {
+        self.finale.disturbed_until = self.queue.now + DISTURBED;
+    }
+
+    /// No group that has accepted writes comes to another term in the end.
+    fn watch_terms(&mut self) {
+        let elections = &self.checks.elections;
+        let Some(terms) = &self.finale.terms else {
+            if self.queue.now >= self.finale.disturbed_until && !self.injector_waits() {
+                let accepted = self.finale.accepted_groups.iter().chain([&GroupId::META]);
+                self.finale.terms = Some(accepted.map(|group| (*group, elections.term_of(*group))).collect());
+            }
+            return;
+        };
+        let risen = terms.iter().find(|(group, term)| elections.term_of(**group) != **term);
+        if let Some((group, term)) = risen.map(|(group, term)| (*group, *term)) {
+            let now = elections.term_of(group);
+            let what =
+                format!("group {group} was in term {term}, is in {now}, and nothing is wrong: {}", self.describe());
+            self.fail("no elections once everything accepts writes again", what);
+        }
+    }
+
     fn await_convergence(&mut self, since: Nanos) {
+        self.watch_terms();
+        let watches = self.cfg.seed.is_multiple_of(WATCHES) && self.queue.now < since + WATCH;
         match self.differences() {
+            None if watches => {}
             None => {
                 self.done = true;
                 self.final_checks();
@@ -164,6 +201,9 @@ impl World {
         }
         for group in self.checks.partitions.groups() {
             let end = self.checks.partitions.end(group);
+            if let Some(what) = self.consumers.behind(group, end).filter(|_| !self.checks.commands.is_deleted(group)) {
+                return Some(what);
+            }
             for node in self.nodes.iter().filter(|it| !it.retired) {
                 // A node without a replica of the partition publishes nothing of it.
                 if let Some(view) = self.checks.partitions.view(node.ix, group)

@@ -27,6 +27,7 @@
 
 pub mod check;
 mod config;
+mod consumers;
 mod coverage;
 pub mod disk;
 mod drive;

@@ -55,6 +55,8 @@ pub enum Ev {
     Watch,
     /// A client's next step.
     Client { client: usize },
+    /// A consumer's next step.
+    Consumer { consumer: usize },
     /// By now the request must have been answered.
     Overdue { request: u64 },
     /// Faults stop and everything is repaired.

@@ -21,6 +21,15 @@ const OVERDUE: Nanos = ms(500);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     Client(usize),
+    Consumer(usize),
+    /// A node's driver, which reads a log for another node, with what else belongs into its answer.
+    Driver {
+        node: NodeIx,
+        boot: u64,
+        ticket: u64,
+        high_watermark: i64,
+        log_start_offset: i64,
+    },
     /// The admission of a node.
     Joining(NodeIx),
     /// The token for admissions.
@@ -46,6 +55,16 @@ pub enum What {
         all: bool,
     },
     ReadLog(GroupId),
+    /// A consumer reads a log from an offset on.
+    Fetch {
+        group: GroupId,
+        position: i64,
+    },
+    /// A consumer reads through the core of a node that may have no replica.
+    ReadPartition {
+        group: GroupId,
+        position: i64,
+    },
     Barrier,
     /// Something about a contended name.
     Shared(Asked, Shared),
@@ -169,6 +188,12 @@ impl World {
         self.requests.pending.values().filter(|p| matches!(p.owner, Owner::Client(_))).count()
     }
 
+    /// The fault injector has a request under way.
+    #[must_use]
+    pub fn injector_waits(&self) -> bool {
+        self.requests.pending.values().any(|p| p.owner == Owner::Nemesis)
+    }
+
     fn end(&mut self, id: u64, outcome: Outcome) {
         let Some(pending) = self.requests.pending.remove(&id) else { return };
         match &outcome {
@@ -189,13 +214,21 @@ impl World {
             Owner::Token => self.token_answered(&outcome),
             Owner::ProbeNode(node) => self.probe_answered(Ok(node), &outcome),
             Owner::ProbeGroup(group) => self.probe_answered(Err(group), &outcome),
-            Owner::Nemesis => {}
+            Owner::Consumer(consumer) => self.consumer_answered(consumer, &pending, &outcome),
+            Owner::Driver { .. } => self.driver_read(pending.owner, &outcome),
+            Owner::Nemesis => self.disturbed(),
         }
     }
 
     /// The request is about a partition that was deleted.
     fn is_gone(&self, what: &What) -> bool {
-        let (What::Produce { group, .. } | What::ReadLog(group)) = what else { return false };
+        let (What::Produce { group, .. }
+        | What::ReadLog(group)
+        | What::Fetch { group, .. }
+        | What::ReadPartition { group, .. }) = what
+        else {
+            return false;
+        };
         self.checks.commands.is_deleted(*group)
     }
 
@@ -239,13 +272,15 @@ impl World {
                 }
                 _ => {}
             },
-            (What::ReadLog(group), Outcome::Ok(Reply::Batches { indexes, batches })) => {
+            (What::ReadLog(group) | What::Fetch { group, .. }, Outcome::Ok(Reply::Batches { indexes, batches })) => {
                 self.stats.reads += 1;
                 let verdict = self.checks.partitions.read(*group, indexes, batches);
                 self.check("reads give what was committed", verdict);
             }
             (What::Barrier, Outcome::Ok(Reply::Done)) => self.judge_plain(pending, outcome),
-            (What::Other, _)
+            // The consumer judges what it gets.
+            (What::ReadPartition { .. }, Outcome::Ok(Reply::PartitionBatches(_)))
+            | (What::Other, _)
             | (_, Outcome::Failed(_) | Outcome::Lost)
             | (What::Produce { .. }, Outcome::Ok(Reply::Produced { .. })) => {}
             (what, Outcome::Ok(reply)) => self.fail("answers fit", format!("{what:?} was answered by {reply:?}")),

@@ -27,6 +27,8 @@ pub struct Stats {
     pub reads: u64,
     /// Records seen committed.
     pub records: u64,
+    /// Records that consumers got.
+    pub consumed: u64,
     /// Log entries seen committed.
     pub commits: u64,
     pub snapshots_installed: u64,
@@ -63,6 +65,7 @@ impl Stats {
     pub fn gather(&mut self, checks: &Checks) {
         self.runs = 1;
         self.records = checks.partitions.records;
+        self.consumed = checks.partitions.consumed;
         self.commits = checks.logs.commits;
         self.snapshots_installed = checks.logs.jumps;
         self.states_compared = checks.states.compared;
@@ -80,7 +83,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 26] = [
+        let sums: [(&mut u64, u64); 27] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -92,6 +95,7 @@ impl Stats {
             (&mut self.commands_acknowledged, other.commands_acknowledged),
             (&mut self.reads, other.reads),
             (&mut self.records, other.records),
+            (&mut self.consumed, other.consumed),
             (&mut self.commits, other.commits),
             (&mut self.snapshots_installed, other.snapshots_installed),
             (&mut self.states_compared, other.states_compared),
@@ -153,8 +157,8 @@ impl fmt::Display for Stats {
         )?;
         writeln!(
             f,
-            "acknowledged        {} records, {} commands, {} reads",
-            self.records_acknowledged, self.commands_acknowledged, self.reads
+            "acknowledged        {} records, {} commands, {} reads of logs; {} records consumed",
+            self.records_acknowledged, self.commands_acknowledged, self.reads, self.consumed
         )?;
         let failures: Vec<_> = self.failures.iter().map(|(code, count)| format!("{code} {count}")).collect();
         writeln!(f, "failures            {}", if failures.is_empty() { "none".into() } else { failures.join(", ") })?;

@@ -41,6 +41,14 @@ pub struct Client {
     pub random: SplitMix64,
 }
 
+/// The producer of a value, if it is one that keeps its records in order: an idempotent client that sends one batch at a
+/// time, again and again until it is acknowledged.
+#[must_use]
+pub fn keeps_order(value: u64) -> Option<u64> {
+    let number = value >> 40;
+    (number % 2 == 1).then_some(number)
+}
+
 /// A batch on its way.
 #[derive(Clone)]
 struct Batch {

@@ -8,6 +8,7 @@ use engine::Event;
 
 use crate::check::{Checks, Violation};
 use crate::config::{Fault, FaultSet, SimConfig};
+use crate::consumers::Consumers;
 use crate::finale::Finale;
 use crate::formation::Forming;
 use crate::mistake::Seam;
@@ -34,6 +35,7 @@ pub struct World {
     pub net: Network,
     pub requests: Requests,
     pub clients: Vec<Client>,
+    pub consumers: Consumers,
     /// Topics made under contended names.
     pub shared_topics_made: u64,
     pub forming: Forming,
@@ -63,6 +65,7 @@ impl World {
             net: Network::new(hash64(&[seed, 20])),
             requests: Requests::default(),
             clients,
+            consumers: Consumers::new(seed, cfg.nodes),
             shared_topics_made: 0,
             forming: Forming::new(seed),
             nemesis: Nemesis::new(&cfg),
@@ -99,6 +102,9 @@ impl World {
         }
         for client in 0..self.clients.len() {
             self.queue.after(ms(500 + 7 * client as u64), Ev::Client { client });
+        }
+        for consumer in self.consumers.numbers() {
+            self.queue.after(ms(700 + 11 * consumer as u64), Ev::Consumer { consumer });
         }
         self.queue.after(ms(100), Ev::Watch);
         self.queue.at(ms(self.cfg.seconds * 1_000), Ev::Heal);
@@ -150,6 +156,7 @@ impl World {
             Ev::Join { node } => self.join(node),
             Ev::Watch => self.watch(),
             Ev::Client { client } => self.client_step(client),
+            Ev::Consumer { consumer } => self.consumer_step(consumer),
             Ev::Overdue { request } => self.overdue(request),
             Ev::Heal => self.heal(),
             Ev::Finale => self.finale_step(),
@@ -236,6 +243,7 @@ impl World {
         self.checks.states.restarted(node);
         self.checks.contact.restarted(node, self.queue.now);
         self.checks.leaders.restarted(node);
+        self.consumers.restarted(node);
         for peer in 0..self.nodes.len() {
             if peer != node {
                 self.net.link(node, peer).believed[usize::from(node > peer)] = false;

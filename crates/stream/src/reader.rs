@@ -15,7 +15,7 @@ use crate::record::decode_batch;
 use crate::{BatchHeader, CommittedBatch, Update};
 
 /// One partition as its readers on this node see it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Reader {
     leader_epoch: Option<i32>,
     /// Offset after the last batch taken in: all that are handed in are committed.
@@ -25,6 +25,13 @@ pub struct Reader {
     index: BatchIndex,
     tail: VecDeque<CommittedBatch>,
     tail_bytes: usize,
+    tail_bytes_max: usize,
+}
+
+impl Default for Reader {
+    fn default() -> Reader {
+        Reader::new()
+    }
 }
 
 /// An update that does not continue what the reader has: a bug of whoever sent it. The reader must be given up.
@@ -106,7 +113,22 @@ impl Reader {
     /// A reader that knows nothing and leads nothing.
     #[must_use]
     pub fn new() -> Reader {
-        Reader::default()
+        Reader::with_tail(PARTITION_TAIL_BYTES)
+    }
+
+    /// As [`Reader::new`], keeping that many bytes of recent batches in memory.
+    #[must_use]
+    pub fn with_tail(tail_bytes_max: usize) -> Reader {
+        Reader {
+            leader_epoch: None,
+            high_watermark: 0,
+            log_start_offset: 0,
+            last_index: 0,
+            index: BatchIndex::default(),
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            tail_bytes_max,
+        }
     }
 
     /// Takes in news.
@@ -118,7 +140,7 @@ impl Reader {
             *self = Reader {
                 log_start_offset: update.log_start_offset,
                 high_watermark: update.log_start_offset,
-                ..Reader::default()
+                ..Reader::with_tail(self.tail_bytes_max)
             };
         }
         for batch in update.committed {
@@ -144,7 +166,7 @@ impl Reader {
         self.last_index = batch.index;
         self.tail_bytes += batch.data.len();
         self.tail.push_back(batch);
-        while self.tail_bytes > PARTITION_TAIL_BYTES
+        while self.tail_bytes > self.tail_bytes_max
             && let Some(oldest) = self.tail.pop_front()
         {
             self.tail_bytes -= oldest.data.len();

@@ -1,6 +1,7 @@
-//! Partitions: one log for everybody. Offsets are dense from 0; a record that was committed anywhere stays where and
-//! what it is; an acknowledged record is there, at its offset; none is there twice; a leader that serves reads has all
-//! that was acknowledged.
+//! Partitions: one log for everybody. Offsets are dense from 0 and leader epochs never fall along them; a record that was
+//! committed anywhere stays where and what it is; an acknowledged record is there, at its offset; none is there twice,
+//! and those of a producer that keeps order are in order; a leader that serves reads has all that was acknowledged, and
+//! all that was committed under any leader before it; what a consumer gets is that log, from where it reads on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +10,7 @@ use stream::{CommittedBatch, Update};
 
 use crate::queue::NodeIx;
 use crate::records;
+use crate::workload::keeps_order;
 
 /// See the module.
 #[derive(Default)]
@@ -17,6 +19,8 @@ pub struct Partitions {
     views: BTreeMap<(NodeIx, GroupId), View>,
     /// Records seen committed.
     pub records: u64,
+    /// Records that consumers got.
+    pub consumed: u64,
 }
 
 #[derive(Default)]
@@ -29,6 +33,10 @@ struct Log {
     unseen: BTreeMap<i64, Vec<u64>>,
     acked_end: i64,
     newest_epoch: i32,
+    /// Offset after the last record of each leader epoch.
+    epoch_ends: BTreeMap<i32, i64>,
+    /// The last value of each producer that keeps order.
+    last_values: BTreeMap<u64, u64>,
     unique: bool,
     /// Values of requests that were refused: nothing was written, said the answer.
     refused: BTreeSet<u64>,
@@ -39,6 +47,7 @@ struct Log {
 struct Batch {
     index: u64,
     last_offset: i64,
+    leader_epoch: i32,
     digest: u64,
     values: Vec<u64>,
 }
@@ -100,6 +109,13 @@ impl Partitions {
             if high < log.acked_end {
                 let acked = log.acked_end;
                 return Err(place(format!("leads in epoch {epoch} with {high} records, {acked} were acknowledged")));
+            }
+            if let Some((older, end)) = log.epoch_ends.range(..epoch).next_back()
+                && high < *end
+            {
+                return Err(place(format!(
+                    "leads in epoch {epoch} with {high} records, epoch {older} committed {end}"
+                )));
             }
         }
         Ok(())
@@ -184,6 +200,38 @@ impl Partitions {
         Ok(())
     }
 
+    /// A consumer that reads from `position` got batches: where it goes on, and the leader epoch of the last record.
+    ///
+    /// # Errors
+    /// They are not what was committed there, or leave something out.
+    pub fn consumed(
+        &mut self,
+        group: GroupId,
+        position: i64,
+        batches: &[bytes::Bytes],
+    ) -> Result<Option<(i64, i32)>, String> {
+        let place = |what: String| format!("group {group}, read from {position}: {what}");
+        let Some(log) = self.logs.get(&group) else {
+            return if batches.is_empty() { Ok(None) } else { Err(place("nobody committed anything".into())) };
+        };
+        let mut end = None;
+        for data in batches {
+            let base = data.first_chunk().map(|base| i64::from_be_bytes(*base));
+            let base = base.ok_or_else(|| place(format!("a batch of {} bytes", data.len())))?;
+            let Some(batch) = log.batches.get(&base).filter(|batch| batch.digest == digest(data)) else {
+                return Err(place(format!("the batch at offset {base} is not what was committed there")));
+            };
+            let next = end.map_or(position, |(next, _)| next);
+            let first_holds_it = end.is_none() && (base..=batch.last_offset).contains(&next);
+            if base != next && !first_holds_it {
+                return Err(place(format!("a batch at offset {base} comes where {next} is next")));
+            }
+            self.consumed += (batch.last_offset + 1 - next) as u64;
+            end = Some((batch.last_offset + 1, batch.leader_epoch));
+        }
+        Ok(end)
+    }
+
     /// Raft indexes of batches that are committed somewhere: something to read.
     #[must_use]
     pub fn indexes(&self, group: GroupId) -> Vec<u64> {
@@ -235,6 +283,11 @@ impl Log {
         if (decoded.base_offset, decoded.last_offset, decoded.leader_epoch) != said {
             return Err(format!("the batch at offset {base} says of itself {decoded:?}, the node says {said:?}"));
         }
+        if let Some((newest, _)) = self.epoch_ends.last_key_value()
+            && *newest > batch.leader_epoch
+        {
+            return Err(format!("the batch at offset {base} is of epoch {}, behind {newest}", batch.leader_epoch));
+        }
         let values: Vec<u64> =
             decoded.values.iter().filter_map(|v| v.as_slice().try_into().ok().map(u64::from_be_bytes)).collect();
         if self.unique {
@@ -248,15 +301,23 @@ impl Log {
                 if self.refused.contains(value) {
                     return Err(format!("value {value} was refused, and stands at offset {at}"));
                 }
+                if let Some(producer) = keeps_order(*value)
+                    && let Some(before) = self.last_values.insert(producer, *value)
+                    && before > *value
+                {
+                    return Err(format!("value {value} of producer {producer} stands at offset {at}, behind {before}"));
+                }
             }
         }
         if !self.unique {
             self.texts.extend(decoded.values.iter().cloned());
         }
         self.end = batch.last_offset + 1;
+        self.epoch_ends.insert(batch.leader_epoch, self.end);
         self.by_index.insert(batch.index, base);
         let count = decoded.values.len() as u64;
-        self.batches.insert(base, Batch { index: batch.index, last_offset: batch.last_offset, digest, values });
+        let CommittedBatch { index, last_offset, leader_epoch, .. } = *batch;
+        self.batches.insert(base, Batch { index, last_offset, leader_epoch, digest, values });
         while let Some((base, values)) = self.unseen.first_key_value() {
             if *base >= self.end {
                 break;
@@ -374,6 +435,41 @@ mod tests {
             partitions.published(2, GROUP, &Update { high_watermark: 5, ..short(false) }).is_err(),
             "beyond its log"
         );
+    }
+
+    #[test]
+    fn a_leader_without_what_an_earlier_one_committed_is_noticed() {
+        let mut partitions = partitions();
+        let next =
+            |high| Update { leader_epoch: Some(2), ..update(vec![batch(3, 0, &[1, 2])][..high].to_vec(), true, true) };
+        assert!(partitions.published(1, GROUP, &next(1)).expect_err("one is missing").contains("epoch 1 committed 3"));
+    }
+
+    #[test]
+    fn records_of_one_producer_out_of_order_are_noticed() {
+        let (first, second) = (1 << 40 | 1, 1 << 40 | 2);
+        for (values, fits) in [([first, second], true), ([second, first], false)] {
+            let mut partitions = Partitions::default();
+            partitions.expect_unique(GROUP);
+            let news = update(vec![batch(3, 0, &values[..1]), batch(4, 1, &values[1..])], true, false);
+            assert_eq!(partitions.published(0, GROUP, &news).is_ok(), fits, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_gets_what_was_committed_from_where_it_reads() {
+        let mut partitions = partitions();
+        let data = |index, base, values: &[u64]| batch(index, base, values).data;
+        let (one, two) = (data(3, 0, &[1, 2]), data(4, 2, &[3]));
+        assert_eq!(partitions.consumed(GROUP, 0, &[one.clone(), two.clone()]), Ok(Some((3, 1))));
+        assert_eq!(partitions.consumed(GROUP, 1, &[one.clone()]), Ok(Some((2, 1))), "from inside a batch");
+        assert_eq!(partitions.consumed(GROUP, 3, &[]), Ok(None));
+        assert_eq!(partitions.consumed, 4);
+        assert!(partitions.consumed(GROUP, 0, &[two.clone()]).is_err(), "left out");
+        assert!(partitions.consumed(GROUP, 2, &[one.clone(), two.clone()]).is_err(), "too early");
+        assert!(partitions.consumed(GROUP, 0, &[one.clone(), one]).is_err(), "twice");
+        assert!(partitions.consumed(GROUP, 2, &[data(4, 2, &[4])]).is_err(), "another record");
+        assert!(partitions.consumed(GROUP, 3, &[data(5, 3, &[4])]).is_err(), "never committed");
     }
 
     #[test]
