@@ -86,6 +86,8 @@ pub(crate) struct Group {
     pub(crate) membership: Membership,
     /// The crate was told that this replica is a learner although the snapshot's membership does not say so yet.
     self_added: bool,
+    /// A transfer has put off the leader's look whether it is heard by a quorum.
+    check_put_off: bool,
     departed: BTreeSet<u64>,
     pub(crate) campaign_wanted: bool,
     /// As leader: ticks, and (snapshot, election timeouts since) of each replica that waits for one.
@@ -124,6 +126,7 @@ impl Group {
             dropped_reads: Vec::new(),
             membership: normalized(membership),
             self_added: false,
+            check_put_off: false,
             departed: BTreeSet::new(),
             campaign_wanted,
             led_ticks: 0,
@@ -198,8 +201,10 @@ impl Group {
             self.raw.raft.election_elapsed += 1;
             return false;
         }
+        let before = raft.election_elapsed;
         self.mark_before_tick();
         let busy = self.raw.tick();
+        self.check_put_off &= self.raw.raft.election_elapsed > before;
         self.mark_after_tick();
         if busy {
             self.settle();
@@ -211,6 +216,18 @@ impl Group {
             }
         }
         busy
+    }
+
+    /// Begins to hand leadership over. The crate counts its election timeout anew then, and with it the time until it looks
+    /// whether it still hears a quorum. Between two looks that is allowed once: again and again, it would keep a leader
+    /// that hears nobody.
+    pub(crate) fn transfer(&mut self, to: u64) {
+        let elapsed = self.raw.raft.election_elapsed;
+        self.raw.transfer_leader(to);
+        let raft = &mut self.raw.raft;
+        if raft.election_elapsed < elapsed && std::mem::replace(&mut self.check_put_off, true) {
+            raft.election_elapsed = elapsed;
+        }
     }
 
     /// A snapshot message can be lost like any other, and nobody may be left to say so: then it is sent again.

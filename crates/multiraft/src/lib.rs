@@ -225,7 +225,7 @@ impl MultiRaft {
         let voter = replica.membership.voters.contains(&to) && to.0 != replica.replica;
         if replica.raw.raft.state == StateRole::Leader && voter {
             mark(Mark::TransferBegun);
-            replica.raw.transfer_leader(to.0);
+            replica.transfer(to.0);
         }
     }
 

@@ -365,7 +365,12 @@ impl World {
             let record = self.nodes[sender].core.as_ref()?.metadata().nodes.get(&id)?;
             place(&record.member.address.endpoint)
         };
-        self.places.get(&id).copied().or_else(in_table)
+        // A joiner may be told of another that was admitted and never heard of it.
+        let told = || {
+            let members = &self.nodes[sender].accepted.as_ref()?.members;
+            place(&members.iter().find(|member| member.node == id)?.address.endpoint)
+        };
+        self.places.get(&id).copied().or_else(in_table).or_else(told)
     }
 
     /// A frame arrives, if its connection still lives.

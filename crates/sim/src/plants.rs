@@ -6,7 +6,7 @@ use std::fmt;
 use crate::check::Violation;
 use crate::config::SimConfig;
 use crate::mistake::Mistake;
-use crate::run::{replay_command, sweep};
+use crate::run::{replay_command, run, sweep};
 
 /// What became of the search for one mistake.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Hunt {
     pub seeds_max: u64,
     /// The first seed that showed it, and how.
     pub found: Option<(u64, Violation)>,
+    /// What that seed breaks without the mistake: then it is not the mistake that was found, but a real one.
+    pub real: Option<Violation>,
 }
 
 impl Hunt {
@@ -42,7 +44,10 @@ impl Hunt {
 pub fn hunt(cfg: &SimConfig, seeds_max: u64, jobs: usize) -> Hunt {
     let mistake = cfg.plant.expect("there is something to hunt");
     let found = sweep(cfg, seeds_max, jobs, false).failed.into_iter().next();
-    Hunt { mistake, cfg: cfg.clone(), seeds_max, found }
+    let without = |seed: u64| run(&SimConfig { seed, plant: None, ..cfg.clone() }).violation;
+    let real = found.as_ref().and_then(|(seed, _)| without(*seed));
+    let found = found.filter(|_| real.is_none());
+    Hunt { mistake, cfg: cfg.clone(), seeds_max, found, real }
 }
 
 impl fmt::Display for Hunt {
@@ -51,6 +56,9 @@ impl fmt::Display for Hunt {
         match (&self.found, self.seeds()) {
             (Some((_, violation)), Some(seeds)) => {
                 write!(f, "{name:32} {seeds:5}  {:45} {meaning}", violation.invariant)
+            }
+            _ if let Some(violation) = &self.real => {
+                write!(f, "{name:32} A SEED FAILS WITHOUT IT, TOO: {violation}")
             }
             _ => write!(f, "{name:32} HIDDEN after {} seeds  {meaning}", self.seeds_max),
         }

@@ -532,6 +532,19 @@ fn a_node_with_a_stuck_disk_does_not_campaign() {
 }
 
 #[test]
+fn transfers_asked_for_again_and_again_keep_no_leader_that_hears_nobody() {
+    let (mut cluster, leader) = led(21);
+    cluster.isolate(leader);
+    let others: Vec<u64> = [1, 2, 3].into_iter().filter(|id| *id != leader).collect();
+    for turn in 0..14 {
+        cluster.raft(leader).transfer_leader(GROUP, ReplicaId(others[turn % 2]));
+        cluster.run(250).unwrap();
+    }
+    // Two election timeouts and the one that a transfer may add, of a second each.
+    assert_ne!(cluster.status(leader).unwrap().role, Role::Leader);
+}
+
+#[test]
 fn a_wish_to_lead_does_not_outlive_the_election_of_another() {
     let mut cluster = Cluster::new(20, &[1, 2, 3], &[]);
     cluster.start_all();

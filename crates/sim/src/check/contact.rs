@@ -12,8 +12,9 @@ use multiraft::Role;
 use crate::queue::NodeIx;
 use crate::time::{Nanos, ms, show};
 
-/// A leader looks every election timeout (1 s) whether it heard from a quorum since the last look.
-const DEAF_LEADER: Nanos = ms(3_000);
+/// A leader looks every election timeout (1 s) whether it heard from a quorum since the last look, and a transfer may put
+/// one look off by as much.
+const DEAF_LEADER: Nanos = ms(3_200);
 /// The answers to a pre-vote are long gone by then.
 const DEAF_CANDIDATE: Nanos = ms(2_500);
 /// The least election timeout is 1 s; each pause takes one tick (50 ms) from it.
