@@ -312,8 +312,12 @@ impl World {
             if it.frozen {
                 self.queue.after(0, Ev::Resume { node });
             }
-            if it.core.is_none() {
-                self.queue.after(ms(20), Ev::Restart { node });
+            let boot = it.boot;
+            match &it.core {
+                None => self.queue.after(ms(20), Ev::Restart { node }),
+                // It finds out now, not when all is to be quiet.
+                Some(_) if it.rotten => self.queue.after(0, Ev::Crash { node, boot, back_in: ms(20) }),
+                Some(_) => {}
             }
             self.join_late(node);
         }

@@ -462,10 +462,10 @@ mod tests {
         let data = |index, base, values: &[u64]| batch(index, base, values).data;
         let (one, two) = (data(3, 0, &[1, 2]), data(4, 2, &[3]));
         assert_eq!(partitions.consumed(GROUP, 0, &[one.clone(), two.clone()]), Ok(Some((3, 1))));
-        assert_eq!(partitions.consumed(GROUP, 1, &[one.clone()]), Ok(Some((2, 1))), "from inside a batch");
+        assert_eq!(partitions.consumed(GROUP, 1, std::slice::from_ref(&one)), Ok(Some((2, 1))), "from inside a batch");
         assert_eq!(partitions.consumed(GROUP, 3, &[]), Ok(None));
         assert_eq!(partitions.consumed, 4);
-        assert!(partitions.consumed(GROUP, 0, &[two.clone()]).is_err(), "left out");
+        assert!(partitions.consumed(GROUP, 0, std::slice::from_ref(&two)).is_err(), "left out");
         assert!(partitions.consumed(GROUP, 2, &[one.clone(), two.clone()]).is_err(), "too early");
         assert!(partitions.consumed(GROUP, 0, &[one.clone(), one]).is_err(), "twice");
         assert!(partitions.consumed(GROUP, 2, &[data(4, 2, &[4])]).is_err(), "another record");
