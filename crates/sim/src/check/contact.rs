@@ -205,8 +205,8 @@ mod tests {
         contact.froze(0, ms(3_000));
         contact.resumed(0, ms(5_000));
         assert_eq!(contact.leads_unfit(0, ms(5_050)), None, "it ran for 3 s");
-        assert_eq!(contact.leads_unfit(0, ms(5_200)), Some((Unfit::Deaf, vec![GROUP])));
-        contact.looks(0, ms(5_300), false, false);
+        assert_eq!(contact.leads_unfit(0, ms(5_400)), Some((Unfit::Deaf, vec![GROUP])));
+        contact.looks(0, ms(5_500), false, false);
         assert_eq!(contact.leads_unfit(0, ms(9_000)), None);
     }
 
