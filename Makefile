@@ -27,6 +27,12 @@ build:
 	$(CARGO) build --profile $(PROFILE) -p muster
 	@echo "built $(MUSTER)"
 
+## make install put the binary into PREFIX/bin (/usr/local; PROFILE=release for one to keep)
+PREFIX ?= /usr/local
+.PHONY: install
+install: build
+	install -D -m 755 $(MUSTER) $(DESTDIR)$(PREFIX)/bin/muster
+
 ## make run     set up, build, and run the demo: three nodes, a VM, its console read from Kafka
 .PHONY: run
 run: setup build

@@ -309,9 +309,10 @@ pub struct NodeStatus {
     /// VMs that run on this node now.
     #[n(8)]
     pub vms_running: u32,
-    /// Of `__meta`, as this node sees it: (voters, learners) by node.
+    /// The voters of `__meta`, as this node sees it; the old ones until a change of them is complete.
     #[n(9)]
     pub meta_voters: Vec<NodeId>,
+    /// The learners of `__meta`, as this node sees it.
     #[n(10)]
     pub meta_learners: Vec<NodeId>,
 }

@@ -34,7 +34,10 @@ impl NodeCore {
                 .collect(),
             disk_full: self.disk_full,
             vms_running: u32::try_from(self.vms.reconciler.running()).unwrap_or(u32::MAX),
-            meta_voters: meta.map(|m| on_nodes(&m.voters)).unwrap_or_default(),
+            // Between two configurations nothing is decided without the old voters.
+            meta_voters: meta
+                .map(|m| on_nodes(if m.voters_outgoing.is_empty() { &m.voters } else { &m.voters_outgoing }))
+                .unwrap_or_default(),
             meta_learners: meta.map(|m| on_nodes(&m.learners)).unwrap_or_default(),
         }
     }

@@ -196,9 +196,9 @@ impl Demo<'_> {
 
     fn suggestions(&self) -> String {
         let Some(first) = self.plan.layout.nodes.first() else { return String::new() };
-        let (api, kafka) = (api_flag(first.api), first.kafka);
+        let (api, kafka, muster) = (api_flag(first.api), first.kafka, terminal::program());
         format!(
-            "Three things to try:\n  muster vm logs -f {VM}{api}\n  kcat -b {kafka} -C -t muster.events -o beginning -e\n  \
+            "Three things to try:\n  {muster} vm logs -f {VM}{api}\n  kcat -b {kafka} -C -t muster.events -o beginning -e\n  \
              echo hello | kcat -b {kafka} -P -t greetings && kcat -b {kafka} -C -t greetings -e"
         )
     }

@@ -101,13 +101,14 @@ fn log_to_stderr() -> anyhow::Result<()> {
 fn announce(name: &str, began: Instant, node: &Node) {
     let (kafka, api, told) = (node.kafka, node.api, &node.kafka_advertised);
     let for_clients = if *told == kafka.to_string() { String::new() } else { format!(" (clients are told {told})") };
+    let muster = terminal::program();
     let peer = node.peer.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
     let api_flag = if api.port() == node::API_PORT { String::new() } else { format!(" --api {api}") };
     // Whoever started this process may have closed its output; the node runs all the same.
     let _ = terminal::print(format!(
         "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}{for_clients}\n  API    {api}\n  Peers  {peer} (UDP)\n\nTry next:\n  \
-         muster{api_flag} status\n  muster{api_flag} vm create hello --wait\n  \
-         kcat -b {told} -C -t muster.events -o beginning -e\n  muster{api_flag} token create",
+         {muster}{api_flag} status\n  {muster}{api_flag} vm create hello --wait\n  \
+         kcat -b {told} -C -t muster.events -o beginning -e\n  {muster}{api_flag} token create",
         node.id(),
         began.elapsed().as_secs_f64()
     ));

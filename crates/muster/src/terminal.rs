@@ -12,6 +12,11 @@ pub(crate) fn print(text: impl AsRef<str>) -> anyhow::Result<()> {
     }
 }
 
+/// How this program was called, for commands that are to be copied: it may not be on the path.
+pub(crate) fn program() -> String {
+    std::env::args().next().filter(|name| !name.is_empty()).unwrap_or_else(|| "muster".into())
+}
+
 /// Tells of a failure, with the chain of its causes.
 pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     complain(&format!("error: {error:#}"));

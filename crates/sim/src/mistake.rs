@@ -152,9 +152,8 @@ impl SimConfig {
                 some(&[Fault::Crash, Fault::PowerLoss, Fault::Moment])
             }
             Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Crash, Fault::SlowDisk, Fault::Partition]),
-            Mistake::Code(Plant::CampaignBeforeLogDurable) => {
-                some(&[Fault::SlowDisk, Fault::Partition, Fault::PowerLoss])
-            }
+            // Where others vote, their answers come after the log is durable.
+            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::SlowDisk, Fault::StuckDisk]),
             Mistake::Code(Plant::ProposeUnchecked) => some(&[Fault::Partition, Fault::Transfer, Fault::Delay]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
@@ -162,7 +161,7 @@ impl SimConfig {
             _ => FaultSet::all(),
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
-        let alone = mistake == Mistake::Code(Plant::AcksOneBeforeDurable);
+        let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
         let nodes = if alone { 1 } else { 3 };
         SimConfig { seconds: 8, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
     }

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde_json::json;
 use testkit::{Cluster, Folder, Signal, Start, holds_for, wait_until};
 
-use crate::support::{PATIENCE, machine_alone, machine_shared, terms, wait_caught_up, wait_voters};
+use crate::support::{PATIENCE, machine_alone, machine_shared, terms, wait_caught_up, wait_tolerant, wait_voters};
 
 /// From `kill -9` of a leader to the next accepted write.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(5);
@@ -20,6 +20,7 @@ fn writes_go_on_within_five_seconds_of_a_killed_leader() {
         for topic in ["t", "muster.events"] {
             wait_voters(&cluster.nodes[0], topic, 3)?;
         }
+        wait_tolerant(&cluster.nodes[0])?;
         let leader = cluster.meta_leader(PATIENCE)?;
         let start = Instant::now();
         cluster.nodes[leader].kill()?;
@@ -54,6 +55,7 @@ fn a_frozen_leader_is_replaced_and_thaws_as_a_follower() {
         let mut cluster = Cluster::start(folder, 3)?;
         cluster.kcat().produce("t", [(&b"k"[..], &b"before"[..])], &[], &[])?;
         wait_voters(&cluster.nodes[0], "t", 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
         let frozen = cluster.meta_leader(PATIENCE)?;
         let survivor = (frozen + 1) % 3;
         cluster.nodes[frozen].signal(Signal::Stop)?;

@@ -97,6 +97,15 @@ pub fn wait_voters(node: &Node, topic: &str, voters: usize) -> anyhow::Result<()
     })
 }
 
+/// Waits until the cluster can lose a node: before, `__meta` may still be on its way to three voters.
+pub fn wait_tolerant(node: &Node) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "the cluster can lose a node", || {
+        let status = node.api().get("/v1/status")?.ok()?;
+        ensure!(status["fault_tolerance"] == "survives the loss of 1 node", "{}", status["fault_tolerance"]);
+        Ok(())
+    })
+}
+
 /// Waits until a VM is as `condition` says: `GET /v1/vms/NAME`.
 pub fn wait_vm(
     node: &Node,
