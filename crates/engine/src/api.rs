@@ -32,6 +32,8 @@ pub struct CoreConfig {
     pub checkpoint_entries: u64,
     /// Entries that stay readable behind a checkpoint; [`base::limits::META_CHECKPOINT_KEEP_ENTRIES`].
     pub checkpoint_keep_entries: u64,
+    /// Bytes of a checkpoint sent in one message; [`base::limits::CHECKPOINT_CHUNK_BYTES`].
+    pub checkpoint_part_bytes: usize,
     /// Emit [`Effect::Applied`] and [`Effect::Role`] for checkers.
     pub observe: bool,
 }
@@ -368,6 +370,8 @@ pub enum Effect {
     Leaders(Vec<LeaderInfo>),
     /// The cluster's state changed; a cheap clone.
     Metadata(Box<Metadata>),
+    /// The members are these from now on, this node among them: nobody else is connected.
+    Members(Vec<Member>),
     Vm(VmAction),
     /// Somebody asks for the tasks of this node's supervision tree; answer with [`Event::Answered`].
     ListTasks {

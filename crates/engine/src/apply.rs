@@ -51,7 +51,10 @@ impl NodeCore {
                 if planted(Plant::LocalClockInApply) {
                     envelope.wall = self.now.wall;
                 }
-                Ok(Some(self.metadata.apply(entry.index, &envelope)))
+                let before = self.metadata.nodes.clone();
+                let result = self.metadata.apply(entry.index, &envelope);
+                self.peers.follow(&before, &self.metadata);
+                Ok(Some(result))
             }
             EntryKind::Batch => Err("a record batch does not belong here".into()),
         }
@@ -83,9 +86,6 @@ impl NodeCore {
         if group == GroupId::META {
             self.checkpoints.count(entry.data.len());
             self.meta_advanced();
-            if result.is_some() {
-                self.peers.follow(&self.metadata);
-            }
         } else {
             self.settle_repeats(group);
         }

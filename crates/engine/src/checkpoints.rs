@@ -1,6 +1,6 @@
 //! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
 
-use base::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_BYTES};
+use base::limits::{CHECKPOINT_BYTES_MAX, META_CHECKPOINT_BYTES};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
@@ -230,7 +230,7 @@ impl NodeCore {
         // Without room for another read it is not answered, and asks again.
         let serve = ReadFor::Serve { to: from, group: pull.group, index: pull.index };
         let Some(token) = self.reads.begin_for_others(serve) else { return };
-        self.journal.read_checkpoint(token, pull.group, pull.offset, CHECKPOINT_CHUNK_BYTES);
+        self.journal.read_checkpoint(token, pull.group, pull.offset, self.config.checkpoint_part_bytes);
     }
 
     pub(crate) fn serve_part(&mut self, to: NodeId, group: GroupId, index: u64, part: Option<CheckpointPart>) {
@@ -261,7 +261,7 @@ impl NodeCore {
     fn load_next(&mut self, group: GroupId, loaded: Vec<u8>) {
         let offset = loaded.len() as u64;
         let token = self.reads.begin(ReadFor::Load { group, loaded });
-        self.journal.read_checkpoint(token, group, offset, CHECKPOINT_CHUNK_BYTES);
+        self.journal.read_checkpoint(token, group, offset, self.config.checkpoint_part_bytes);
     }
 
     pub(crate) fn load_part(&mut self, group: GroupId, mut loaded: Vec<u8>, part: CheckpointPart) {

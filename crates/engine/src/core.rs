@@ -110,7 +110,7 @@ impl NodeCore {
             config,
         };
         if let Formation::Join(accepted) = core.config.formation.clone() {
-            core.peers.introduce(&accepted);
+            core.peers.introduce(&accepted.members, &accepted.meta_replicas);
         }
         core
     }
@@ -204,8 +204,13 @@ impl NodeCore {
         if !changed.is_empty() {
             self.effects.push(Effect::Leaders(changed));
         }
-        if self.metadata_changed && self.stage == Stage::Running {
-            self.metadata_changed = false;
+        if self.stage != Stage::Running {
+            return;
+        }
+        if let Some(members) = self.peers.take_changed(self.config.me.node, &self.metadata) {
+            self.effects.push(Effect::Members(members));
+        }
+        if std::mem::take(&mut self.metadata_changed) {
             self.effects.push(Effect::Metadata(Box::new(self.metadata.clone())));
         }
     }

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::limits::NODE_UNREACHABLE_AFTER;
 use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, Incarnation, Millis, Mono, NodeId, ReplicaId};
-use metadata::Metadata;
-use wire::JoinAccepted;
+use imbl::OrdMap;
+use metadata::{Metadata, NodeRecord};
+use wire::{Member, Members};
 
 use crate::LeaderInfo;
 
@@ -22,17 +23,63 @@ pub(crate) struct Peer {
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     known: BTreeMap<NodeId, Peer>,
-    /// Where replicas of `__meta` live, as the join said: needed until `__meta` itself is here.
+    /// Where replicas of `__meta` live, as the join or another member said: needed until `__meta` itself is here.
     introduced: BTreeMap<ReplicaId, NodeId>,
+    /// The members as another node's table has them, if that was ahead of this node's.
+    ahead: Option<(u64, Vec<Member>)>,
+    /// What the driver was told last, by this node's table or another's.
+    told: OrdMap<NodeId, NodeRecord>,
+    told_ahead: u64,
+    /// Index of `__meta` at which the table was first seen with the members that it has.
+    members_since: u64,
 }
 
 impl Peers {
     /// What a joining node was told about the members.
-    pub fn introduce(&mut self, accepted: &JoinAccepted) {
-        for (member, replica) in accepted.members.iter().zip(&accepted.meta_replicas) {
+    pub fn introduce(&mut self, members: &[Member], meta_replicas: &[ReplicaId]) {
+        for (member, replica) in members.iter().zip(meta_replicas) {
             self.introduced.insert(*replica, member.node);
             self.known.entry(member.node).or_default();
         }
+    }
+
+    /// What another node knows of the members, if it is ahead of this node and of what was heard so far.
+    /// Whether that is so.
+    pub fn take_members(&mut self, applied: u64, members: Members) -> bool {
+        let newest = self.ahead.as_ref().map_or(applied, |(index, _)| applied.max(*index));
+        let news = members.meta_applied > newest;
+        if news {
+            self.introduce(&members.members, &members.meta_replicas);
+            self.ahead = Some((members.meta_applied, members.members));
+        }
+        news
+    }
+
+    /// What to tell a node that has applied `__meta` up to an index: nothing if it knows the members.
+    pub fn news_for(&self, applied: u64, metadata: &Metadata) -> Option<Members> {
+        let nodes = || metadata.nodes.values();
+        (applied < self.members_since).then(|| Members {
+            meta_applied: metadata.applied,
+            members: nodes().map(|node| node.member.clone()).collect(),
+            meta_replicas: nodes().map(|node| node.meta_replica).collect(),
+        })
+    }
+
+    /// The members, if they are others than those told last. A joiner's first table may be older than what it was told when
+    /// it was admitted: only one that has this node itself says who the members are.
+    pub fn take_changed(&mut self, me: NodeId, metadata: &Metadata) -> Option<Vec<Member>> {
+        self.ahead.take_if(|(index, _)| *index <= metadata.applied);
+        if let Some((index, members)) = &self.ahead {
+            let new = *index != self.told_ahead && members.iter().any(|member| member.node == me);
+            self.told_ahead = if new { *index } else { self.told_ahead };
+            return new.then(|| members.clone());
+        }
+        let was_ahead = std::mem::take(&mut self.told_ahead) > 0;
+        if !metadata.nodes.contains_key(&me) || !was_ahead && self.told == metadata.nodes {
+            return None;
+        }
+        self.told.clone_from(&metadata.nodes);
+        Some(metadata.nodes.values().map(|node| node.member.clone()).collect())
     }
 
     pub fn heard(&mut self, node: NodeId, now: Mono) {
@@ -59,10 +106,13 @@ impl Peers {
         self.known.keys().copied()
     }
 
-    /// Follows the table of members.
-    pub fn follow(&mut self, metadata: &Metadata) {
-        for node in metadata.nodes.keys() {
-            self.known.entry(*node).or_default();
+    /// Follows the table of members, which was `before`.
+    pub fn follow(&mut self, before: &OrdMap<NodeId, NodeRecord>, metadata: &Metadata) {
+        if *before != metadata.nodes {
+            self.members_since = metadata.applied;
+            for node in metadata.nodes.keys() {
+                self.known.entry(*node).or_default();
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS_MAX};
 use base::simulation::{Mark, mark_if};
 use base::{GroupId, NodeId};
-use wire::{Channel, Gossip, LeaderClaim, PeerMessage};
+use wire::{Channel, Gossip, LeaderClaim, Members, PeerMessage};
 
 use crate::core::{NodeCore, Stage};
 
@@ -39,7 +39,16 @@ impl NodeCore {
         }
     }
 
+    /// Somebody knows more of the members than this node's table says.
+    pub(crate) fn take_members(&mut self, members: Members) {
+        let news = self.peers.take_members(self.metadata.applied, members);
+        mark_if(Mark::MembersHeardFromAnother, || news);
+    }
+
     pub(crate) fn take_gossip(&mut self, from: NodeId, gossip: Gossip) {
+        if let Some(members) = self.peers.news_for(gossip.meta_applied, &self.metadata) {
+            self.send(from, Channel::Control, PeerMessage::Members(members));
+        }
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
             // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
             let deleted = claim.group != GroupId::META

@@ -238,7 +238,7 @@ impl NodeCore {
                 metadata.cluster, self.config.cluster
             ));
         }
-        self.peers.follow(&metadata);
+        self.peers.follow(&self.metadata.nodes, &metadata);
         self.metadata = metadata;
         self.metadata_changed = true;
         self.partitions_due = true;

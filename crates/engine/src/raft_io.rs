@@ -32,6 +32,7 @@ impl NodeCore {
                 PeerMessage::ForwardReply(reply) => self.take_forward_reply(from, reply),
                 PeerMessage::CheckpointPull(pull) => self.take_pull(from, &pull),
                 PeerMessage::CheckpointChunk(chunk) => self.take_chunk(from, chunk),
+                PeerMessage::Members(members) => self.take_members(members),
             }
         }
     }

@@ -739,6 +739,7 @@ mod tests {
             heartbeat_interval: Millis(150),
             checkpoint_entries: 100,
             checkpoint_keep_entries: 10,
+            checkpoint_part_bytes: 1 << 10,
             observe: false,
         };
         let mut core = NodeCore::new(config, at(0));

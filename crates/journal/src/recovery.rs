@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::simulation::{Mark, Plant, mark, planted};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, limits};
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
@@ -390,7 +390,8 @@ impl Recovery {
                 let reason = format!("what is here was durable, says the mark at byte {claim}");
                 return Err(corrupt(file, offset, reason));
             }
-            if self.end.is_some_and(|end| end.0 == scan.sequence) && !planted(Plant::TailNotZeroed) {
+            if self.end.is_some_and(|end| end.0 == scan.sequence) {
+                mark_if(Mark::FrameBehindTheEnd, || !scan.heads.is_empty());
                 self.zero = scan.heads.iter().map(|head| head.0).collect();
             }
             self.tails.pop_front();
@@ -467,7 +468,9 @@ impl Recovery {
         if let Some((sequence, end)) = self.end {
             let file = FileId::Wal(sequence);
             for offset in std::mem::take(&mut self.zero) {
-                mark(Mark::FrameBehindTheEnd);
+                if planted(Plant::TailNotZeroed) {
+                    break;
+                }
                 let data = vec![zero_block()];
                 ask(io, DiskOpKind::Write { file, offset, data, sync: true }, Asked::Settling);
             }

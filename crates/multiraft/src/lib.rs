@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use api::*;
 use base::limits::REQUESTS_PENDING_MAX;
-use base::simulation::{Mark, Plant, mark, mark_if, planted};
+use base::simulation::{Mark, mark, mark_if};
 use base::{GroupId, Now, ReplicaId};
 use bytes::Bytes;
 use clock::{Beat, TickClock};
@@ -147,8 +147,7 @@ impl MultiRaft {
     fn leading(&mut self, group: GroupId, term: u64) -> Result<&mut Group, ProposeError> {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
         mark_if(Mark::ProposalForEndedTerm, || !replica.leads(term));
-        let leads = replica.leads(term) || planted(Plant::ProposeUnchecked);
-        if leads { Ok(replica) } else { Err(ProposeError::NotLeader) }
+        if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
     }
 
     /// Appends to the log as leader of the expected term. Not durable on return, and lost if another leader takes over.

@@ -185,6 +185,7 @@ impl Driver {
             Effect::Unpublish { group } => self.sinks.views.remove(group),
             Effect::Leaders(changed) => self.sinks.views.set_leaders(changed),
             Effect::Metadata(metadata) => self.publish_metadata(*metadata),
+            Effect::Members(members) => self.connect(members),
             Effect::Vm(action) => {
                 self.vm_backlog.push_back(action);
                 self.pass_on_vm_actions();
@@ -221,20 +222,14 @@ impl Driver {
         }
     }
 
-    fn publish_metadata(&mut self, metadata: Metadata) {
-        // A joiner's first state may be older than what it was told when it was admitted: only a table that knows this
-        // node itself says who the members are.
-        let current = metadata.nodes.contains_key(&self.handle.me());
-        if current && self.sinks.metadata.borrow().nodes != metadata.nodes {
-            let members = metadata
-                .nodes
-                .values()
-                .map(|n| (n.member.address.endpoint, (n.member.node, n.member.address.clone())))
-                .collect();
-            if let Err(error) = self.sinks.transport.set_members(&Arc::new(members)) {
-                tracing::warn!(%error, "a new member is not dialled");
-            }
+    fn connect(&self, members: Vec<wire::Member>) {
+        let members = members.into_iter().map(|it| (it.address.endpoint, (it.node, it.address))).collect();
+        if let Err(error) = self.sinks.transport.set_members(&Arc::new(members)) {
+            tracing::warn!(%error, "a new member is not dialled");
         }
+    }
+
+    fn publish_metadata(&mut self, metadata: Metadata) {
         self.sinks.metadata.send_replace(Arc::new(metadata));
         self.sinks.views.changed();
     }

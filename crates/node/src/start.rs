@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::limits::{
-    ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES, META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
+    CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
+    META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
 };
 use base::{ClusterId, Millis, NodeId};
 use engine::{CoreConfig, NodeCore, Reply, Request, Target};
@@ -401,6 +402,7 @@ fn core_config(me: Member, record: &ClusterRecord) -> CoreConfig {
         heartbeat_interval: HEARTBEAT_INTERVAL,
         checkpoint_entries: META_CHECKPOINT_ENTRIES,
         checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
+        checkpoint_part_bytes: CHECKPOINT_CHUNK_BYTES,
         observe: false,
     }
 }

@@ -24,6 +24,8 @@ pub enum Fault {
     Partition,
     /// A node loses power, with everything it had not synced.
     Crash,
+    /// The process of a node is killed; its machine goes on, with what was written and the VMs.
+    Kill,
     /// All nodes lose power at once.
     PowerLoss,
     /// A node that has just reached a rare state (a mark) loses power, stands still, or is cut off.
@@ -52,7 +54,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 19] = [
+    pub const ALL: [(Fault, &'static str); 20] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -60,6 +62,7 @@ impl Fault {
         (Fault::Flap, "flap"),
         (Fault::Partition, "partition"),
         (Fault::Crash, "crash"),
+        (Fault::Kill, "kill"),
         (Fault::PowerLoss, "power-loss"),
         (Fault::Moment, "moment"),
         (Fault::Pause, "pause"),

@@ -6,8 +6,8 @@
 //! `Remove` and `Write { sync: true }` are durable at completion: that is what the driver of the real node does with
 //! `fdatasync` and an `fsync` of the directory.
 //!
-//! Some crashes end only the process: the operating system goes on, and shows the next process what was written, synced
-//! or not. A later crash can still take what was not.
+//! Where only the process ends, the operating system goes on, and shows the next process what was written, synced or not.
+//! A later crash can still take what was not.
 
 use std::collections::BTreeMap;
 
@@ -29,9 +29,6 @@ pub struct DiskMood {
     /// No space is left for new bytes.
     pub full: bool,
 }
-
-/// Crashes, per million, that end only the process.
-const ONLY_THE_PROCESS: u64 = 300_000;
 
 /// One node's disk.
 pub struct VirtualDisk {
@@ -182,19 +179,21 @@ impl VirtualDisk {
         }
     }
 
-    /// The power goes: whatever was not synced is kept, lost or torn. Or only the process goes: then it is kept, and
-    /// remains unsynced.
-    pub fn crash(&mut self) {
-        let only_the_process = self.random.chance(ONLY_THE_PROCESS);
+    /// The process ends: what was not synced is kept, and remains unsynced.
+    pub fn lose_process(&mut self) {
         for kind in std::mem::take(&mut self.under_way).into_values() {
             // The operating system may not have been asked yet.
-            if only_the_process && self.random.chance(500_000) {
-                continue;
+            if self.random.chance(500_000) {
+                self.crash_under_way(kind);
             }
-            self.crash_under_way(kind);
         }
-        if only_the_process && !self.goes_back {
-            return self.files.values_mut().for_each(File::show_unsynced);
+        self.files.values_mut().for_each(File::show_unsynced);
+    }
+
+    /// The power goes: whatever was not synced is kept, lost or torn.
+    pub fn crash(&mut self) {
+        for kind in std::mem::take(&mut self.under_way).into_values() {
+            self.crash_under_way(kind);
         }
         for file in self.files.values_mut() {
             for (offset, data) in std::mem::take(&mut file.unsynced) {

@@ -136,11 +136,11 @@ impl World {
                 self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
-            // Before it has the cluster's state it knows what it was told when it was admitted.
-            Effect::Metadata(state) if state.applied == 0 => {}
-            Effect::Metadata(state) => {
-                let known = state.nodes.values().filter_map(|record| place(&record.member.address.endpoint));
+            Effect::Metadata(_) => {}
+            Effect::Members(members) => {
+                let known = members.iter().filter_map(|member| place(&member.address.endpoint));
                 self.nodes[node].known = known.collect();
+                self.nodes[node].members = members;
             }
             Effect::Vm(action) => self.vm_action(node, &action),
             Effect::Formed => {
@@ -320,7 +320,16 @@ impl World {
     /// A machine's report is due.
     pub fn vm_report(&mut self, node: NodeIx, boot: u64, report: VmReport) {
         let it = &mut self.nodes[node];
-        if it.boot == boot && it.host.speak(&report) {
+        if it.boot != boot {
+            // The next process, if it is there already, watches what it adopted.
+            let ended = it.host.happen_unheard(&report);
+            if let Some(ended) = ended.filter(|_| it.core.is_some()) {
+                it.host.tell_lost(ended.vm);
+                self.tell(node, Event::Vm(ended));
+            }
+            return;
+        }
+        if it.host.speak(&report) {
             self.checks.machines.said(&report);
             self.tell(node, Event::Vm(report));
         }
@@ -370,13 +379,16 @@ impl World {
             let members = &self.nodes[sender].accepted.as_ref()?.members;
             place(&members.iter().find(|member| member.node == id)?.address.endpoint)
         };
-        self.places.get(&id).copied().or_else(in_table).or_else(told)
+        let connected = || {
+            let members = &self.nodes[sender].members;
+            place(&members.iter().find(|member| member.node == id)?.address.endpoint)
+        };
+        self.places.get(&id).copied().or_else(in_table).or_else(told).or_else(connected)
     }
 
     /// A frame arrives, if its connection still lives.
     pub fn deliver(&mut self, from: NodeIx, to: NodeIx, channel: Channel, session: u64, frame: &Bytes) {
-        let link = self.net.link(from, to);
-        if !link.alive || link.session != session || !self.net.open(from, to) {
+        if !self.net.arrives(from, to, session) {
             self.stats.frames_lost += 1;
             return;
         }
@@ -469,6 +481,7 @@ fn show_effect(effect: &Effect) -> String {
             format!("-> publish {group} to {high} epoch {epoch:?} reset {reset} {}", batches.join(" "))
         }
         Effect::Metadata(state) => format!("-> metadata at {}", state.applied),
+        Effect::Members(members) => format!("-> members {:?}", members.iter().map(|it| it.node).collect::<Vec<_>>()),
         Effect::Applied { group, entry } => {
             let Entry { index, term, kind, data } = entry;
             format!("-> applied {group} index {index} term {term} {kind:?} #{:016x}", digest(data))

@@ -8,7 +8,7 @@ use compute::{VmDesired, VmPhase, VmRecord};
 use engine::Reply;
 
 use crate::check::{Judged, Violation};
-use crate::node::SimNode;
+use crate::node::{HOST_MEMORY_MIB, SimNode};
 use crate::queue::{Ev, NodeIx};
 use crate::requests::Outcome;
 use crate::time::{Nanos, ms};
@@ -225,7 +225,11 @@ impl World {
         if place.is_some_and(|place| self.nodes[place].retired) {
             return None;
         }
+        // Waits for a node that has room for it, or for the one that it belongs to.
+        let lost = |node: base::NodeId| self.places.get(&node).is_some_and(|place| self.nodes[*place].retired);
+        let nowhere = vm.spec.memory_mib > HOST_MEMORY_MIB || vm.spec.node.is_some_and(lost);
         let settled = match (vm.desired, vm.phase) {
+            (VmDesired::Running, VmPhase::Pending) if nowhere => hosts.is_empty(),
             // It failed too often while the faults went on.
             (VmDesired::Running, VmPhase::Failed) => true,
             (VmDesired::Running, VmPhase::Running) => hosts.len() == 1 && hosts.first().copied() == place,

@@ -154,7 +154,6 @@ impl SimConfig {
             Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Crash, Fault::SlowDisk, Fault::Partition]),
             // Where others vote, their answers come after the log is durable.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::SlowDisk, Fault::StuckDisk]),
-            Mistake::Code(Plant::ProposeUnchecked) => some(&[Fault::Partition, Fault::Transfer, Fault::Delay]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }

@@ -13,7 +13,7 @@ use crate::config::{Fault, SimConfig};
 use crate::net::Weather;
 use crate::queue::{Ev, Mend, NodeIx};
 use crate::requests::{Owner, What};
-use crate::schedule::{Blow, Injection, Moment, Schedule, Shot};
+use crate::schedule::{Blow, End, Injection, Moment, Schedule, Shot};
 use crate::time::{Nanos, ms, us};
 use crate::world::World;
 
@@ -37,8 +37,8 @@ pub struct Nemesis {
 /// Something that waits for its moment.
 #[derive(Clone, Copy, Debug)]
 enum Armed {
-    /// The next such moment of that node is the last.
-    Crash { node: NodeIx, moment: Moment, all: bool, back_in: Nanos },
+    /// One such moment of that node is the last: the next one, or the one after so many.
+    Crash { node: NodeIx, moment: Moment, skip: u32, all: bool, end: End },
     /// The next node that reaches this suffers.
     At { mark: Mark, blow: Blow, lasts: Nanos },
 }
@@ -104,13 +104,13 @@ impl World {
                 self.queue.after(0, Ev::Flap { one, other, period, until });
             }
             Shot::Partition { blocked, lasts } => self.partition(blocked, lasts),
-            Shot::Crash { node, moment: Moment::Now, all, back_in } => {
+            Shot::Crash { node, moment: Moment::Now, all, end } => {
                 let running = self.nodes[node].runs();
-                self.power_off(node, all, 0, back_in);
+                self.strike(node, all, 0, end);
                 return running;
             }
-            Shot::Crash { node, moment, all, back_in } => {
-                self.nemesis.armed.push(Armed::Crash { node, moment, all, back_in });
+            Shot::Crash { node, moment, all, end } => {
+                self.nemesis.armed.push(Armed::Crash { node, moment, skip: 0, all, end });
             }
             Shot::At { mark, blow, lasts } => self.nemesis.armed.push(Armed::At { mark, blow, lasts }),
             Shot::Pause { node, lasts } => self.freeze(node, lasts),
@@ -136,14 +136,25 @@ impl World {
         true
     }
 
-    /// Takes the power from a node or from all, within `soon` from now.
-    fn power_off(&mut self, node: NodeIx, all: bool, soon: Nanos, back_in: Nanos) {
+    /// Ends the process of a node, or all, within `soon` from now.
+    fn strike(&mut self, node: NodeIx, all: bool, soon: Nanos, end: End) {
         let delay = self.nemesis.random.between(0, soon);
         for node in if all { 0..self.nodes.len() } else { node..node + 1 } {
             // Not all at the same moment again.
-            let back_in = if all { self.nemesis.random.between(ms(20), back_in.max(ms(20))) } else { back_in };
+            let later = end.back_in.max(ms(20));
+            let back_in = if all { self.nemesis.random.between(ms(20), later) } else { end.back_in };
             let boot = self.nodes[node].boot;
-            self.queue.after(delay, Ev::Crash { node, boot, back_in });
+            self.queue.after(delay, Ev::Crash { node, boot, end: End { back_in, ..end } });
+        }
+    }
+
+    /// A process has ended, and its next one may end soon.
+    pub fn strike_again(&mut self, node: NodeIx, end: End) {
+        if let Some(skip) = end.again.checked_sub(1)
+            && self.finale.began.is_none()
+        {
+            let end = End { again: 0, ..end };
+            self.nemesis.armed.push(Armed::Crash { node, moment: Moment::Write, skip, all: false, end });
         }
     }
 
@@ -160,10 +171,16 @@ impl World {
             hit && *watched == node
         };
         let Some(place) = self.nemesis.armed.iter().position(its_moment) else { return };
-        if let Armed::Crash { all, back_in, .. } = self.nemesis.armed.swap_remove(place)
+        if let Armed::Crash { skip, .. } = &mut self.nemesis.armed[place]
+            && *skip > 0
+        {
+            *skip -= 1;
+            return;
+        }
+        if let Armed::Crash { all, end, .. } = self.nemesis.armed.swap_remove(place)
             && self.finale.began.is_none()
         {
-            self.power_off(node, all, us(400), back_in);
+            self.strike(node, all, us(400), end);
         }
     }
 
@@ -178,8 +195,9 @@ impl World {
         self.trace.node(self.queue.now, node, || format!("reached {:?}: {blow:?}", mark.name()));
         self.stats.blows += 1;
         match blow {
-            Blow::Crash => self.power_off(node, false, us(400), lasts),
-            Blow::CrashAll => self.power_off(node, true, us(400), lasts),
+            Blow::Crash => self.strike(node, false, us(400), End { killed: false, back_in: lasts, again: 0 }),
+            Blow::Kill => self.strike(node, false, us(400), End { killed: true, back_in: lasts, again: 0 }),
+            Blow::CrashAll => self.strike(node, true, us(400), End { killed: false, back_in: lasts, again: 0 }),
             Blow::Pause => self.freeze(node, lasts),
             Blow::StuckDisk => self.bad_disk(node, lasts, |mood, now| mood.stuck_until = now + lasts),
             Blow::Isolate => {
@@ -275,7 +293,7 @@ impl World {
                 self.trace.node(self.queue.now, node, || format!("a bit flips: {bit}"));
                 // Most of what a node wrote is read again only by its next process.
                 let delay = self.nemesis.random.between(ms(50), ms(2_000));
-                self.power_off(node, false, delay, ms(200));
+                self.strike(node, false, delay, End { killed: false, back_in: ms(200), again: 0 });
             }
         }
     }
@@ -316,7 +334,9 @@ impl World {
             match &it.core {
                 None => self.queue.after(ms(20), Ev::Restart { node }),
                 // It finds out now, not when all is to be quiet.
-                Some(_) if it.rotten => self.queue.after(0, Ev::Crash { node, boot, back_in: ms(20) }),
+                Some(_) if it.rotten => {
+                    self.queue.after(0, Ev::Crash { node, boot, end: End { killed: false, back_in: ms(20), again: 0 } })
+                }
                 Some(_) => {}
             }
             self.join_late(node);

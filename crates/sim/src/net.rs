@@ -2,8 +2,8 @@
 //! channel), with seeded delay, loss and partitions.
 //!
 //! Two nodes that know each other hold one connection; it dies when a direction is blocked, when a process is frozen
-//! for longer than the transport's idle timeout, or when a node crashes, and whatever was under way dies with it. Each
-//! side notices in its own time.
+//! for longer than the transport's idle timeout, or when a node crashes, and whatever was under way dies with it; but what
+//! a process had sent before it died may still arrive, until the next one calls. Each side notices in its own time.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,8 @@ pub struct Link {
     pub alive: bool,
     /// Whether the lower and the higher node believe it alive.
     pub believed: [bool; 2],
+    /// Its process died, and what it had sent still arrives.
+    pub drains: Option<NodeIx>,
     /// A dial is scheduled.
     pub dialling: bool,
 }
@@ -93,6 +95,22 @@ impl Network {
     pub fn unblock_all(&mut self) {
         self.blocked.clear();
         self.weather = Weather::default();
+    }
+
+    /// Whether a frame that was sent over that connection arrives.
+    pub fn arrives(&mut self, from: NodeIx, to: NodeIx, session: u64) -> bool {
+        let open = self.open(from, to);
+        let link = self.link(from, to);
+        let drains = link.drains == Some(from) && link.believed[usize::from(to > from)];
+        open && link.session == session && (link.alive || drains)
+    }
+
+    /// A process died: all that it had sent to another arrives, or nothing.
+    pub fn died(&mut self, node: NodeIx, peer: NodeIx) {
+        let drains = self.random.chance(500_000);
+        let link = self.link(node, peer);
+        link.believed[usize::from(node > peer)] = false;
+        link.drains = (link.alive && drains).then_some(node);
     }
 
     /// Whether frames of that node are on the way.

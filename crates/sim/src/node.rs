@@ -11,6 +11,8 @@ use crate::queue::NodeIx;
 use crate::time::Nanos;
 use crate::vmhost::VmHost;
 
+/// What every machine has for VMs.
+pub const HOST_MEMORY_MIB: u64 = 16_384;
 /// 2025-01-01T00:00:00Z.
 const WALL_START: i64 = 1_735_689_600_000;
 
@@ -48,6 +50,8 @@ pub struct SimNode {
     pub recovered: bool,
     /// Machines that it knows how to reach.
     pub known: BTreeSet<NodeIx>,
+    /// The members, as its core said.
+    pub members: Vec<Member>,
     /// Who leads what, as its core said.
     pub leaders: BTreeMap<GroupId, LeaderInfo>,
     pub disk: VirtualDisk,
@@ -106,6 +110,7 @@ impl SimNode {
             awake: false,
             recovered: false,
             known: BTreeSet::new(),
+            members: Vec::new(),
             leaders: BTreeMap::new(),
             disk: VirtualDisk::new(salt(1)),
             host: VmHost::new(salt(2)),
@@ -160,6 +165,7 @@ impl SimNode {
             segment_bytes: (16 << 10) << (sizes % 5),
             checkpoint_entries: 10 + sizes / 3 % 60,
             checkpoint_keep_entries: sizes / 180 % 20,
+            checkpoint_part_bytes: 512 << (sizes / 3_600 % 8),
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             observe: true,
@@ -202,7 +208,7 @@ fn member(ix: NodeIx) -> Member {
         },
         capabilities: Capabilities {
             cores: 8,
-            memory_mib: 16_384,
+            memory_mib: HOST_MEMORY_MIB,
             disk_mib: 100_000,
             architecture: "x86_64".into(),
             hypervisors: vec!["qemu 7.2.22".into()],

@@ -8,6 +8,7 @@ use journal::OpId;
 use wire::Channel;
 
 use crate::disk::Bit;
+use crate::schedule::End;
 use crate::time::Nanos;
 
 /// A node by its place in the world (0 is the one that forms the cluster), never by its id in the cluster.
@@ -35,8 +36,8 @@ pub enum Ev {
     Vm { node: NodeIx, boot: u64, report: VmReport },
     /// The file that says "formed" is durable.
     FormedDurable { node: NodeIx, boot: u64 },
-    /// A node loses power.
-    Crash { node: NodeIx, boot: u64, back_in: Nanos },
+    /// A process ends.
+    Crash { node: NodeIx, boot: u64, end: End },
     /// A crashed node starts again.
     Restart { node: NodeIx },
     /// A paused node goes on.

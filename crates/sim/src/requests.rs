@@ -49,11 +49,15 @@ pub enum What {
     Produce {
         group: GroupId,
         values: Vec<u64>,
+        /// So many of them are in the first batch. Where the second batch stands is not said.
+        first: usize,
         /// Retries carry the same values until one succeeds.
         idempotent: bool,
         /// Acks::All.
         all: bool,
     },
+    /// A producer writes under an epoch that is over.
+    Fenced(GroupId),
     ReadLog(GroupId),
     /// A consumer reads a log from an offset on.
     Fetch {
@@ -223,6 +227,7 @@ impl World {
     /// The request is about a partition that was deleted.
     fn is_gone(&self, what: &What) -> bool {
         let (What::Produce { group, .. }
+        | What::Fenced(group)
         | What::ReadLog(group)
         | What::Fetch { group, .. }
         | What::ReadPartition { group, .. }) = what
@@ -253,25 +258,33 @@ impl World {
             (What::Command(kind), Outcome::Ok(Reply::Command { index, result })) => {
                 self.judge_command(pending, kind, *index, result);
             }
-            (What::Produce { group, values, all: true, .. }, Outcome::Ok(Reply::Produced { base_offset, .. })) => {
+            (
+                What::Produce { group, values, first, all: true, .. },
+                Outcome::Ok(Reply::Produced { base_offset, .. }),
+            ) => {
                 self.stats.records_acknowledged += values.len() as u64;
-                let floor = pending.floor as i64;
-                let ack = Ack { group: *group, base_offset: *base_offset, values: values.clone(), floor };
+                let (floor, values) = (pending.floor as i64, values[..*first].to_vec());
+                let ack = Ack { group: *group, base_offset: *base_offset, values, floor };
                 let verdict = self.checks.partitions.acked(&ack);
                 self.check("acknowledged records stay", verdict);
             }
-            (What::Produce { group, values, idempotent, .. }, Outcome::Failed(error)) => match error.code {
+            (What::Produce { group, values, first, idempotent, .. }, Outcome::Failed(error)) => match error.code {
                 ErrorCode::NotLeader | ErrorCode::Busy | ErrorCode::DiskFull | ErrorCode::InvalidArgument
                     if !idempotent =>
                 {
                     let verdict = self.checks.partitions.refused(*group, values);
                     self.check("refused records do not appear", verdict);
                 }
+                // A request that is partly a repeat is refused as a whole.
+                ErrorCode::OutOfOrder if *first < values.len() => {}
                 ErrorCode::OutOfOrder | ErrorCode::StaleEpoch | ErrorCode::Corrupt | ErrorCode::Internal => {
                     self.fail("producers are not refused for nothing", format!("{:?}: {error:?}", pending.what));
                 }
                 _ => {}
             },
+            (What::Fenced(group), Outcome::Ok(Reply::Produced { .. })) => {
+                self.fail("producers of an earlier epoch are fenced", format!("group {group}: {:?}", pending.what));
+            }
             (What::ReadLog(group) | What::Fetch { group, .. }, Outcome::Ok(Reply::Batches { indexes, batches })) => {
                 self.stats.reads += 1;
                 let verdict = self.checks.partitions.read(*group, indexes, batches);

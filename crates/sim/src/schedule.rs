@@ -40,8 +40,8 @@ pub enum Shot {
     Flap { one: NodeIx, other: NodeIx, period: Nanos, lasts: Nanos },
     /// Directions carry nothing.
     Partition { blocked: Vec<(NodeIx, NodeIx)>, lasts: Nanos },
-    /// A node, or all, loses power: now, or at the next moment of that kind in `node`.
-    Crash { node: NodeIx, moment: Moment, all: bool, back_in: Nanos },
+    /// The process of a node, or all, ends: now, or at the next moment of that kind in `node`.
+    Crash { node: NodeIx, moment: Moment, all: bool, end: End },
     /// Whichever node next reaches the state suffers.
     At { mark: Mark, blow: Blow, lasts: Nanos },
     /// A process stands still.
@@ -66,6 +66,16 @@ pub enum Shot {
     LateJoin { node: NodeIx },
 }
 
+/// How a process ends, and what comes after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The machine goes on: the operating system has what was written, and VMs run on.
+    pub killed: bool,
+    pub back_in: Nanos,
+    /// It ends again, likewise, during this one of the writes of its next life; 0: it does not.
+    pub again: u32,
+}
+
 /// When a crash hurts most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -83,6 +93,7 @@ pub enum Moment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blow {
     Crash,
+    Kill,
     CrashAll,
     Pause,
     /// Nobody hears it and it hears nobody.
@@ -182,11 +193,12 @@ impl Draw {
                 Shot::Flap { one: node, other: self.other(node), period, lasts: self.span(1_000, 12_000) }
             }
             Fault::Partition => Shot::Partition { blocked: self.directions(node), lasts: self.span(100, 8_000) },
-            Fault::Crash | Fault::PowerLoss => self.crash(node, fault == Fault::PowerLoss),
+            Fault::Crash | Fault::PowerLoss | Fault::Kill => self.crash(node, fault),
             Fault::Moment => {
                 let mark = Mark::ALL[self.random.below(Mark::ALL.len() as u64) as usize];
-                let blow = match self.random.below(8) {
+                let blow = match self.random.below(9) {
                     0..4 => Blow::Crash,
+                    8 => Blow::Kill,
                     4 => Blow::CrashAll,
                     5 => Blow::Pause,
                     6 => Blow::Isolate,
@@ -228,7 +240,8 @@ impl Draw {
         }
     }
 
-    fn crash(&mut self, node: NodeIx, all: bool) -> Shot {
+    fn crash(&mut self, node: NodeIx, fault: Fault) -> Shot {
+        let all = fault == Fault::PowerLoss;
         let moment = match self.random.below(6) {
             0 | 1 => Moment::Write,
             2 | 3 => Moment::Election,
@@ -236,7 +249,8 @@ impl Draw {
             _ => Moment::Now,
         };
         let back_in = self.span(20, if all { 2_000 } else { 6_000 });
-        Shot::Crash { node, moment, all, back_in }
+        let again = if self.random.chance(300_000) { self.random.between(1, 6) as u32 } else { 0 };
+        Shot::Crash { node, moment, all, end: End { killed: fault == Fault::Kill, back_in, again } }
     }
 }
 
@@ -251,6 +265,7 @@ impl Shot {
             Shot::Reset { .. } => Fault::Reset,
             Shot::Flap { .. } => Fault::Flap,
             Shot::Partition { .. } => Fault::Partition,
+            Shot::Crash { end: End { killed: true, .. }, .. } => Fault::Kill,
             Shot::Crash { all: false, .. } => Fault::Crash,
             Shot::Crash { all: true, .. } => Fault::PowerLoss,
             Shot::At { .. } => Fault::Moment,
@@ -298,15 +313,23 @@ impl fmt::Display for Shot {
                 let ways: Vec<String> = blocked.iter().map(|(from, to)| format!("n{from}->n{to}")).collect();
                 write!(f, "nothing passes {} for {}", ways.join(" "), long(*lasts))
             }
-            Shot::Crash { node, moment, all, back_in } => {
-                let who = if *all { "all nodes lose".into() } else { format!("n{node} loses") };
+            Shot::Crash { node, moment, all, end } => {
+                let what = match (all, end.killed) {
+                    (true, _) => "all nodes lose power".into(),
+                    (false, true) => format!("the process of n{node} is killed"),
+                    (false, false) => format!("n{node} loses power"),
+                };
                 let when = match moment {
                     Moment::Now => String::new(),
                     Moment::Write => format!(" during the next write of n{node}"),
                     Moment::Election => format!(" at the next election that n{node} stands in"),
                     Moment::Reply => format!(" after the next answer of n{node}"),
                 };
-                write!(f, "{who} power{when}, back about {} later", long(*back_in))
+                write!(f, "{what}{when}, back about {} later", long(end.back_in))?;
+                match end.again {
+                    0 => Ok(()),
+                    write => write!(f, ", and again during write {write} after that"),
+                }
             }
             Shot::At { mark, blow, lasts } => {
                 write!(f, "{blow:?} (for {}) whichever node next reaches {:?}", long(*lasts), mark.name())

@@ -1,5 +1,6 @@
 //! A hypervisor host without hypervisors: takes the actions of a node's reconciler, answers with reports after seeded
-//! delays, and lets machines die now and then.
+//! delays, and lets machines die now and then. Machines outlive the process that started them; the next one is told which
+//! run and which are gone, as `vmm` does.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +9,11 @@ use compute::{VmAction, VmReport, VmReportEvent};
 
 use crate::time::{Nanos, ms};
 
-/// One node's machines. They die with the node.
+/// One node's machines. They lose power with the node.
 pub struct VmHost {
     running: BTreeMap<VmId, (VmEpoch, VmIncarnation)>,
+    /// Ended when nobody heard it: the next process finds their records.
+    lost: BTreeMap<VmId, (VmEpoch, VmIncarnation)>,
     /// The newest epoch and incarnation ever asked for here: the shim's directory, which outlives the process.
     newest: BTreeMap<VmId, (VmEpoch, VmIncarnation)>,
     random: SplitMix64,
@@ -28,6 +31,7 @@ impl VmHost {
     pub fn new(seed: u64) -> Self {
         VmHost {
             running: BTreeMap::new(),
+            lost: BTreeMap::new(),
             newest: BTreeMap::new(),
             random: SplitMix64::new(seed),
             exits: 0,
@@ -79,6 +83,7 @@ impl VmHost {
             return Ok(vec![(ms(20), report(vm, epoch, incarnation, failed))]);
         }
         self.running.insert(vm, (epoch, incarnation));
+        self.lost.remove(&vm);
         let started = ms(self.random.between(5, 60));
         let ready = started + ms(self.random.between(100, 1_500));
         let mut out = vec![(started, report(vm, epoch, incarnation, VmReportEvent::Started))];
@@ -132,9 +137,45 @@ impl VmHost {
         &self.running
     }
 
+    /// A report's time has come, and the process that it was for is gone. The end of a machine, if that is what it tells.
+    pub fn happen_unheard(&mut self, due: &VmReport) -> Option<VmReport> {
+        let start = (due.epoch, due.incarnation);
+        let ends = matches!(due.event, VmReportEvent::Exited { .. } | VmReportEvent::Stopped);
+        if !ends || self.running.get(&due.vm) != Some(&start) {
+            return None;
+        }
+        self.running.remove(&due.vm);
+        self.lost.insert(due.vm, start);
+        let exited = VmReportEvent::Exited { reason: "ended under the eyes of another process".into() };
+        Some(report(due.vm, due.epoch, due.incarnation, exited))
+    }
+
+    /// A process was told of that end.
+    pub fn tell_lost(&mut self, vm: VmId) {
+        self.lost.remove(&vm);
+    }
+
     /// The node lost power, and its machines with it.
     pub fn crash(&mut self) {
-        self.running.clear();
+        self.lost.append(&mut self.running);
+    }
+
+    /// A new process looks for machines: what it is told at once, and what later.
+    pub fn adopt(&mut self) -> (Vec<VmReport>, Vec<(Nanos, VmReport)>) {
+        let (mut at_once, mut later) = (Vec::new(), Vec::new());
+        for (vm, (epoch, incarnation)) in &self.running {
+            at_once.push(report(*vm, *epoch, *incarnation, VmReportEvent::Started));
+            let ready = ms(self.random.between(1, 300));
+            later.push((ready, report(*vm, *epoch, *incarnation, VmReportEvent::Ready)));
+        }
+        for (vm, (epoch, incarnation)) in std::mem::take(&mut self.lost) {
+            // A record that had not reached the disk says nothing.
+            if self.random.chance(700_000) {
+                let exited = VmReportEvent::Exited { reason: "ended while nobody watched".into() };
+                at_once.push(report(vm, epoch, incarnation, exited));
+            }
+        }
+        (at_once, later)
     }
 }
 

@@ -1,13 +1,14 @@
 //! Clients: each sits on a node and asks for one thing at a time. What they learn is told to the checkers when an
 //! answer comes (`requests.rs`); an answer that never comes is an unknown outcome, and is treated as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use base::{GroupId, SplitMix64, TopicId, hash64};
+use base::{GroupId, NodeId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
 use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
 use metadata::Command;
 
+use crate::node::HOST_MEMORY_MIB;
 use crate::queue::{Ev, NodeIx};
 use crate::records::{self, Producer};
 use crate::requests::{CommandKind, Outcome, Owner, Pending, What};
@@ -29,8 +30,13 @@ pub struct Client {
     /// Idempotent producers send a batch again until it is acknowledged (KIP-98).
     idempotent: bool,
     producer: i64,
+    /// Counts its restarts: whoever writes under an earlier epoch is fenced.
+    epoch: i16,
     sequences: BTreeMap<GroupId, i32>,
-    retry: Option<Batch>,
+    /// Not acknowledged yet, in order, all for one partition.
+    unacked: VecDeque<Batch>,
+    /// Its former self will try to write there, where it has written since.
+    zombie: Option<GroupId>,
     vms: Vec<String>,
     names: u64,
     vms_made: u64,
@@ -58,6 +64,9 @@ struct Batch {
     floor: u64,
 }
 
+/// Batches that a producer has under way at once.
+const UNACKED_MAX: usize = 2;
+
 impl Client {
     /// Client `number`, on node `home`.
     #[must_use]
@@ -66,8 +75,10 @@ impl Client {
             home,
             idempotent: number % 2 == 1,
             producer: number as i64 + 1,
+            epoch: 0,
             sequences: BTreeMap::new(),
-            retry: None,
+            unacked: VecDeque::new(),
+            zombie: None,
             vms: Vec::new(),
             names: 0,
             vms_made: 0,
@@ -82,6 +93,29 @@ impl Client {
     fn name(&mut self, what: &str) -> String {
         self.names += 1;
         format!("{what}-{}-{}", self.number, self.names)
+    }
+
+    /// The batches of the next request, for the partition of those under way: one, or two, of which the first may have been
+    /// written already.
+    fn next_batches(&mut self, group: GroupId, floor: u64) -> Vec<Batch> {
+        if !self.idempotent {
+            return vec![Batch { group, values: self.fresh_values(), sequence: 0, floor }];
+        }
+        if !self.unacked.is_empty() && self.random.chance(40_000) {
+            // It dies with what it had under way, and begins anew.
+            self.epoch += 1;
+            self.sequences.clear();
+            self.unacked.clear();
+        }
+        while self.unacked.is_empty() || self.unacked.len() < UNACKED_MAX && self.random.chance(100_000) {
+            let values = self.fresh_values();
+            let next = self.sequences.entry(group).or_default();
+            let sequence = *next;
+            *next += values.len() as i32;
+            self.unacked.push_back(Batch { group, values, sequence, floor });
+        }
+        let count = if self.random.chance(500_000) { 1 } else { UNACKED_MAX };
+        self.unacked.iter().take(count).cloned().collect()
     }
 
     fn fresh_values(&mut self) -> Vec<u64> {
@@ -182,9 +216,12 @@ impl World {
     /// An answer, or the loss of one: think, then go on.
     pub fn client_answered(&mut self, client: usize, pending: &Pending, outcome: &Outcome) {
         let it = &mut self.clients[client];
-        if let (What::Produce { idempotent: true, group, values, .. }, Outcome::Ok(_)) = (&pending.what, outcome) {
-            *it.sequences.entry(*group).or_default() += values.len() as i32;
-            it.retry = None;
+        if let (What::Produce { idempotent: true, group, values, first, .. }, Outcome::Ok(_)) = (&pending.what, outcome)
+        {
+            it.unacked.drain(..if *first == values.len() { 1 } else { UNACKED_MAX });
+            if it.epoch > 0 && it.random.chance(200_000) {
+                it.zombie = Some(*group);
+            }
         }
         if let (What::Command(CommandKind::CreateVm(name)), Outcome::Ok(Reply::Command { result, .. })) =
             (&pending.what, outcome)
@@ -232,27 +269,26 @@ impl World {
     }
 
     fn produce(&mut self, client: usize) -> bool {
-        let Some(mut group) = self.pick_group(client) else { return false };
-        self.checks.partitions.expect_unique(group);
-        let floor = self.checks.partitions.acked_end(group) as u64;
+        let Some(group) = self.pick_group(client) else { return false };
+        if let Some(group) = self.clients[client].zombie.take() {
+            return self.produce_fenced(client, group);
+        }
         let it = &mut self.clients[client];
         // What was for a partition that is gone is given up.
-        it.retry.take_if(|batch| self.checks.commands.is_deleted(batch.group));
-        let batch = it.retry.clone().unwrap_or_else(|| {
-            let sequence = it.sequences.get(&group).copied().unwrap_or(0);
-            Batch { group, values: it.fresh_values(), sequence, floor }
-        });
-        group = batch.group;
+        it.unacked.retain(|batch| !self.checks.commands.is_deleted(batch.group));
+        let group = it.unacked.front().map_or(group, |batch| batch.group);
+        self.checks.partitions.expect_unique(group);
+        let batches = it.next_batches(group, self.checks.partitions.acked_end(group) as u64);
+        let Some(Batch { floor, values, .. }) = batches.first().cloned() else { return false };
+        let first = values.len();
         let (home, idempotent) = (it.home, it.idempotent);
-        let producer = match idempotent {
-            true => Producer { id: it.producer, epoch: 0, sequence: batch.sequence },
+        let (id, epoch) = (it.producer, it.epoch);
+        let producer = |batch: &Batch| match idempotent {
+            true => Producer { id, epoch, sequence: batch.sequence },
             false => Producer::NONE,
         };
-        let all = idempotent || it.random.chance(950_000);
+        let all = idempotent || it.random.chance(900_000);
         let direct = it.random.chance(800_000);
-        if idempotent {
-            it.retry = Some(batch.clone());
-        }
         // As a Kafka client: to the node that its own node calls the leader; some let any node pass it on.
         let leader = self.nodes[home].leaders.get(&group).and_then(|info| info.leader);
         let (node, target) = match leader.and_then(|id| self.places.get(&id)) {
@@ -261,14 +297,28 @@ impl World {
         };
         let wall = self.nodes[home].now(self.queue.now).wall.0;
         let acks = if all { Acks::All } else { Acks::Leader };
-        let data = records::encode(&batch.values, wall, producer);
-        let request = Request::Produce(Produce { group, acks, batches: vec![data] });
+        let data = batches.iter().map(|batch| records::encode(&batch.values, wall, producer(batch))).collect();
+        let request = Request::Produce(Produce { group, acks, batches: data });
         // Alone, a leader's disk is a majority's.
         let all = all || self.nodes.len() == 1;
-        let what = What::Produce { group, values: batch.values, idempotent, all };
+        let values = batches.into_iter().flat_map(|batch| batch.values).collect();
+        let what = What::Produce { group, values, first, idempotent, all };
         let timeout = self.timeout(client);
-        self.ask_from(Owner::Client(client), node, target, request, what, timeout, batch.floor);
+        self.ask_from(Owner::Client(client), node, target, request, what, timeout, floor);
         true
+    }
+
+    /// A producer's former self, which does not know that there is a newer one, writes.
+    fn produce_fenced(&mut self, client: usize, group: GroupId) -> bool {
+        let it = &mut self.clients[client];
+        let values = it.fresh_values();
+        let producer = Producer { id: it.producer, epoch: it.epoch - 1, sequence: 0 };
+        let wall = self.nodes[it.home].now(self.queue.now).wall.0;
+        let batches = vec![records::encode(&values, wall, producer)];
+        let verdict = self.checks.partitions.refused(group, &values);
+        self.check("refused records do not appear", verdict);
+        let request = Request::Produce(Produce { group, acks: Acks::All, batches });
+        self.plain(client, Target::Leader(group), request, What::Fenced(group))
     }
 
     fn read_log(&mut self, client: usize) -> bool {
@@ -341,7 +391,11 @@ impl World {
         }
         it.vms_made += 1;
         let name = it.name("vm");
-        let spec = VmSpec { cpus: 1, memory_mib: 128, image: "minimal".into(), node: None };
+        // Some fit nowhere, and some only on one node.
+        let memory_mib = if it.random.chance(100_000) { 10 * HOST_MEMORY_MIB } else { 128 };
+        let pinned = it.random.chance(150_000).then(|| it.random.below(self.nodes.len() as u64) as usize);
+        let node = pinned.map(|node| self.nodes[node].id()).filter(|id| *id != NodeId(0));
+        let spec = VmSpec { cpus: 1, memory_mib, image: "minimal".into(), node };
         self.command(client, Command::CreateVm { name: name.clone(), spec }, CommandKind::CreateVm(name))
     }
 
@@ -371,7 +425,7 @@ impl World {
         let wall = self.nodes[node].now(self.queue.now).wall.0;
         let batches = vec![records::encode(&values, wall, Producer::NONE)];
         let request = Request::Produce(Produce { group, acks: Acks::All, batches });
-        let what = What::Produce { group, values, idempotent: false, all: true };
+        let what = What::Produce { group, values, first: 1, idempotent: false, all: true };
         self.ask(Owner::ProbeGroup(group), node, Target::Leader(group), request, what, ms(2_000));
     }
 

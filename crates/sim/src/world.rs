@@ -17,6 +17,7 @@ use crate::net::{NOTICE, Network};
 use crate::node::{SimNode, Stage};
 use crate::queue::{Ev, NodeIx, Queue};
 use crate::requests::Requests;
+use crate::schedule::End;
 use crate::stats::Stats;
 use crate::time::{Nanos, ms, us};
 use crate::trace::Trace;
@@ -142,9 +143,9 @@ impl World {
                     self.nodes[node].stage = Stage::Formed;
                 }
             }
-            Ev::Crash { node, boot, back_in } => {
+            Ev::Crash { node, boot, end } => {
                 if self.nodes[node].boot == boot {
-                    self.crash(node, back_in);
+                    self.crash(node, end);
                 }
             }
             Ev::Restart { node } => self.start_node(node),
@@ -198,6 +199,14 @@ impl World {
             _ => std::mem::take(&mut it.known),
         };
         self.trace.node(now, node, || format!("starts, incarnation {boot}"));
+        let (at_once, later) = self.nodes[node].host.adopt();
+        for report in at_once {
+            self.checks.machines.said(&report);
+            self.tell(node, Event::Vm(report));
+        }
+        for (delay, report) in later {
+            self.queue.after(delay, Ev::Vm { node, boot, report });
+        }
         self.wake_soon(node);
         self.queue.after(us(self.random.between(100, 10_000)), Ev::Tick { node, boot });
         for peer in 0..self.nodes.len() {
@@ -207,21 +216,22 @@ impl World {
         }
     }
 
-    /// Takes the power from a node.
-    pub fn crash(&mut self, node: NodeIx, back_in: Nanos) {
+    /// Ends a process, with or without the machine that it runs on.
+    pub fn crash(&mut self, node: NodeIx, end: End) {
         if self.nodes[node].core.is_none() {
             return;
         }
         self.mark_crash(node);
-        self.trace.node(self.queue.now, node, || "crashes".into());
-        self.end_process(node);
+        self.trace.node(self.queue.now, node, || if end.killed { "is killed" } else { "crashes" }.into());
+        self.end_process(node, end.killed);
         let it = &mut self.nodes[node];
         if self.cfg.breaks(Seam::AmnesiacNode) {
             it.disk.wipe();
             // It forms "its" cluster anew, or believes that it was just admitted.
             it.stage = it.accepted.clone().map_or(Stage::Founder, Stage::Admitted);
         }
-        self.queue.after(back_in, Ev::Restart { node });
+        self.queue.after(end.back_in, Ev::Restart { node });
+        self.strike_again(node, end);
     }
 
     /// A node that does not read back what it wrote says so and stops. It is gone for good: what it forgot cannot be
@@ -230,14 +240,18 @@ impl World {
         self.trace.node(self.queue.now, node, || format!("stops for good: {why}"));
         self.stats.retired += 1;
         self.nodes[node].retired = true;
-        self.end_process(node);
+        self.end_process(node, false);
     }
 
-    fn end_process(&mut self, node: NodeIx) {
+    fn end_process(&mut self, node: NodeIx, killed: bool) {
         let it = &mut self.nodes[node];
         it.stop();
-        it.disk.crash();
-        it.host.crash();
+        if killed {
+            it.disk.lose_process();
+        } else {
+            it.disk.crash();
+            it.host.crash();
+        }
         self.checks.logs.restarted(node);
         self.checks.partitions.restarted(node);
         self.checks.states.restarted(node);
@@ -246,7 +260,7 @@ impl World {
         self.consumers.restarted(node);
         for peer in 0..self.nodes.len() {
             if peer != node {
-                self.net.link(node, peer).believed[usize::from(node > peer)] = false;
+                self.net.died(node, peer);
                 self.cut(node, peer);
             }
         }
@@ -340,6 +354,7 @@ impl World {
             return;
         }
         link.alive = true;
+        link.drains = None;
         link.session += 1;
         let believed = std::mem::replace(&mut link.believed, [true, true]);
         self.trace.line(self.queue.now, "net", || format!("n{low} and n{high} are connected"));

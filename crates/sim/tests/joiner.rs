@@ -46,6 +46,7 @@ impl Joiner {
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             checkpoint_entries: 1_000,
             checkpoint_keep_entries: 10,
+            checkpoint_part_bytes: 1 << 10,
             observe: false,
         };
         let mut joiner = Joiner { core: NodeCore::new(config, now), disk: VirtualDisk::new(1), now };

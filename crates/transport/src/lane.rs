@@ -213,6 +213,15 @@ pub fn approximate_bytes(message: &PeerMessage) -> usize {
         PeerMessage::ForwardReply(reply) => reply.body.len(),
         PeerMessage::CheckpointPull(_) => 0,
         PeerMessage::CheckpointChunk(chunk) => chunk.data.len(),
+        PeerMessage::Members(news) => {
+            let bytes = |member: &wire::Member| {
+                let address = &member.address;
+                let direct: usize = address.direct.iter().map(String::len).sum();
+                let labels: usize = member.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+                256 + member.name.len() + address.kafka.len() + address.api.len() + direct + labels
+            };
+            news.members.iter().map(bytes).sum()
+        }
     }
 }
 

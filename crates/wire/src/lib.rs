@@ -23,7 +23,8 @@ pub use hello::{
 };
 pub use member::{Capabilities, Member, NodeAddress};
 pub use peer::{
-    Channel, CheckpointChunk, CheckpointPull, Forward, ForwardReply, Gossip, LeaderClaim, PeerFrame, PeerMessage,
+    Channel, CheckpointChunk, CheckpointPull, Forward, ForwardReply, Gossip, LeaderClaim, Members, PeerFrame,
+    PeerMessage,
 };
 pub use raft::{
     Entry, EntryKind, HardState, Membership, MembershipChange, MembershipOp, MembershipStep, RaftMessage,

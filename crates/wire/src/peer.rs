@@ -4,6 +4,7 @@ use base::{GroupId, Incarnation, ReplicaId};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
+use crate::Member;
 use crate::raft::RaftMessage;
 
 /// The two kinds of stream between two peers (DESIGN 8).
@@ -48,6 +49,9 @@ pub enum PeerMessage {
     /// A part of a checkpoint.
     #[n(5)]
     CheckpointChunk(#[n(0)] CheckpointChunk),
+    /// Tells a node whose table is behind who the members are.
+    #[n(6)]
+    Members(#[n(0)] Members),
 }
 
 /// Sent to every node on the control channel, every [`base::limits::GOSSIP_INTERVAL`].
@@ -62,6 +66,20 @@ pub struct Gossip {
     /// Index of `__meta` that the sender has applied.
     #[n(2)]
     pub meta_applied: u64,
+}
+
+/// The members of the cluster, for a node that has not applied the entries that say so: it takes no connection from a
+/// member of which it has not heard, and just that one may lead.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct Members {
+    /// Index of `__meta` that the sender has applied.
+    #[n(0)]
+    pub meta_applied: u64,
+    #[n(1)]
+    pub members: Vec<Member>,
+    /// The replica of `__meta` of each of them.
+    #[n(2)]
+    pub meta_replicas: Vec<ReplicaId>,
 }
 
 /// "I lead this group in this term."

@@ -206,6 +206,8 @@ super::table! {
             "A process died when its replica of `__meta` was durable and that was not noted yet.",
         StepDownWithRound "step-down-with-round"
             "A leader stepped down while its entries were on their way to the disk.",
+        MembersHeardFromAnother "members-heard-from-another"
+            "A node learned from another who the members are: its own table was behind.",
         MessageToUnknownNode "message-to-unknown-node"
             "A message was for a replica whose node is not known yet.",
         RequestBeforeOwnNoop "request-before-own-noop"

@@ -35,8 +35,6 @@ super::table! {
             "Entries that contradict the leader's stay in the log.",
         ReadsTrustLease "reads-trust-lease"
             "A read point is answered without asking a quorum.",
-        ProposeUnchecked "propose-unchecked"
-            "Proposals are taken whether or not this replica leads in the expected term.",
 
         // ---- journal ----
         FramesNotSynced "frames-not-synced"
