@@ -232,6 +232,60 @@ mod tests {
         assert_eq!(leaders.leader(GROUP), Some(NodeId(3)));
     }
 
+    fn member(node: u64) -> Member {
+        Member { node: NodeId(node), ..Member::default() }
+    }
+
+    fn table(applied: u64, nodes: &[u64]) -> Metadata {
+        let mut metadata = Metadata::bootstrap(base::ClusterId([1; 16]), member(0), base::Wall(0));
+        let record =
+            |node: &u64| NodeRecord { member: member(*node), meta_replica: ReplicaId(*node), joined: base::Wall(0) };
+        metadata.nodes = nodes.iter().map(|node| (NodeId(*node), record(node))).collect();
+        metadata.applied = applied;
+        metadata
+    }
+
+    fn told(peers: &mut Peers, metadata: &Metadata) -> Option<Vec<u64>> {
+        let members = peers.take_changed(NodeId(1), metadata)?;
+        Some(members.iter().map(|member| member.node.0).collect())
+    }
+
+    #[test]
+    fn whoever_is_behind_learns_of_new_members_from_others_until_its_own_table_is_there() {
+        let (mut ahead, mut behind) = (Peers::default(), Peers::default());
+        let (old, new) = (table(10, &[1, 2]), table(20, &[1, 2, 3]));
+        ahead.follow(&old.nodes, &new);
+        behind.follow(&OrdMap::new(), &old);
+        assert_eq!(told(&mut behind, &old), Some(vec![1, 2]));
+        assert_eq!(told(&mut behind, &old), None, "said already");
+
+        assert_eq!(ahead.news_for(20, &new), None, "it knows");
+        let news = ahead.news_for(19, &new).expect("it may not know");
+        assert!(behind.take_members(10, news.clone()));
+        assert_eq!(told(&mut behind, &old), Some(vec![1, 2, 3]));
+        assert_eq!(behind.meta_node(&old, ReplicaId(3)), Some(NodeId(3)));
+        assert!(!behind.take_members(10, news), "heard before");
+        assert_eq!(told(&mut behind, &old), None);
+        assert!(
+            !behind.take_members(10, Members { meta_applied: 5, ..Members::default() }),
+            "older than its own table"
+        );
+
+        // Its table has caught up, and says something else since.
+        assert_eq!(told(&mut behind, &table(30, &[1, 3])), Some(vec![1, 3]));
+        assert_eq!(told(&mut behind, &table(31, &[1, 3])), None);
+    }
+
+    #[test]
+    fn a_table_without_this_node_itself_says_nothing_of_the_members() {
+        let mut peers = Peers::default();
+        assert_eq!(told(&mut peers, &table(5, &[2])), None);
+        let members = vec![member(2), member(3)];
+        let news = Members { meta_applied: 9, members, meta_replicas: vec![ReplicaId(2), ReplicaId(3)] };
+        peers.take_members(5, news);
+        assert_eq!(told(&mut peers, &table(5, &[2])), None);
+    }
+
     #[test]
     fn a_leader_whose_node_fell_silent_is_told_as_unknown() {
         let (mut leaders, mut peers) = (Leaders::default(), Peers::default());

@@ -1,7 +1,7 @@
 //! Node-level heartbeats: "I am here, and I lead these".
 
 use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS_MAX};
-use base::simulation::{Mark, mark_if};
+use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, NodeId};
 use wire::{Channel, Gossip, LeaderClaim, Members, PeerMessage};
 
@@ -46,7 +46,9 @@ impl NodeCore {
     }
 
     pub(crate) fn take_gossip(&mut self, from: NodeId, gossip: Gossip) {
-        if let Some(members) = self.peers.news_for(gossip.meta_applied, &self.metadata) {
+        if let Some(members) = self.peers.news_for(gossip.meta_applied, &self.metadata)
+            && !planted(Plant::MembersNotTold)
+        {
             self.send(from, Channel::Control, PeerMessage::Members(members));
         }
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {

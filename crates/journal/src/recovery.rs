@@ -468,9 +468,6 @@ impl Recovery {
         if let Some((sequence, end)) = self.end {
             let file = FileId::Wal(sequence);
             for offset in std::mem::take(&mut self.zero) {
-                if planted(Plant::TailNotZeroed) {
-                    break;
-                }
                 let data = vec![zero_block()];
                 ask(io, DiskOpKind::Write { file, offset, data, sync: true }, Asked::Settling);
             }

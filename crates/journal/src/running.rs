@@ -172,7 +172,10 @@ impl Running {
 
     /// Does whatever has become possible.
     fn advance(&mut self, io: &mut Io) {
-        self.pool.forget_below(self.writer.oldest_marked());
+        self.pool.forget_below(match planted(Plant::SegmentReusedEarly) {
+            true => self.table.oldest(self.writer.sequence()),
+            false => self.writer.oldest_marked(),
+        });
         while self.writer.write_next(&mut self.queue, &self.table, io) {}
         if self.writer.wants_segment()
             && let Some(spare) = self.pool.take_spare()

@@ -149,6 +149,11 @@ impl Writer {
         self.oldest_marked
     }
 
+    /// Number of the latest segment, open or being opened.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Begins the next segment with a spare.
     pub(crate) fn begin_segment(&mut self, spare: u64, io: &mut Io) {
         self.sequence += 1;
@@ -278,9 +283,6 @@ impl Writer {
         let durable_lsn = self.durable_lsn;
         mark_if(Mark::FramesInFlight, || !self.in_flight.is_empty());
         self.in_flight.push_back(Flying { number, done: false, durable_lsn, last_lsn, oldest, effects });
-        if planted(Plant::SegmentReusedEarly) {
-            self.oldest_marked = self.oldest_marked.max(oldest);
-        }
         let sync = !planted(Plant::FramesNotSynced);
         let write = DiskOpKind::Write { file: FileId::Wal(open.sequence), offset: open.offset, data, sync };
         io.issue(write, Purpose::Frame(number));

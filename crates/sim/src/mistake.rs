@@ -148,10 +148,12 @@ impl SimConfig {
             // Nothing else may keep the others from taking over.
             Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
             // What was read back must be old, and what was written must be torn.
-            Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TailNotZeroed) => {
-                some(&[Fault::Crash, Fault::PowerLoss, Fault::Moment])
+            Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted) => {
+                some(&[Fault::Crash, Fault::PowerLoss, Fault::SlowDisk])
             }
-            Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Crash, Fault::SlowDisk, Fault::Partition]),
+            Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
+            // A member must be away while another joins, and whoever knows both must stop leading.
+            Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
             // Where others vote, their answers come after the log is durable.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::SlowDisk, Fault::StuckDisk]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {

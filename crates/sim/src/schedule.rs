@@ -249,7 +249,7 @@ impl Draw {
             _ => Moment::Now,
         };
         let back_in = self.span(20, if all { 2_000 } else { 6_000 });
-        let again = if self.random.chance(300_000) { self.random.between(1, 6) as u32 } else { 0 };
+        let again = if self.random.chance(400_000) { self.random.between(1, 5) as u32 } else { 0 };
         Shot::Crash { node, moment, all, end: End { killed: fault == Fault::Kill, back_in, again } }
     }
 }

@@ -51,8 +51,6 @@ super::table! {
             "What an earlier life of a recycled segment left is taken for what follows: no seed, no sequence numbers.",
         TornFramesAccepted "torn-frames-accepted"
             "The checksums of records and frames are not looked at.",
-        TailNotZeroed "tail-not-zeroed"
-            "What is found behind a torn frame stays there.",
         UncertainNotRewritten "uncertain-not-rewritten"
             "What recovery read and cannot know to be durable is not made so.",
 
@@ -109,6 +107,8 @@ super::table! {
             "An event counts as published though its publication failed.",
         OlderLeaderBelieved "older-leader-believed"
             "News of a leader is believed though a later one is known.",
+        MembersNotTold "members-not-told"
+            "A node that is behind hears of new members from nobody but the leader, which may be one of them.",
         StuckDiskIgnored "stuck-disk-ignored"
             "A leader whose disk is stuck goes on leading.",
     }
