@@ -16,6 +16,8 @@ pub(crate) struct Peer {
     pub heard: Option<Mono>,
     pub incarnation: Incarnation,
     pub connected: bool,
+    /// As it said last.
+    pub disk_full: bool,
 }
 
 /// The other nodes.
@@ -43,6 +45,15 @@ impl Peers {
         let peer = self.known.entry(node).or_default();
         peer.connected = incarnation.is_some();
         peer.incarnation = incarnation.unwrap_or(peer.incarnation);
+    }
+
+    pub fn set_disk_full(&mut self, node: NodeId, full: bool) {
+        self.known.entry(node).or_default().disk_full = full;
+    }
+
+    /// Heard of lately, and not to say that its disk is full.
+    pub fn has_space(&self, node: NodeId, now: Mono) -> bool {
+        self.reachable(node, now) && self.known.get(&node).is_some_and(|peer| !peer.disk_full)
     }
 
     /// Heard of lately.

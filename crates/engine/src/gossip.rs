@@ -31,7 +31,12 @@ impl NodeCore {
             leaders.truncate(GOSSIP_LEADERS_MAX);
             self.leaders.gossiped_through = leaders.last().map_or(GroupId(0), |claim| claim.group);
         }
-        let gossip = Gossip { incarnation: self.config.incarnation, leaders, meta_applied: self.metadata.applied };
+        let gossip = Gossip {
+            incarnation: self.config.incarnation,
+            leaders,
+            meta_applied: self.metadata.applied,
+            disk_full: self.disk_full,
+        };
         let me = self.me();
         let nodes: Vec<_> = self.peers.nodes().filter(|node| *node != me).collect();
         for node in nodes {
@@ -40,6 +45,7 @@ impl NodeCore {
     }
 
     pub(crate) fn take_gossip(&mut self, from: NodeId, gossip: Gossip) {
+        self.peers.set_disk_full(from, gossip.disk_full);
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
             // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
             let deleted = claim.group != GroupId::META

@@ -2,7 +2,7 @@
 
 use base::limits::EARLY_VOTES_MAX;
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
-use base::{GroupId, Incarnation, NodeId};
+use base::{GroupId, Incarnation, NodeId, ReplicaId};
 use journal::{GroupAppend, Round};
 use multiraft::{Output, Role, RoleChange};
 use wire::{Channel, PeerMessage, RaftMessage, RaftMessageKind};
@@ -221,6 +221,18 @@ impl NodeCore {
 
     /// Moves every leadership to the voter that is furthest, because this node stops or its disk is stuck.
     pub(crate) fn hand_over_leaderships(&mut self) {
+        self.hand_over(|_, _, _| true);
+    }
+
+    /// Moves every leadership that can be to the voter that is furthest among those with space on their disks.
+    pub(crate) fn hand_over_to_space(&mut self) {
+        self.hand_over(|core, group, replica| {
+            let node = node_of(&core.metadata, &core.peers, group, replica);
+            node.is_some_and(|node| core.peers.has_space(node, core.now.mono))
+        });
+    }
+
+    fn hand_over(&mut self, fits: impl Fn(&NodeCore, GroupId, ReplicaId) -> bool) {
         let led: Vec<_> = self.groups.iter().filter(|(_, g)| g.role == Role::Leader).map(|(id, _)| *id).collect();
         for group in led {
             let Some(status) = self.raft.status(group) else { continue };
@@ -228,6 +240,7 @@ impl NodeCore {
                 .progress
                 .iter()
                 .filter(|p| p.replica != status.replica && p.active && status.membership.voters.contains(&p.replica))
+                .filter(|p| fits(self, group, p.replica))
                 .max_by_key(|p| p.matched);
             mark(if best.is_some() { Mark::LeadershipHandedOver } else { Mark::NobodyToHandOverTo });
             if let Some(best) = best {
