@@ -1,7 +1,7 @@
 //! Clients: each sits on a node and asks for one thing at a time. What they learn is told to the checkers when an
 //! answer comes (`requests.rs`); an answer that never comes is an unknown outcome, and is treated as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
@@ -31,6 +31,7 @@ pub struct Client {
     producer: i64,
     sequences: BTreeMap<GroupId, i32>,
     retry: Option<Batch>,
+    given_up: BTreeSet<GroupId>,
     vms: Vec<String>,
     names: u64,
     vms_made: u64,
@@ -68,6 +69,7 @@ impl Client {
             producer: number as i64 + 1,
             sequences: BTreeMap::new(),
             retry: None,
+            given_up: BTreeSet::new(),
             vms: Vec::new(),
             names: 0,
             vms_made: 0,
@@ -236,8 +238,12 @@ impl World {
         self.checks.partitions.expect_unique(group);
         let floor = self.checks.partitions.acked_end(group) as u64;
         let it = &mut self.clients[client];
-        // What was for a partition that is gone is given up.
-        it.retry.take_if(|batch| self.checks.commands.is_deleted(batch.group));
+        // What was for a partition that is gone is given up, and with it the partition, though some node may not have
+        // heard that it is gone: what the next sequence there would be is unknown.
+        it.given_up.extend(it.retry.take_if(|batch| self.checks.commands.is_deleted(batch.group)).map(|it| it.group));
+        if it.retry.is_none() && it.given_up.contains(&group) {
+            return false;
+        }
         let batch = it.retry.clone().unwrap_or_else(|| {
             let sequence = it.sequences.get(&group).copied().unwrap_or(0);
             Batch { group, values: it.fresh_values(), sequence, floor }
