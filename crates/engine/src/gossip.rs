@@ -35,7 +35,7 @@ impl NodeCore {
             incarnation: self.config.incarnation,
             leaders,
             meta_applied: self.metadata.applied,
-            disk_full: self.disk_full,
+            disk_full: Some(self.disk_full),
         };
         let me = self.me();
         let nodes: Vec<_> = self.peers.nodes().filter(|node| *node != me).collect();
@@ -45,7 +45,7 @@ impl NodeCore {
     }
 
     pub(crate) fn take_gossip(&mut self, from: NodeId, gossip: Gossip) {
-        self.peers.set_disk_full(from, gossip.disk_full);
+        self.peers.disk_told(from, gossip.incarnation, gossip.disk_full, self.now.mono);
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
             // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
             let deleted = claim.group != GroupId::META

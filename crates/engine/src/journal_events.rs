@@ -158,7 +158,8 @@ impl NodeCore {
     /// elsewhere, and this node does not campaign until the disk moves again.
     ///
     /// A full disk takes no writes, but others may: leadership goes to voters that have space, and only to such, so that
-    /// where every disk is full the leaders stay, and reads go on. For the same reason it may be won again.
+    /// where every disk is full the leaders stay, and reads go on. For the same reason it may be won again. Disks on the
+    /// brink do not move it to and fro: the one must have been full for a while, and the other have had space for longer.
     pub(crate) fn watch_disk(&mut self) {
         let waited = self.journal.oldest_pending_since().map_or(Millis(0), |since| self.now.mono.since(since));
         let stuck = waited > self.config.election_timeout && !planted(Plant::StuckDiskIgnored);
@@ -168,7 +169,6 @@ impl NodeCore {
             mark(Mark::DiskStuck);
             self.hand_over_leaderships();
         }
-        // For a while, so that a disk on the brink does not move leadership to and fro.
         let now = self.now.mono;
         self.disk_full_since = self.disk_full.then(|| self.disk_full_since.unwrap_or(now));
         if self.disk_full_since.is_some_and(|since| now.since(since) > self.config.election_timeout) {

@@ -64,8 +64,7 @@ pub struct Gossip {
     pub meta_applied: u64,
     /// Whether the sender's disk is full; an older one does not say.
     #[n(3)]
-    #[cbor(default)]
-    pub disk_full: bool,
+    pub disk_full: Option<bool>,
 }
 
 /// "I lead this group in this term."
@@ -158,7 +157,7 @@ mod tests {
         let read: Gossip = crate::decode(&crate::encode(&old)).expect("an older node's");
         let new = Gossip { incarnation: Incarnation(3), meta_applied: 9, ..Gossip::default() };
         assert_eq!(read, new);
-        let full = Gossip { disk_full: true, ..new };
+        let full = Gossip { disk_full: Some(true), ..new };
         assert_eq!(crate::decode(&crate::encode(&full)), Ok(full.clone()));
         assert_eq!(crate::decode(&crate::encode(&full)), Ok(old));
     }
