@@ -119,6 +119,9 @@ pub const JOIN_DEADLINE: Millis = Millis(30_000);
 pub const JOIN_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Between a node's gossip messages (who leads what).
 pub const GOSSIP_INTERVAL: Millis = Millis(150);
+/// A node is taken to have space on its disk when it has said so for this long: leadership moves there from a full one, and
+/// must not wander between disks on the brink.
+pub const DISK_SPACE_TRUSTED_AFTER: Millis = Millis(3_000);
 /// A node not heard of for this long is shown as unreachable.
 pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
 /// Leaders named in one gossip message.

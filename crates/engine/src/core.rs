@@ -63,6 +63,8 @@ pub struct NodeCore {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
     pub(crate) disk_full: bool,
+    /// Since when, to the tick, or since it was last looked for somebody to lead instead.
+    pub(crate) disk_full_since: Option<base::Mono>,
     /// This process handed its leaderships away, to stop: it takes none until then.
     pub(crate) abstains_until: Option<base::Mono>,
     pub(crate) effects: Vec<Effect>,
@@ -104,6 +106,7 @@ impl NodeCore {
             checkpoints: Checkpoints::default(),
             reads: Reads::default(),
             disk_full: false,
+            disk_full_since: None,
             abstains_until: None,
             effects: Vec::new(),
             sends: BTreeMap::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::limits::NODE_UNREACHABLE_AFTER;
+use base::limits::{DISK_SPACE_TRUSTED_AFTER, NODE_UNREACHABLE_AFTER};
 use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, Incarnation, Millis, Mono, NodeId, ReplicaId};
 use imbl::OrdMap;
@@ -17,6 +17,24 @@ pub(crate) struct Peer {
     pub heard: Option<Mono>,
     pub incarnation: Incarnation,
     pub connected: bool,
+    /// What it said of its disk.
+    pub space: Space,
+    /// The process that said so: a new one begins anew.
+    pub space_of: Incarnation,
+}
+
+/// What is known of the space on a peer's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// Nothing, as of a node that runs an older version.
+    #[default]
+    Unknown,
+    Full,
+    /// Said over and over, and nothing else in between.
+    Since {
+        first: Mono,
+        last: Mono,
+    },
 }
 
 /// The other nodes.
@@ -90,6 +108,30 @@ impl Peers {
         let peer = self.known.entry(node).or_default();
         peer.connected = incarnation.is_some();
         peer.incarnation = incarnation.unwrap_or(peer.incarnation);
+    }
+
+    /// A node said whether its disk is full.
+    pub fn disk_told(&mut self, node: NodeId, incarnation: Incarnation, full: Option<bool>, now: Mono) {
+        let peer = self.known.entry(node).or_default();
+        peer.space = match (full, peer.space) {
+            (None, _) => Space::Unknown,
+            (Some(true), _) => Space::Full,
+            (Some(false), Space::Since { first, .. }) if peer.space_of == incarnation => {
+                Space::Since { first, last: now }
+            }
+            (Some(false), _) => Space::Since { first: now, last: now },
+        };
+        peer.space_of = incarnation;
+    }
+
+    /// Has said lately, and for [`DISK_SPACE_TRUSTED_AFTER`], that its disk has space.
+    pub fn has_space(&self, node: NodeId, now: Mono) -> bool {
+        match self.known.get(&node).map(|peer| peer.space) {
+            Some(Space::Since { first, last }) => {
+                now.since(first) >= DISK_SPACE_TRUSTED_AFTER && now.since(last) < NODE_UNREACHABLE_AFTER
+            }
+            _ => false,
+        }
     }
 
     /// Heard of lately.
@@ -296,5 +338,37 @@ mod tests {
         assert_eq!(leaders.take_changed(&peers, late)[0].leader, None);
         peers.heard(NodeId(1), late);
         assert_eq!(leaders.take_changed(&peers, late.plus(Millis(250)))[0].leader, Some(NodeId(1)));
+    }
+
+    #[test]
+    fn a_disk_has_space_once_its_node_has_said_so_for_a_while_and_as_long_as_it_does() {
+        let (node, mut peers) = (NodeId(1), Peers::default());
+        // Says it every 100 ms in `times`.
+        let tell = |peers: &mut Peers, incarnation: u64, full: Option<bool>, times: std::ops::Range<u64>| {
+            for at in times.map(|tenth| Mono(0).plus(Millis(tenth * 100))) {
+                peers.disk_told(node, Incarnation(incarnation), full, at);
+            }
+        };
+        let has = |peers: &Peers, tenth: u64| peers.has_space(node, Mono(0).plus(Millis(tenth * 100)));
+        let trusted = DISK_SPACE_TRUSTED_AFTER.0 / 100;
+
+        peers.heard(node, Mono(0));
+        assert!(!has(&peers, trusted), "it never said anything of its disk");
+        tell(&mut peers, 1, None, 0..trusted + 1);
+        assert!(!has(&peers, trusted), "it runs a version that does not say");
+        tell(&mut peers, 1, Some(false), 0..trusted);
+        assert!(!has(&peers, trusted - 1));
+        assert!(has(&peers, trusted));
+        assert!(!has(&peers, trusted * 2), "it fell silent on that");
+
+        // On the brink: full for a moment, or a new process that may not have noticed yet.
+        tell(&mut peers, 1, Some(true), trusted..trusted + 1);
+        assert!(!has(&peers, trusted));
+        tell(&mut peers, 1, Some(false), trusted..trusted * 2);
+        assert!(!has(&peers, trusted * 2 - 1));
+        assert!(has(&peers, trusted * 2));
+        tell(&mut peers, 2, Some(false), trusted * 2..trusted * 3);
+        assert!(!has(&peers, trusted * 3 - 1));
+        assert!(has(&peers, trusted * 3));
     }
 }

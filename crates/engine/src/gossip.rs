@@ -31,7 +31,12 @@ impl NodeCore {
             leaders.truncate(GOSSIP_LEADERS_MAX);
             self.leaders.gossiped_through = leaders.last().map_or(GroupId(0), |claim| claim.group);
         }
-        let gossip = Gossip { incarnation: self.config.incarnation, leaders, meta_applied: self.metadata.applied };
+        let gossip = Gossip {
+            incarnation: self.config.incarnation,
+            leaders,
+            meta_applied: self.metadata.applied,
+            disk_full: Some(self.disk_full),
+        };
         let me = self.me();
         let nodes: Vec<_> = self.peers.nodes().filter(|node| *node != me).collect();
         for node in nodes {
@@ -51,6 +56,7 @@ impl NodeCore {
         {
             self.send(from, Channel::Control, PeerMessage::Members(members));
         }
+        self.peers.disk_told(from, gossip.incarnation, gossip.disk_full, self.now.mono);
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
             // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
             let deleted = claim.group != GroupId::META

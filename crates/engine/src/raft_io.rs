@@ -2,10 +2,10 @@
 
 use base::limits::EARLY_VOTES_MAX;
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
-use base::{GroupId, Incarnation, NodeId};
+use base::{GroupId, Incarnation, NodeId, ReplicaId};
 use journal::{GroupAppend, Round};
 use multiraft::{Output, Role, RoleChange};
-use wire::{Channel, PeerMessage, RaftMessage, RaftMessageKind};
+use wire::{Channel, Membership, PeerMessage, RaftMessage, RaftMessageKind};
 
 use crate::Effect;
 use crate::core::{NodeCore, Stage};
@@ -222,18 +222,49 @@ impl NodeCore {
 
     /// Moves every leadership to the voter that is furthest, because this node stops or its disk is stuck.
     pub(crate) fn hand_over_leaderships(&mut self) {
-        let led: Vec<_> = self.groups.iter().filter(|(_, g)| g.role == Role::Leader).map(|(id, _)| *id).collect();
-        for group in led {
-            let Some(status) = self.raft.status(group) else { continue };
-            let best = status
-                .progress
-                .iter()
-                .filter(|p| p.replica != status.replica && p.active && status.membership.voters.contains(&p.replica))
-                .max_by_key(|p| p.matched);
+        for group in self.led() {
+            let best = self.furthest(group, |_| true);
             mark(if best.is_some() { Mark::LeadershipHandedOver } else { Mark::NobodyToHandOverTo });
             if let Some(best) = best {
-                self.raft.transfer_leader(group, best.replica);
+                self.raft.transfer_leader(group, best);
             }
         }
+    }
+
+    /// Moves leaderships to voters with space on their disks, where these are enough to commit: elsewhere a new leader
+    /// would take writes to no end, which this one refuses with the reason.
+    pub(crate) fn hand_over_to_space(&mut self) {
+        for group in self.led() {
+            let has_space = |replica: &ReplicaId| {
+                let node = node_of(&self.metadata, &self.peers, group, *replica);
+                node.is_some_and(|node| self.peers.has_space(node, self.now.mono))
+            };
+            let Some(Membership { voters, voters_outgoing, .. }) = self.raft.status(group).map(|s| s.membership) else {
+                continue;
+            };
+            let enough = |voters: &[ReplicaId]| {
+                voters.is_empty() || voters.iter().filter(|voter| has_space(voter)).count() > voters.len() / 2
+            };
+            if !enough(&voters) || !enough(&voters_outgoing) {
+                continue;
+            }
+            if let Some(best) = self.furthest(group, has_space) {
+                mark(Mark::LeadershipLeftFullDisk);
+                self.raft.transfer_leader(group, best);
+            }
+        }
+    }
+
+    fn led(&self) -> Vec<GroupId> {
+        self.groups.iter().filter(|(_, group)| group.role == Role::Leader).map(|(id, _)| *id).collect()
+    }
+
+    /// The voter among those that `fits` that has most of the log, of a group that this node leads.
+    fn furthest(&self, group: GroupId, fits: impl Fn(&ReplicaId) -> bool) -> Option<ReplicaId> {
+        let status = self.raft.status(group)?;
+        let voters = &status.membership.voters;
+        let others = status.progress.iter().filter(|p| p.replica != status.replica && p.active);
+        let fitting = others.filter(|p| voters.contains(&p.replica) && fits(&p.replica));
+        fitting.max_by_key(|p| p.matched).map(|p| p.replica)
     }
 }

@@ -1,7 +1,7 @@
 //! Clients: each sits on a node and asks for one thing at a time. What they learn is told to the checkers when an
 //! answer comes (`requests.rs`); an answer that never comes is an unknown outcome, and is treated as one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base::{GroupId, NodeId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
@@ -37,6 +37,7 @@ pub struct Client {
     unacked: VecDeque<Batch>,
     /// Its former self will try to write there, where it has written since.
     zombie: Option<GroupId>,
+    given_up: BTreeSet<GroupId>,
     vms: Vec<String>,
     names: u64,
     vms_made: u64,
@@ -79,6 +80,7 @@ impl Client {
             sequences: BTreeMap::new(),
             unacked: VecDeque::new(),
             zombie: None,
+            given_up: BTreeSet::new(),
             vms: Vec::new(),
             names: 0,
             vms_made: 0,
@@ -274,9 +276,15 @@ impl World {
             return self.produce_fenced(client, group);
         }
         let it = &mut self.clients[client];
-        // What was for a partition that is gone is given up.
-        it.unacked.retain(|batch| !self.checks.commands.is_deleted(batch.group));
+        // What was for a partition that is gone is given up, and with it the partition, though some node may not have
+        // heard that it is gone: what the next sequence there would be is unknown.
+        let gone = |batch: &Batch| self.checks.commands.is_deleted(batch.group);
+        it.given_up.extend(it.unacked.iter().filter(|batch| gone(batch)).map(|batch| batch.group));
+        it.unacked.retain(|batch| !gone(batch));
         let group = it.unacked.front().map_or(group, |batch| batch.group);
+        if it.given_up.contains(&group) {
+            return false;
+        }
         self.checks.partitions.expect_unique(group);
         let batches = it.next_batches(group, self.checks.partitions.acked_end(group) as u64);
         let Some(Batch { floor, values, .. }) = batches.first().cloned() else { return false };

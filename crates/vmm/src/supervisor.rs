@@ -32,6 +32,9 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENT_AFTER: Duration = Duration::from_secs(35);
 /// How long a guest may take to its hello; a cold boot under TCG takes 1.4-1.9 s on an idle host.
 const HELLO_WITHIN: Duration = Duration::from_secs(180);
+/// Between presses of the power button while a guest is to end by itself. An agent may not hear what it is told, and
+/// a press is not heard while the guest boots.
+const PRESS_EVERY: Duration = Duration::from_secs(2);
 /// How long a hypervisor may take to end when asked to, or when it has hung up.
 const QUIT_WITHIN: Duration = Duration::from_secs(2);
 /// How long events may take to be taken after the supervisor's end.
@@ -77,6 +80,8 @@ struct Ending {
     purpose: Purpose,
     /// When the next, harder step is due.
     deadline: Instant,
+    /// When the power button is pressed next, as long as the guest is only asked.
+    press: Instant,
     step: EndStep,
 }
 
@@ -320,7 +325,8 @@ impl Supervisor {
 
     /// Begins to end the running guest, or goes on with that for another purpose and not more gently than before.
     fn end(&mut self, purpose: Purpose, step: EndStep, grace: Duration) {
-        let deadline = Instant::now() + grace;
+        let now = Instant::now();
+        let deadline = now + grace;
         match &mut self.ending {
             // A removal includes whatever else is asked for.
             Some(Ending { purpose: Purpose::Remove, .. }) if !matches!(purpose, Purpose::Shutdown) => {}
@@ -335,7 +341,7 @@ impl Supervisor {
                 }
             }
             None => {
-                self.ending = Some(Ending { purpose, deadline, step });
+                self.ending = Some(Ending { purpose, deadline, press: now + PRESS_EVERY, step });
                 self.end_step(step);
             }
         }
@@ -371,7 +377,8 @@ impl Supervisor {
             None => self.exited(reason, detail, exit_code),
             Some((Purpose::Stop, step)) => {
                 self.settle();
-                self.report(VmEventKind::Stopped { graceful: step == EndStep::Asked });
+                let graceful = step == EndStep::Asked && reason == ExitReason::GuestShutdown;
+                self.report(VmEventKind::Stopped { graceful });
             }
             Some((Purpose::Shutdown, _)) => {
                 self.exited(ExitReason::HostShutdown, format!("this node is stopping; {detail}"), exit_code);
@@ -477,7 +484,7 @@ impl Supervisor {
                 return;
             }
             running.info = Some(info.clone());
-            // Told to stop while it booted: a power button pressed that early is not heard.
+            // Told to stop while it booted.
             if self.ending.as_ref().is_some_and(|ending| ending.step == EndStep::Asked) {
                 running.agent.send(HostMessage::Stop);
             }
@@ -489,10 +496,16 @@ impl Supervisor {
 
     fn tick(&mut self) {
         let now = Instant::now();
-        if let Some(ending) = &self.ending {
+        if let Some(ending) = &mut self.ending {
             if now >= ending.deadline {
                 let harder = if ending.step == EndStep::Asked { EndStep::Quit } else { EndStep::Killed };
                 self.end_step(harder);
+            } else if ending.step == EndStep::Asked
+                && now >= ending.press
+                && let Phase::Running(running) = &self.phase
+            {
+                ending.press = now + PRESS_EVERY;
+                running.control.request(ControlCommand::PowerDown);
             }
             return;
         }

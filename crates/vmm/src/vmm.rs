@@ -129,8 +129,8 @@ impl Vmm {
         Err(VmmError::Busy(id))
     }
 
-    /// Stops a VM: asks the guest, after `grace` the hypervisor, then kills. Returns once the request is accepted; then
-    /// comes `Stopped`, at once if the VM does not run.
+    /// Stops a VM: asks the guest, through its agent and by its power button; after `grace` tells the hypervisor, then
+    /// kills. Returns once the request is accepted; then comes `Stopped`, at once if the VM does not run.
     ///
     /// # Errors
     /// An older epoch than this host knows; a VM that this host does not know, which therefore does not run here.

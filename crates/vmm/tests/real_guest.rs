@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,9 +31,18 @@ struct Host {
 
 impl Host {
     fn new(data: &Path) -> Host {
+        Host::with_qemu(data, None)
+    }
+
+    /// Whose guests can be broken through a [`Monitor`].
+    fn with_monitors(data: &Path) -> Host {
+        Host::with_qemu(data, Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qemu_with_monitor")))
+    }
+
+    fn with_qemu(data: &Path, qemu: Option<PathBuf>) -> Host {
         let (sender, events) = mpsc::channel(64);
         let kernel = std::env::var_os("MUSTER_TEST_KERNEL").map(PathBuf::from);
-        let config = VmmConfig { images: images(), kernel, ..VmmConfig::new(data, "node-a") };
+        let config = VmmConfig { images: images(), kernel, qemu, ..VmmConfig::new(data, "node-a") };
         let data = data.canonicalize().unwrap();
         Host { data, vmm: Vmm::new(config, sender).unwrap(), events, seen: Vec::new() }
     }
@@ -93,14 +104,37 @@ impl Host {
         self.wait("Removed", |kind| matches!(kind, VmEventKind::Removed).then_some(())).await;
     }
 
-    /// Waits until the guest has written `line` on its console, if it has not yet.
-    async fn console(&mut self, line: &str) {
+    /// Waits until the guest has written a line with `text` on its console, if it has not yet.
+    async fn console(&mut self, text: &str) {
         let wrote = |kind: &VmEventKind| match kind {
-            VmEventKind::Console { lines, .. } => lines.iter().any(|written| written == line).then_some(()),
+            VmEventKind::Console { lines, .. } => lines.iter().any(|line| line.contains(text)).then_some(()),
             _ => None,
         };
         if !self.seen.iter().any(|event| wrote(&event.kind).is_some()) {
-            self.wait(line, wrote).await;
+            self.wait(text, wrote).await;
+        }
+    }
+}
+
+/// The second monitor of a guest of [`Host::with_monitors`].
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn of_guest(data: &Path) -> Monitor {
+        let stream = UnixStream::connect(data.join(format!("vms/{ID}/test.sock"))).unwrap();
+        stream.set_read_timeout(Some(WITHIN)).unwrap();
+        let mut monitor = Monitor(BufReader::new(stream));
+        monitor.call(r#"{"execute":"qmp_capabilities"}"#);
+        monitor
+    }
+
+    fn call(&mut self, command: &str) {
+        self.0.get_mut().write_all(command.as_bytes()).unwrap();
+        let mut said = String::new();
+        while !said.starts_with(r#"{"return":"#) {
+            assert!(!said.starts_with(r#"{"error":"#), "{command}: {said}");
+            said.clear();
+            assert_ne!(self.0.read_line(&mut said).unwrap(), 0, "{command}: the monitor was closed");
         }
     }
 }
@@ -249,6 +283,63 @@ async fn a_newer_start_takes_the_place_of_an_older() {
     assert!(!host.stopped().await, "without grace it is not graceful");
     host.vmm.remove(ID, VmEpoch(2)).await.unwrap();
     host.removed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_guests_kernel_is_told_from_other_ends() {
+    let data = tempfile::tempdir().unwrap();
+    let mut host = Host::with_monitors(data.path());
+    host.require_qemu().await;
+    host.vmm.start(spec(1, 1)).await.unwrap();
+    let (pid, _) = host.started().await;
+    host.ready().await;
+    Monitor::of_guest(data.path()).call(r#"{"execute":"inject-nmi"}"#);
+    let (event, reason) = host.exited().await;
+    assert_eq!((reason, event.incarnation), (ExitReason::GuestPanicked, VmIncarnation(1)), "seen: {:#?}", host.seen);
+    assert!(is_gone(pid));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_agent_does_not_hear_is_stopped_by_its_power_button() {
+    let data = tempfile::tempdir().unwrap();
+    let mut host = Host::with_monitors(data.path());
+    host.require_qemu().await;
+    let deaf = |incarnation| StartVm { name: "deaf".into(), ..spec(1, incarnation) };
+    let pressed = "muster: the power button was pressed";
+
+    // Its agent never said hello, and the first press comes before the guest has a button.
+    host.vmm.start(deaf(1)).await.unwrap();
+    host.started().await;
+    host.vmm.stop(ID, VmEpoch(1), GRACE).await.unwrap();
+    assert!(host.stopped().await, "seen: {:#?}", host.seen);
+    host.console(pressed).await;
+
+    // Its agent was heard, and then lost its way to the host.
+    host.seen.clear();
+    host.vmm.start(spec(1, 2)).await.unwrap();
+    host.started().await;
+    host.ready().await;
+    let nobody = r#"{"execute":"chardev-change","arguments":{"id":"agent","backend":{"type":"null","data":{}}}}"#;
+    Monitor::of_guest(data.path()).call(nobody);
+    host.vmm.stop(ID, VmEpoch(1), GRACE).await.unwrap();
+    assert!(host.stopped().await, "seen: {:#?}", host.seen);
+    host.console(pressed).await;
+
+    // A guest that does nothing any more ends all the same, which is not graceful.
+    for grace in [Duration::from_secs(1), GRACE] {
+        host.seen.clear();
+        let incarnation = if grace == GRACE { 4 } else { 3 };
+        host.vmm.start(spec(1, incarnation)).await.unwrap();
+        let (pid, _) = host.started().await;
+        host.ready().await;
+        Monitor::of_guest(data.path()).call(r#"{"execute":"stop"}"#);
+        host.vmm.stop(ID, VmEpoch(1), grace).await.unwrap();
+        if grace == GRACE {
+            kill(pid);
+        }
+        assert!(!host.stopped().await, "seen: {:#?}", host.seen);
+        assert!(is_gone(pid));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,6 +66,9 @@ pub struct Gossip {
     /// Index of `__meta` that the sender has applied.
     #[n(2)]
     pub meta_applied: u64,
+    /// Whether the sender's disk is full; an older one does not say.
+    #[n(3)]
+    pub disk_full: Option<bool>,
 }
 
 /// The members of the cluster, for a node that has not applied the entries that say so: it takes no connection from a
@@ -149,4 +152,31 @@ pub struct CheckpointChunk {
     pub crc: u32,
     #[cbor(n(5), with = "crate::blob")]
     pub data: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the first version had it.
+    #[derive(Encode, Decode, PartialEq, Debug)]
+    struct OldGossip {
+        #[n(0)]
+        incarnation: Incarnation,
+        #[n(1)]
+        leaders: Vec<LeaderClaim>,
+        #[n(2)]
+        meta_applied: u64,
+    }
+
+    #[test]
+    fn versions_that_say_whether_their_disk_is_full_and_those_that_do_not_understand_each_other() {
+        let old = OldGossip { incarnation: Incarnation(3), leaders: Vec::new(), meta_applied: 9 };
+        let read: Gossip = crate::decode(&crate::encode(&old)).expect("an older node's");
+        let new = Gossip { incarnation: Incarnation(3), meta_applied: 9, ..Gossip::default() };
+        assert_eq!(read, new);
+        let full = Gossip { disk_full: Some(true), ..new };
+        assert_eq!(crate::decode(&crate::encode(&full)), Ok(full.clone()));
+        assert_eq!(crate::decode(&crate::encode(&full)), Ok(old));
+    }
 }

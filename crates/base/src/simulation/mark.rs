@@ -256,6 +256,8 @@ super::table! {
             "A leader refused a write because its disk was full.",
         LeadershipHandedOver "leadership-handed-over"
             "A node offered a leadership to another one: its disk is stuck, or it is about to stop.",
+        LeadershipLeftFullDisk "leadership-left-full-disk"
+            "A node whose disk was full offered a leadership to one with space.",
         NobodyToHandOverTo "nobody-to-hand-over-to"
             "A node would hand a leadership over, and there is no other voter that it hears.",
         // engine: requests

@@ -27,6 +27,8 @@ pub(crate) struct NodeView {
     pub api: String,
     /// Where its peers reach it (UDP).
     pub peer: Vec<String>,
+    /// Its identity towards its peers, an Ed25519 public key, which it keeps for ever.
+    pub endpoint: String,
     pub cores: u32,
     pub memory_mib: u64,
     pub disk_mib: u64,
@@ -127,6 +129,7 @@ fn view(asked: &Asked, best: Option<&NodeStatus>, heard: Option<u64>) -> NodeVie
         kafka: member.address.kafka.clone(),
         api: member.address.api.clone(),
         peer: member.address.direct.clone(),
+        endpoint: member.address.endpoint.to_string(),
         cores: member.capabilities.cores,
         memory_mib: member.capabilities.memory_mib,
         disk_mib: member.capabilities.disk_mib,

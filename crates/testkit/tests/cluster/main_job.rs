@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::json;
-use testkit::{Cluster, Folder, Kcat, Start, wait_until};
+use serde_json::{Value, json};
+use testkit::{Cluster, Folder, Kcat, Node, Start, wait_until};
 
-use crate::support::{PATIENCE, borrowed, machine_shared, numbered, wait_caught_up, wait_voters};
+use crate::support::{PATIENCE, borrowed, ensure_measured, machine_shared, numbered, wait_caught_up, wait_voters};
 
 /// From the order to the guest's greeting: the image is made on the way, and the CPU may be emulated.
 const GREETING_LIMIT: Duration = Duration::from_secs(120);
@@ -27,6 +27,13 @@ fn a_vm_greets_through_kafka_and_no_acknowledged_record_is_lost_with_the_leader(
 
         let leader = cluster.meta_leader(PATIENCE)?;
         let before = cluster.nodes[leader].members()?;
+        for node in &cluster.nodes {
+            let member = before.iter().find(|member| member["name"] == node.name.as_str());
+            ensure_measured(node, member.with_context(|| format!("no {} in {before:?}", node.name))?)?;
+        }
+        // The guest runs by what its node said, which is what the others say of the same host.
+        let used = accelerator_in_use(cluster.nodes.iter().find(|node| host.starts_with(&node.name)))?;
+        ensure!(before.iter().all(|member| member["accelerator"] == used), "{used} is in use, shown is {before:?}");
         cluster.nodes[leader].kcat().produce("ledger", [(&b"first"[..], &b"first"[..])], &[], &[])?;
         wait_voters(&cluster.nodes[leader], "ledger", 3)?;
         lose_the_leader_under_load(&mut cluster, leader)?;
@@ -37,12 +44,26 @@ fn a_vm_greets_through_kafka_and_no_acknowledged_record_is_lost_with_the_leader(
         let name = cluster.nodes[leader].name.clone();
         wait_caught_up(&cluster, &name)?;
         let after = cluster.nodes[leader].members()?;
-        let ids = |members: &[serde_json::Value]| {
-            members.iter().map(|member| (member["name"].to_string(), member["id"].to_string())).collect::<BTreeSet<_>>()
+        let who = |members: &[Value]| {
+            let fields = |member: &Value| ["name", "id", "endpoint"].map(|field| member[field].to_string());
+            members.iter().map(fields).collect::<BTreeSet<_>>()
         };
-        ensure!(ids(&before) == ids(&after), "the members were {before:?} and are {after:?}");
+        ensure!(who(&before) == who(&after), "the members were {before:?} and are {after:?}");
+        let endpoints: BTreeSet<_> = before.iter().filter_map(|member| member["endpoint"].as_str()).collect();
+        let keys = endpoints.iter().all(|key| key.len() == 64 && key.chars().all(|char| char.is_ascii_hexdigit()));
+        ensure!(keys && endpoints.len() == 3, "the nodes' identities are {endpoints:?}");
         Ok(())
     });
+}
+
+/// With what the hypervisor of the one VM on `node` runs its guest.
+fn accelerator_in_use(node: Option<&Node>) -> anyhow::Result<String> {
+    let vms = node.context("no such node")?.data_dir.join("vms");
+    let vm = std::fs::read_dir(&vms)?.next().with_context(|| format!("no VM in {}", vms.display()))??;
+    let pid = std::fs::read_to_string(vm.path().join("hypervisor.pid"))?;
+    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.trim()))?;
+    let mut words = line.split('\0').skip_while(|word| *word != "-accel");
+    Ok(words.nth(1).with_context(|| format!("no -accel in {line:?}"))?.to_owned())
 }
 
 /// Waits for "hello from VM on NODE" in the VM's console topic.

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use serde_json::json;
 use testkit::{Cluster, Folder, Signal, Start, wait_until};
 
-use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_alone, machine_shared, numbered};
+use crate::support::{PATIENCE, borrowed, ensure_exactly, ensure_measured, machine_alone, machine_shared, numbered};
 
 /// From the start of the process to its first answer "ready".
 const READY_LIMIT: Duration = Duration::from_secs(1);
@@ -133,13 +133,7 @@ fn a_configuration_file_starts_it_and_a_mistake_in_one_is_named_with_its_line() 
         node.wait_ready(PATIENCE)?;
         let member = node.members()?.remove(0);
         ensure!(member["labels"]["zone"] == "a" && member["name"] == node.name.as_str(), "the member is {member}");
-        // What it can carry is measured, not invented.
-        let cores = std::thread::available_parallelism()?.get();
-        ensure!(member["cores"] == cores, "{cores} cores are shown as {}", member["cores"]);
-        ensure!(member["architecture"] == std::env::consts::ARCH, "the architecture is {}", member["architecture"]);
-        let positive = ["memory_mib", "disk_mib"].iter().all(|field| member[*field].as_u64().is_some_and(|n| n > 0));
-        ensure!(positive, "memory or disk is missing in {member}");
-        Ok(())
+        ensure_measured(&node, &member)
     });
 }
 

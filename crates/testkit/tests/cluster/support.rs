@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{Cluster, Node, Record, wait_until};
 
 /// Long enough for anything that has no limit of its own.
@@ -142,4 +144,37 @@ pub fn ensure_exactly(records: &[Record], expect: &[Pair]) -> anyhow::Result<()>
         ensure!(same, "record {number} came back as {record:?}; it was {:?}", String::from_utf8_lossy(value));
     }
     Ok(())
+}
+
+/// What a node says that it can carry is what its host, this one, says of itself.
+pub fn ensure_measured(node: &Node, member: &Value) -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism()?.get();
+    ensure!(member["cores"] == cores, "{cores} cores are shown as {}", member["cores"]);
+    let architecture = output_of(Command::new("uname").arg("-m"))?;
+    ensure!(member["architecture"] == architecture, "{architecture} is shown as {}", member["architecture"]);
+    let memory = std::fs::read_to_string("/proc/meminfo")?;
+    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB"));
+    let memory_mib = total.with_context(|| format!("no total in {memory}"))?.trim().parse::<u64>()? / 1024;
+    ensure!(member["memory_mib"] == memory_mib, "{memory_mib} MiB are shown as {}", member["memory_mib"]);
+    // How much of it is free changes all the time.
+    let size = output_of(Command::new("df").args(["-B1M", "--output=size"]).arg(&node.data_dir))?;
+    let size: u64 = size.lines().last().unwrap_or_default().trim().parse()?;
+    let free = member["disk_mib"].as_u64();
+    ensure!(free.is_some_and(|free| free > 0 && free <= size), "{free:?} of {size} MiB of disk are free");
+
+    let qemu = output_of(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let version = qemu.split_whitespace().nth(3).unwrap_or_default();
+    let accelerator = member["accelerator"].as_str().unwrap_or_default();
+    // Where there is KVM it may still not be fit for use.
+    let may_be = accelerator == "tcg" || accelerator == "kvm" && Path::new("/dev/kvm").exists();
+    ensure!(may_be, "no accelerator of this host: {accelerator:?}");
+    let expected = json!([format!("qemu {version} ({accelerator})")]);
+    ensure!(member["hypervisors"] == expected, "{expected} is shown as {}", member["hypervisors"]);
+    Ok(())
+}
+
+fn output_of(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
