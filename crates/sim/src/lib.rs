@@ -14,10 +14,10 @@
 //! | disk | latency, completions in any order, a stuck or full disk; at a power loss every unsynced write is kept, lost or torn at 512-byte sectors, independently; a synced write may be partly there if its completion was not seen | losing what was synced |
 //! | bits at rest | one flips, on one node, in what lies below a durable mark: the node finds it by a checksum and stops for good, the others go on without it | flips above the last durable mark (in the last 100 ms before a crash): they look like a torn tail; flips on a majority |
 //! | network | loss, delay, repeated frames, reordering between channels and between peers, broken and flapping connections, one-way and two-way partitions | frames changed (the transport is authenticated), frames of strangers |
-//! | process | crash at any moment, also the moment at which a rare state is reached, restart after any time, any number of nodes at once, pauses of any length | two processes on one data directory; a node that lost its disk and comes back under its old id |
+//! | process | power loss or a kill (the machine goes on, with what was written and its VMs) at any moment, also the moment at which a rare state is reached, and again soon after; restart after any time, any number of nodes at once, pauses of any length; what a process sent before its end may still arrive | two processes on one data directory; a node that lost its disk and comes back under its old id |
 //! | clock | any wall clock, jumps; monotonic clocks with any origin, seen to jump forward after a pause, up to 2% fast or slow | a monotonic clock that goes backwards |
 //! | membership | joins at any time, also under load and faults | leaving and replacing: not there yet |
-//! | VMs | machines that die or do not start | |
+//! | VMs | machines that die, do not start, outlive the process that watched them, or fit nowhere | |
 //!
 //! A [`Mistake`] lies outside the line, on purpose: the tests plant them to show that the checkers notice.
 //!

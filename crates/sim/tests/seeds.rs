@@ -45,13 +45,14 @@ fn a_healthy_cluster_forms_in_one_election_and_needs_no_other() {
     assert!(stats.max_term <= 2, "terms grew:\n{stats}");
     assert_eq!(stats.elections_meta, stats.runs, "one election of __meta per run:\n{stats}");
     // A client may know a new leader before that leader is ready, and may read a follower ahead of its commit index.
-    // Clients that contend for a name find it taken, gone, or not in the state that they ask from.
+    // A fenced producer finds that it is fenced. Clients that contend for a name find it taken, gone, or not in the state that they ask from.
     let harmless = [
         ErrorCode::NotLeader,
         ErrorCode::OffsetOutOfRange,
         ErrorCode::AlreadyExists,
         ErrorCode::NotFound,
         ErrorCode::FailedPrecondition,
+        ErrorCode::StaleEpoch,
     ];
     let failures: Vec<_> = stats.failures.keys().filter(|code| !harmless.contains(code)).collect();
     assert!(failures.is_empty() && stats.unknown == 0, "requests failed and nothing was wrong:\n{stats}");

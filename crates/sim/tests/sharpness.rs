@@ -87,7 +87,7 @@ fn entries_changed_on_their_way_are_caught() {
 
 /// Mistakes in the product's code that show only after more seeds than a test can run; `muster-sim plants` hunts them, and
 /// docs/simulation-plants.md says after how many seeds each is found.
-const RARE: [&str; 15] = [
+const RARE: [&str; 16] = [
     "lead-before-durable",
     "campaign-before-log-durable",
     "leader-counts-undurable",
@@ -102,6 +102,7 @@ const RARE: [&str; 15] = [
     "unknown-replica-removed",
     "stale-tables-acted-on",
     "stuck-disk-ignored",
+    "members-not-told",
     "term-need-not-be-durable",
 ];
 
