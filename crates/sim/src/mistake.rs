@@ -155,7 +155,7 @@ impl SimConfig {
             // A member must be away while another joins, and whoever knows both must stop leading.
             Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
             // Where others vote, their answers come after the log is durable.
-            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::SlowDisk, Fault::StuckDisk]),
+            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }
