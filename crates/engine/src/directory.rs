@@ -93,7 +93,7 @@ impl Peers {
             return new.then(|| members.clone());
         }
         let was_ahead = std::mem::take(&mut self.told_ahead) > 0;
-        if !metadata.nodes.contains_key(&me) || !was_ahead && self.told == metadata.nodes {
+        if !metadata.nodes.contains_key(&me) || !was_ahead && same(&self.told, &metadata.nodes) {
             return None;
         }
         self.told.clone_from(&metadata.nodes);
@@ -150,7 +150,7 @@ impl Peers {
 
     /// Follows the table of members, which was `before`.
     pub fn follow(&mut self, before: &OrdMap<NodeId, NodeRecord>, metadata: &Metadata) {
-        if *before != metadata.nodes {
+        if !same(before, &metadata.nodes) {
             self.members_since = metadata.applied;
             for node in metadata.nodes.keys() {
                 self.known.entry(*node).or_default();
@@ -163,6 +163,11 @@ impl Peers {
         let member = metadata.nodes.values().find(|node| node.meta_replica == replica);
         member.map(|node| node.member.node).or_else(|| self.introduced.get(&replica).copied())
     }
+}
+
+/// Whether two tables are equal; at once if one is a copy of the other.
+fn same(one: &OrdMap<NodeId, NodeRecord>, other: &OrdMap<NodeId, NodeRecord>) -> bool {
+    one.ptr_eq(other) || one == other
 }
 
 /// The node that holds a replica of a group.

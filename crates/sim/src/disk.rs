@@ -68,9 +68,7 @@ impl std::fmt::Display for Bit {
 struct File {
     /// What a crash cannot take.
     durable: Vec<u8>,
-    /// What a read sees.
-    visible: Vec<u8>,
-    /// Completed writes that a crash can take.
+    /// Completed writes that a crash can take, in order. A read sees them over what is durable.
     unsynced: Vec<(usize, Vec<u8>)>,
 }
 
@@ -140,28 +138,28 @@ impl VirtualDisk {
         let missing = |file: FileId| DiskError::Io(format!("{file:?}: no such file"));
         match kind {
             DiskOpKind::List => {
-                Ok(DiskDone::Listed(self.files.iter().map(|(id, file)| (*id, file.visible.len() as u64)).collect()))
+                Ok(DiskDone::Listed(self.files.iter().map(|(id, file)| (*id, file.len() as u64)).collect()))
             }
             DiskOpKind::Create { file, len } => {
                 if self.mood.full {
                     return Err(DiskError::Full);
                 }
                 let zeros = vec![0; usize::try_from(len).map_err(|_| DiskError::Full)?];
-                self.files.insert(file, File { durable: zeros.clone(), visible: zeros, unsynced: Vec::new() });
+                self.files.insert(file, File { durable: zeros, unsynced: Vec::new() });
                 Ok(DiskDone::Done)
             }
             DiskOpKind::Read { file, offset, len } => {
-                let bytes = &self.files.get(&file).ok_or_else(|| missing(file))?.visible;
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-                let end = start.saturating_add(len).min(bytes.len());
-                Ok(DiskDone::Data(Bytes::copy_from_slice(&bytes[start..end])))
+                let file = self.files.get(&file).ok_or_else(|| missing(file))?;
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(file.len());
+                let end = start.saturating_add(len).min(file.len());
+                Ok(DiskDone::Data(file.read(start, end)))
             }
             DiskOpKind::Write { file, offset, data, sync } => {
                 let full = self.mood.full;
                 let target = self.files.get_mut(&file).ok_or_else(|| missing(file))?;
                 let data = data.concat();
                 let offset = usize::try_from(offset).map_err(|_| DiskError::Full)?;
-                if full && offset + data.len() > target.visible.len() {
+                if full && offset + data.len() > target.len() {
                     return Err(DiskError::Full);
                 }
                 target.write(offset, data, sync && !self.lies_about_sync);
@@ -187,7 +185,6 @@ impl VirtualDisk {
                 self.crash_under_way(kind);
             }
         }
-        self.files.values_mut().for_each(File::show_unsynced);
     }
 
     /// The power goes: whatever was not synced is kept, lost or torn.
@@ -200,7 +197,6 @@ impl VirtualDisk {
                 self.torn += 1;
                 tear(&mut self.random, &mut file.durable, offset, &data);
             }
-            file.visible.clone_from(&file.durable);
         }
         if self.goes_back && !self.backup.is_empty() {
             self.files.clone_from(&self.backup);
@@ -216,7 +212,7 @@ impl VirtualDisk {
             }
             DiskOpKind::Create { file, len } if self.random.chance(500_000) => {
                 let zeros = vec![0; usize::try_from(self.random.between(0, len)).unwrap_or(0)];
-                self.files.insert(file, File { durable: zeros.clone(), visible: zeros, unsynced: Vec::new() });
+                self.files.insert(file, File { durable: zeros, unsynced: Vec::new() });
             }
             kind @ (DiskOpKind::Rename { .. } | DiskOpKind::Remove { .. }) if self.random.chance(500_000) => {
                 // Done, though nobody was told.
@@ -267,7 +263,6 @@ impl VirtualDisk {
             return false;
         }
         file.durable[bit.offset] = flipped;
-        file.visible[bit.offset] = flipped;
         true
     }
 
@@ -285,15 +280,29 @@ impl File {
         &self.durable[start.min(self.durable.len())..(start + SECTOR).min(self.durable.len())]
     }
 
+    fn len(&self) -> usize {
+        let ends = self.unsynced.iter().map(|(offset, data)| offset + data.len());
+        ends.fold(self.durable.len(), usize::max)
+    }
+
     /// What the operating system shows while it runs.
-    fn show_unsynced(&mut self) {
-        for (offset, data) in &self.unsynced {
-            put(&mut self.visible, *offset, data);
+    fn read(&self, start: usize, end: usize) -> Bytes {
+        let durable = &self.durable[start.min(self.durable.len())..end.min(self.durable.len())];
+        if self.unsynced.is_empty() {
+            return Bytes::copy_from_slice(durable);
         }
+        let mut out = durable.to_vec();
+        out.resize(end - start, 0);
+        for (offset, data) in &self.unsynced {
+            let (from, to) = (start.max(*offset), end.min(offset + data.len()));
+            if from < to {
+                out[from - start..to - start].copy_from_slice(&data[from - offset..to - offset]);
+            }
+        }
+        Bytes::from(out)
     }
 
     fn write(&mut self, offset: usize, data: Vec<u8>, sync: bool) {
-        put(&mut self.visible, offset, &data);
         if !sync {
             self.unsynced.push((offset, data));
             return;
