@@ -4,12 +4,16 @@ mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use sim::plants::{hunt, markdown};
 use sim::{Explorer, FaultSet, Mistake, Only, SimConfig, commit};
+
+/// Between two lines about how far a long run is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
 /// A run is made of small allocations.
 #[global_allocator]
@@ -185,7 +189,14 @@ fn run(
     logs: &Path,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let sweep = sim::sweep(cfg, seeds, jobs, keep_going);
+    let told = Mutex::new(started);
+    let sweep = sim::sweep_watched(cfg, seeds, jobs, keep_going, &|so_far| {
+        let mut told = told.lock().expect("nobody panics while telling");
+        if told.elapsed() >= PROGRESS_EVERY {
+            *told = Instant::now();
+            eprintln!("{}", progress(so_far, seeds, started.elapsed()));
+        }
+    });
     let real = started.elapsed().as_secs_f64();
     println!("{}", sweep.stats);
     let virtual_s = sweep.stats.virtual_time as f64 / 1e9;
@@ -195,6 +206,13 @@ fn run(
     }
     report::sweep(cfg, &sweep, logs)?;
     Ok(if sweep.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where a long run is.
+fn progress(so_far: &sim::Sweep, seeds: u64, passed: Duration) -> String {
+    let (runs, failed) = (so_far.stats.runs, so_far.failed.len());
+    let left = passed.as_secs_f64() / runs.max(1) as f64 * seeds.saturating_sub(runs) as f64;
+    format!("{runs} of {seeds} seeds, {failed} failed, about {:.0} min left", (left / 60.0).ceil())
 }
 
 fn replay(cfg: &SimConfig, trace: Option<PathBuf>, timeline: bool) -> anyhow::Result<ExitCode> {

@@ -68,6 +68,18 @@ pub struct Sweep {
 /// Runs `seeds` seeds from `cfg.seed` on, on `jobs` threads, until one fails (or all of them, if `keep_going`).
 #[must_use]
 pub fn sweep(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool) -> Sweep {
+    sweep_watched(cfg, seeds, jobs, keep_going, &|_| {})
+}
+
+/// As [`sweep`]; `watch` sees what there is after each run.
+#[must_use]
+pub fn sweep_watched(
+    cfg: &SimConfig,
+    seeds: u64,
+    jobs: usize,
+    keep_going: bool,
+    watch: &(dyn Fn(&Sweep) + Sync),
+) -> Sweep {
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let result = Mutex::new(Sweep::default());
     std::thread::scope(|scope| {
@@ -85,6 +97,7 @@ pub fn sweep(cfg: &SimConfig, seeds: u64, jobs: usize, keep_going: bool) -> Swee
                         stop.store(!keep_going, Ordering::Relaxed);
                         result.failed.insert(outcome.seed, violation);
                     }
+                    watch(&result);
                 }
             });
         }
