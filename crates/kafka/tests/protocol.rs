@@ -167,7 +167,7 @@ async fn every_version_about_topics_and_coordinators_works() {
             Some(coordinator) => (coordinator.error_code, coordinator.error_message.clone()),
             None => (response.error_code, response.error_message),
         };
-        assert_eq!(code, ResponseError::CoordinatorNotAvailable.code(), "find coordinator {version}");
+        assert_eq!(code, ResponseError::UnsupportedVersion.code(), "find coordinator {version}");
         if version >= 1 {
             assert_eq!(message.unwrap().as_str(), "consumer groups are not available yet");
         }
@@ -623,7 +623,12 @@ async fn topics_are_checked_before_they_are_made() {
             Some(ResponseError::InvalidConfig),
             "retention.ms",
         ),
-        (topic("config", 1, 1).with_configs(config("retention.ms", "60000")), None, ""),
+        (
+            topic("kept", 1, 1).with_configs(config("retention.ms", "60000")),
+            Some(ResponseError::InvalidConfig),
+            "kept until their topic is deleted",
+        ),
+        (topic("config", 1, 1).with_configs(config("retention.ms", "-1")), None, ""),
     ];
     let request = CreateTopicsRequest::default()
         .with_timeout_ms(5000)

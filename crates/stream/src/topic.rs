@@ -1,6 +1,6 @@
 //! The rules for topics: names, partition counts, configuration keys.
 
-use base::limits::{TOPIC_NAME_BYTES_MAX, TOPIC_PARTITIONS_MAX};
+use base::limits::{RECORD_BATCH_BYTES_MAX, RECORD_TIMESTAMP_AHEAD_MAX, TOPIC_NAME_BYTES_MAX, TOPIC_PARTITIONS_MAX};
 
 /// Why a topic is refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -94,17 +94,18 @@ enum ConfigKind {
     Boolean,
     /// One of these.
     Choice(&'static [&'static str]),
-    /// Any of these, separated by commas.
-    Choices(&'static [&'static str]),
+    /// Only what muster does anyway, with how that is.
+    Only(&'static str, &'static str),
     Text,
 }
 
-use ConfigKind::{Boolean, Choice, Choices, Fraction, Number, Text};
+use ConfigKind::{Boolean, Choice, Fraction, Number, Only, Text};
 
 /// Kafka's topic configuration keys (`TopicConfig`, 4.0), with the values that muster accepts. Values that would ask
-/// for something muster does not do (recompression, log append time) are refused rather than ignored.
+/// for something muster does not do (retention, compaction, recompression, log append time) are refused rather than ignored;
+/// those that only tune how Kafka works inside, or mean nothing without compaction, are taken.
 const CONFIG_KEYS: &[(&str, ConfigKind)] = &[
-    ("cleanup.policy", Choices(&["delete", "compact"])),
+    ("cleanup.policy", Only("delete", "topics are not compacted yet")),
     ("compression.gzip.level", Number(-1, 9)),
     ("compression.lz4.level", Number(1, 17)),
     ("compression.type", Choice(&["producer"])),
@@ -113,23 +114,26 @@ const CONFIG_KEYS: &[(&str, ConfigKind)] = &[
     ("file.delete.delay.ms", Number(0, i64::MAX)),
     ("flush.messages", Number(1, i64::MAX)),
     ("flush.ms", Number(0, i64::MAX)),
-    ("follower.replication.throttled.replicas", Text),
+    ("follower.replication.throttled.replicas", Only("", "replication is not throttled")),
     ("index.interval.bytes", Number(0, i32::MAX as i64)),
-    ("leader.replication.throttled.replicas", Text),
+    ("leader.replication.throttled.replicas", Only("", "replication is not throttled")),
     ("max.compaction.lag.ms", Number(1, i64::MAX)),
-    ("max.message.bytes", Number(0, base::limits::RECORD_BATCH_BYTES_MAX as i64)),
+    ("max.message.bytes", Number(RECORD_BATCH_BYTES_MAX as i64, RECORD_BATCH_BYTES_MAX as i64)),
     ("message.downconversion.enable", Boolean),
     ("message.format.version", Text),
-    ("message.timestamp.after.max.ms", Number(0, i64::MAX)),
-    ("message.timestamp.before.max.ms", Number(0, i64::MAX)),
-    ("message.timestamp.difference.max.ms", Number(0, i64::MAX)),
+    (
+        "message.timestamp.after.max.ms",
+        Number(RECORD_TIMESTAMP_AHEAD_MAX.0 as i64, RECORD_TIMESTAMP_AHEAD_MAX.0 as i64),
+    ),
+    ("message.timestamp.before.max.ms", Number(i64::MAX, i64::MAX)),
+    ("message.timestamp.difference.max.ms", Number(i64::MAX, i64::MAX)),
     ("message.timestamp.type", Choice(&["CreateTime"])),
     ("min.cleanable.dirty.ratio", Fraction),
     ("min.compaction.lag.ms", Number(0, i64::MAX)),
-    ("min.insync.replicas", Number(1, i32::MAX as i64)),
+    ("min.insync.replicas", Only("1", "with acks=all a majority of the replicas has a record, 2 of 3")),
     ("preallocate", Boolean),
-    ("retention.bytes", Number(-1, i64::MAX)),
-    ("retention.ms", Number(-1, i64::MAX)),
+    ("retention.bytes", Only("-1", "records are kept until their topic is deleted")),
+    ("retention.ms", Only("-1", "records are kept until their topic is deleted")),
     ("segment.bytes", Number(14, i32::MAX as i64)),
     ("segment.index.bytes", Number(4, i32::MAX as i64)),
     ("segment.jitter.ms", Number(0, i64::MAX)),
@@ -150,19 +154,20 @@ pub fn check_config(key: &str, value: &str) -> Result<(), TopicError> {
         Fraction => value.parse::<f64>().is_ok_and(|number| (0.0..=1.0).contains(&number)),
         Boolean => matches!(value, "true" | "false"),
         Choice(choices) => choices.contains(&value),
-        Choices(choices) => value.split(',').all(|part| choices.contains(&part.trim())),
+        Only(only, _) => value == *only,
         Text => true,
     };
     if accepted {
         return Ok(());
     }
     let expected = match kind {
+        Number(low, high) if low == high => format!("only {low} is supported"),
         Number(low, i64::MAX) => format!("a whole number from {low} up is expected"),
         Number(low, high) => format!("a whole number from {low} to {high} is expected"),
         Fraction => "a number from 0 to 1 is expected".to_owned(),
         Boolean => "'true' or 'false' is expected".to_owned(),
         Choice(choices) => format!("only '{}' is supported", choices.join("' or '")),
-        Choices(choices) => format!("any of '{}' is expected, separated by commas", choices.join("', '")),
+        Only(only, because) => format!("only '{only}' is supported: {because}"),
         Text => String::new(),
     };
     Err(TopicError::ConfigValue { key: key.to_owned(), value: value.to_owned(), expected })

@@ -1,4 +1,5 @@
-//! FindCoordinator (key 10): refused, in words, until there are coordinators.
+//! FindCoordinator (key 10): refused, in words, until there are coordinators. With a code that clients do not try again on,
+//! as they would where a coordinator is merely not available at the moment.
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::find_coordinator_response::{Coordinator, FindCoordinatorResponse};
@@ -10,7 +11,7 @@ use crate::dispatch::{Context, Outcome};
 const MESSAGE: &str = "consumer groups are not available yet";
 
 pub(crate) fn answer(context: Context, request: FindCoordinatorRequest) -> Outcome {
-    let code = ResponseError::CoordinatorNotAvailable.code();
+    let code = ResponseError::UnsupportedVersion.code();
     let message = Some(StrBytes::from_static_str(MESSAGE));
     if context.version < 4 {
         let response = FindCoordinatorResponse::default()

@@ -44,8 +44,8 @@ pub(crate) fn operation() -> Operation<Ports> {
         .examples(&[
             Example { command: "muster topic create orders --partitions 3", says: "three partitions, elastic" },
             Example {
-                command: "muster topic create audit --replication-factor 1 --config retention.ms=86400000",
-                says: "one replica, kept for a day",
+                command: "muster topic create scratch --replication-factor 1 --config compression.type=producer",
+                says: "one replica, whatever nodes join",
             },
         ])
         .permission(Permission::Operate)
