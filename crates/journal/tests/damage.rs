@@ -216,7 +216,11 @@ fn leftovers_are_removed() {
 #[test]
 fn a_newer_format_is_refused_by_name() {
     let (mut host, _) = small_log(1, 10);
-    host.disk.edit(FileId::Wal(1), |content| content[8] = 2);
+    host.disk.edit(FileId::Wal(1), |content| {
+        content[8] = 2;
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&content[..12]), &content[16..48]);
+        content[12..16].copy_from_slice(&sum.to_le_bytes());
+    });
     let expected = JournalError::NewerFormat { file: FileId::Wal(1).name(), format: 2 };
     assert_eq!(found(host.disk), Err(expected));
 }
