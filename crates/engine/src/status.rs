@@ -54,6 +54,12 @@ impl NodeCore {
         self.raft.log_term(group, index)
     }
 
+    /// The term that this node is in for a group, for checkers.
+    #[must_use]
+    pub fn term(&self, group: GroupId) -> Option<u64> {
+        self.raft.term(group)
+    }
+
     fn readiness(&self) -> (bool, String) {
         match self.stage {
             Stage::New | Stage::Recovering => return (false, "recovering".into()),

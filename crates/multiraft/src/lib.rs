@@ -392,6 +392,12 @@ impl MultiRaft {
         self.groups.get(&group)?.raw.raft.raft_log.term(index).ok().filter(|term| *term > 0)
     }
 
+    /// The term that a group here is in, durable or not.
+    #[must_use]
+    pub fn term(&self, group: GroupId) -> Option<u64> {
+        Some(self.groups.get(&group)?.raw.raft.term)
+    }
+
     /// The groups here, in order.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.groups.keys().copied()

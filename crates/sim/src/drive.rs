@@ -181,7 +181,8 @@ impl World {
     }
 
     fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry) {
-        match self.checks.logs.applied(node, group, entry) {
+        let term = self.nodes[node].core.as_ref().and_then(|core| core.term(group)).unwrap_or(u64::MAX);
+        match self.checks.logs.applied(node, group, entry, term) {
             Ok(false) => {}
             Ok(true) => self.committed(group, entry),
             Err(why) => self.fail("log matching", why),

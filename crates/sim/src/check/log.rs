@@ -1,6 +1,7 @@
 //! Log matching: an entry that was applied anywhere is the same everywhere, for all time, and is applied in order.
-//! Leader completeness (Raft section 5.4.3): who leads a term has every entry in its log that is known to be committed in
-//! an earlier one.
+//! Leader completeness (Raft section 5.4.3): who leads a term has every entry in its log that was committed in an earlier
+//! one. The term that an entry was committed in is not its own: a leader of term 5 also commits what term 3 left behind,
+//! and one of term 4 that was never heard of need not have that.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,8 @@ struct Known {
     term: u64,
     kind: EntryKind,
     data: Bytes,
+    /// The lowest term in which a node was when it knew this as committed: it was committed then or before.
+    committed_in: u64,
 }
 
 /// What a new leader's log holds.
@@ -42,12 +45,12 @@ pub struct Held {
 }
 
 impl Logs {
-    /// A node applied an entry. `Ok(true)`: the first one to do so.
+    /// A node that is in term `now_in` applied an entry. `Ok(true)`: the first one to do so.
     ///
     /// # Errors
     /// It differs from what was applied at that index before, its term does not fit its neighbours, or it comes out of
     /// order.
-    pub fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry) -> Result<bool, String> {
+    pub fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry, now_in: u64) -> Result<bool, String> {
         let Entry { index, term, kind, data } = entry;
         if let Some(last) = self.cursors.insert((node, group), *index) {
             if *index <= last {
@@ -56,7 +59,8 @@ impl Logs {
             self.jumps += u64::from(*index > last + 1);
         }
         let log = self.applied.entry(group).or_default();
-        if let Some(known) = log.get(index) {
+        if let Some(known) = log.get_mut(index) {
+            known.committed_in = known.committed_in.min(now_in);
             if (known.term, known.kind, &known.data) == (*term, *kind, data) {
                 return Ok(false);
             }
@@ -81,7 +85,8 @@ impl Logs {
             let after = after.term;
             return Err(format!("n{node} applied index {index} of group {group} in term {term} before term {after}"));
         }
-        log.insert(*index, Known { term: *term, kind: *kind, data: Bytes::copy_from_slice(data) });
+        let known = Known { term: *term, kind: *kind, data: Bytes::copy_from_slice(data), committed_in: now_in };
+        log.insert(*index, known);
         self.commits += 1;
         Ok(true)
     }
@@ -89,7 +94,7 @@ impl Logs {
     /// A node leads a group; `term_at` says what its log holds.
     ///
     /// # Errors
-    /// An entry that is known to be committed in an earlier term is not in it.
+    /// An entry that was committed in an earlier term is not in it.
     pub fn leads(
         &mut self,
         node: NodeIx,
@@ -98,14 +103,14 @@ impl Logs {
         term_at: impl Fn(u64) -> Option<u64>,
     ) -> Result<(), String> {
         let Some(log) = self.applied.get(&group) else { return Ok(()) };
-        for (index, known) in log.range(held.first_index..).filter(|(_, known)| known.term < held.term) {
+        for (index, known) in log.range(held.first_index..).filter(|(_, known)| known.committed_in < held.term) {
             self.looked_for += 1;
             let found = term_at(*index).filter(|_| *index <= held.last_index);
             if found != Some(known.term) {
                 return Err(format!(
-                    "n{node} leads group {group} in term {} with a log from {} to {}; index {index}, committed in term \
-                     {}, is there in term {found:?}",
-                    held.term, held.first_index, held.last_index, known.term
+                    "n{node} leads group {group} in term {} with a log from {} to {}; index {index} of \
+                     term {}, committed in term {} or before, is there in term {found:?}",
+                    held.term, held.first_index, held.last_index, known.term, known.committed_in
                 ));
             }
         }
@@ -133,12 +138,12 @@ mod tests {
         let mut logs = Logs::default();
         for node in 0..3 {
             for index in 2..10 {
-                let new = logs.applied(node, GROUP, &entry(index, 1 + index / 5, b"x")).expect("the same everywhere");
+                let new = logs.applied(node, GROUP, &entry(index, 1 + index / 5, b"x"), 9).expect("the same everywhere");
                 assert_eq!(new, node == 0);
             }
         }
         logs.restarted(1);
-        logs.applied(1, GROUP, &entry(5, 2, b"x")).expect("again after a restart");
+        logs.applied(1, GROUP, &entry(5, 2, b"x"), 9).expect("again after a restart");
         assert_eq!((logs.commits, logs.jumps), (8, 0));
     }
 
@@ -147,27 +152,27 @@ mod tests {
         let another = Entry { kind: EntryKind::Noop, ..entry(7, 1, b"x") };
         for other in [entry(7, 1, b"y"), entry(7, 2, b"x"), another] {
             let mut logs = Logs::default();
-            logs.applied(0, GROUP, &entry(7, 1, b"x")).expect("first");
-            assert!(logs.applied(1, GROUP, &other).is_err(), "{other:?}");
+            logs.applied(0, GROUP, &entry(7, 1, b"x"), 9).expect("first");
+            assert!(logs.applied(1, GROUP, &other, 9).is_err(), "{other:?}");
         }
     }
 
     #[test]
     fn terms_out_of_order_and_indexes_twice_are_noticed() {
         let mut logs = Logs::default();
-        logs.applied(0, GROUP, &entry(7, 3, b"x")).expect("first");
-        assert!(logs.applied(0, GROUP, &entry(8, 2, b"x")).is_err(), "term goes back");
-        assert!(logs.applied(1, GROUP, &entry(6, 4, b"x")).is_err(), "term too high before");
+        logs.applied(0, GROUP, &entry(7, 3, b"x"), 9).expect("first");
+        assert!(logs.applied(0, GROUP, &entry(8, 2, b"x"), 9).is_err(), "term goes back");
+        assert!(logs.applied(1, GROUP, &entry(6, 4, b"x"), 9).is_err(), "term too high before");
         let mut logs = Logs::default();
-        logs.applied(0, GROUP, &entry(7, 3, b"x")).expect("first");
-        assert!(logs.applied(0, GROUP, &entry(7, 3, b"x")).is_err(), "twice without a restart");
+        logs.applied(0, GROUP, &entry(7, 3, b"x"), 9).expect("first");
+        assert!(logs.applied(0, GROUP, &entry(7, 3, b"x"), 9).is_err(), "twice without a restart");
     }
 
     #[test]
     fn a_leader_without_a_committed_entry_is_noticed() {
         let mut logs = Logs::default();
         for (index, term) in [(2, 1), (3, 1), (4, 2), (5, 4)] {
-            logs.applied(0, GROUP, &entry(index, term, b"x")).expect("in order");
+            logs.applied(0, GROUP, &entry(index, term, b"x"), term).expect("in order");
         }
         let held = |last_index| Held { term: 4, first_index: 2, last_index };
         let whole = |index| [None, None, Some(1), Some(1), Some(2)].get(index as usize).copied().flatten();
@@ -176,5 +181,19 @@ mod tests {
         assert!(logs.leads(1, GROUP, held(4), |index| Some(if index == 3 { 2 } else { 1 })).is_err(), "another entry");
         let behind = Held { first_index: 5, ..held(4) };
         assert_eq!(logs.leads(1, GROUP, behind, |_| None), Ok(()), "the rest is in its state");
+    }
+
+    #[test]
+    fn a_leader_nobody_followed_need_not_have_what_a_later_term_committed() {
+        let mut logs = Logs::default();
+        for (index, term) in [(2, 1), (3, 3), (4, 5)] {
+            logs.applied(0, GROUP, &entry(index, term, b"x"), 5).expect("in order");
+        }
+        let held = |term| Held { term, first_index: 2, last_index: 3 };
+        let its_own = |index| Some(if index == 3 { 4 } else { 1 });
+        assert_eq!(logs.leads(1, GROUP, held(4), its_own), Ok(()), "index 3 was committed with index 4, in term 5");
+        assert!(logs.leads(1, GROUP, held(6), its_own).is_err(), "now it counts");
+        logs.applied(2, GROUP, &entry(3, 3, b"x"), 3).expect("the same");
+        assert!(logs.leads(1, GROUP, held(4), its_own).is_err(), "somebody knew it in term 3");
     }
 }
