@@ -71,8 +71,9 @@ pub fn start(vm: &mut VmRecord, now: Wall) -> Outcome {
         }
         (VmDesired::Running, phase) if phase != VmPhase::Failed => Outcome::Same,
         (_, VmPhase::Stopping) => {
-            // The stop is under way; the report of its end starts it again.
+            // The stop is under way; the report of its end, whatever end it is, starts it again.
             vm.desired = VmDesired::Running;
+            vm.restarts = 0;
             Outcome::Same
         }
         _ => {
@@ -122,7 +123,7 @@ pub fn report(vm: &mut VmRecord, node: NodeId, report: &VmReport, now: Wall) -> 
         }
         VmReportEvent::Started | VmReportEvent::Ready => Outcome::Same,
         VmReportEvent::Exited { reason } => exited(vm, reason, now),
-        VmReportEvent::Failed { reason } if vm.desired == VmDesired::Running => {
+        VmReportEvent::Failed { reason } if vm.desired == VmDesired::Running && vm.phase != VmPhase::Stopping => {
             enter(vm, VmPhase::Failed, reason.clone(), now)
         }
         VmReportEvent::Failed { reason } => stopped(vm, reason, now),
@@ -136,7 +137,7 @@ fn exited(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
     if vm.phase == VmPhase::Failed || vm.phase == VmPhase::Stopped {
         return Outcome::Same;
     }
-    if vm.desired != VmDesired::Running || reason == "guest-shutdown" {
+    if vm.desired != VmDesired::Running || vm.phase == VmPhase::Stopping || reason == "guest-shutdown" {
         return stopped(vm, reason, now);
     }
     let ran_long = vm.phase == VmPhase::Running && now.0 - vm.changed.0 > SHORT_RUN_MS;
@@ -158,6 +159,8 @@ fn stopped(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
             mark(Mark::VmStartedAgainWhileStopping);
             next_incarnation(vm, VmPhase::Starting, String::new(), now)
         }
+        // Its end was told of before; this must not undo what its users want since.
+        (VmDesired::Running, VmPhase::Failed) | (VmDesired::Stopped, VmPhase::Stopped) => Outcome::Same,
         _ => {
             vm.desired = VmDesired::Stopped;
             enter(vm, VmPhase::Stopped, reason.to_owned(), now)
@@ -267,6 +270,26 @@ mod tests {
         assert_eq!(say(&mut vm, 1, 2, VmReportEvent::Stopped, 9), Outcome::Same);
         assert_eq!(say(&mut vm, 1, 2, VmReportEvent::Removed, 9), Outcome::Gone);
         assert_eq!(delete(&mut pending(), Wall(1)), Outcome::Gone);
+    }
+
+    #[test]
+    fn a_start_while_a_stop_is_under_way_is_not_undone_by_reports_of_the_run_before() {
+        let failed = || VmReportEvent::Failed { reason: "no hypervisor".into() };
+        for end in
+            [VmReportEvent::Stopped, failed(), killed(), VmReportEvent::Exited { reason: "guest-shutdown".into() }]
+        {
+            let mut vm = pending();
+            assign(&mut vm, NodeId(1), VmEpoch(1), String::new(), Wall(1));
+            assert_eq!(stop(&mut vm, Wall(4)), Outcome::Changed);
+            assert_eq!(start(&mut vm, Wall(5)), Outcome::Same);
+            assert_eq!(say(&mut vm, 1, 1, end.clone(), 6), Outcome::Changed);
+            let now = (vm.phase, vm.desired, vm.incarnation);
+            assert_eq!(now, (VmPhase::Starting, VmDesired::Running, VmIncarnation(2)), "{end:?}");
+            assert!(matches!(say(&mut vm, 1, 1, VmReportEvent::Stopped, 7), Outcome::Refused(..)), "another run's");
+            assert_eq!(say(&mut vm, 1, 2, failed(), 8), Outcome::Changed);
+            assert_eq!(say(&mut vm, 1, 2, VmReportEvent::Stopped, 9), Outcome::Same);
+            assert_eq!((vm.phase, vm.desired), (VmPhase::Failed, VmDesired::Running), "its users still want it");
+        }
     }
 
     #[test]

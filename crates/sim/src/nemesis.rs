@@ -260,17 +260,12 @@ impl World {
     fn may_rot(&self, node: NodeIx) -> bool {
         let others = self.nodes.iter().filter(|it| it.ix != node).all(|it| !it.rotten);
         let (it, now) = (&self.nodes[node], self.queue.now);
-        let enough = |core: &engine::NodeCore| {
-            let replicas = |partition: &metadata::PartitionRecord| partition.replicas.len() >= 3;
-            core.metadata().partitions.values().all(replicas)
-        };
-        others
-            && self.nodes.len() >= 3
-            && self.formed()
-            && it.recovered
-            && it.runs()
-            && it.disk.quiet(now)
-            && it.core.as_ref().is_some_and(enough)
+        // A replica that was given out does not vote until it has caught up.
+        let spared = |group: &GroupId| self.checks.members.spares_one(*group);
+        let enough = self.checks.commands.last().is_some_and(|state| {
+            spared(&GroupId::META) && state.partitions.values().all(|partition| spared(&partition.group))
+        });
+        others && enough && self.nodes.len() >= 3 && self.formed() && it.recovered && it.runs() && it.disk.quiet(now)
     }
 
     fn choose_bit(&mut self, node: NodeIx, salt: u64) -> bool {

@@ -138,7 +138,8 @@ mod tests {
         let mut logs = Logs::default();
         for node in 0..3 {
             for index in 2..10 {
-                let new = logs.applied(node, GROUP, &entry(index, 1 + index / 5, b"x"), 9).expect("the same everywhere");
+                let new =
+                    logs.applied(node, GROUP, &entry(index, 1 + index / 5, b"x"), 9).expect("the same everywhere");
                 assert_eq!(new, node == 0);
             }
         }

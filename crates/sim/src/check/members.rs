@@ -146,6 +146,13 @@ impl Members {
         Ok(())
     }
 
+    /// Whether a group goes on without any one of its replicas: at least three vote, and nothing is being changed.
+    #[must_use]
+    pub fn spares_one(&self, group: GroupId) -> bool {
+        let last = self.configurations.get(&group).and_then(|all| all.last_key_value());
+        last.is_some_and(|(_, it)| it.voters.len() >= 3 && it.outgoing.is_empty())
+    }
+
     /// A node that has applied a group up to `applied` has this configuration.
     ///
     /// # Errors
