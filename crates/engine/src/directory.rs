@@ -93,11 +93,13 @@ impl Peers {
             return new.then(|| members.clone());
         }
         let was_ahead = std::mem::take(&mut self.told_ahead) > 0;
-        if !metadata.nodes.contains_key(&me) || !was_ahead && same(&self.told, &metadata.nodes) {
+        if !metadata.nodes.contains_key(&me) {
             return None;
         }
+        let told = same(&self.told, &metadata.nodes) && !was_ahead;
+        // Also where they are equal: copies are compared at once.
         self.told.clone_from(&metadata.nodes);
-        Some(metadata.nodes.values().map(|node| node.member.clone()).collect())
+        (!told).then(|| metadata.nodes.values().map(|node| node.member.clone()).collect())
     }
 
     pub fn heard(&mut self, node: NodeId, now: Mono) {

@@ -67,9 +67,16 @@ impl std::fmt::Display for Bit {
 #[derive(Default, Clone)]
 struct File {
     /// What a crash cannot take.
-    durable: Vec<u8>,
+    durable: Durable,
     /// Completed writes that a crash can take, in order. A read sees them over what is durable.
     unsynced: Vec<(usize, Vec<u8>)>,
+}
+
+/// The bytes of a file; what lies behind the last one that was written is zero and takes no space here.
+#[derive(Default, Clone)]
+struct Durable {
+    len: usize,
+    written: Vec<u8>,
 }
 
 impl VirtualDisk {
@@ -144,8 +151,8 @@ impl VirtualDisk {
                 if self.mood.full {
                     return Err(DiskError::Full);
                 }
-                let zeros = vec![0; usize::try_from(len).map_err(|_| DiskError::Full)?];
-                self.files.insert(file, File { durable: zeros, unsynced: Vec::new() });
+                let durable = Durable::zeros(usize::try_from(len).map_err(|_| DiskError::Full)?);
+                self.files.insert(file, File { durable, unsynced: Vec::new() });
                 Ok(DiskDone::Done)
             }
             DiskOpKind::Read { file, offset, len } => {
@@ -211,8 +218,8 @@ impl VirtualDisk {
                 }
             }
             DiskOpKind::Create { file, len } if self.random.chance(500_000) => {
-                let zeros = vec![0; usize::try_from(self.random.between(0, len)).unwrap_or(0)];
-                self.files.insert(file, File { durable: zeros, unsynced: Vec::new() });
+                let durable = Durable::zeros(usize::try_from(self.random.between(0, len)).unwrap_or(0));
+                self.files.insert(file, File { durable, unsynced: Vec::new() });
             }
             kind @ (DiskOpKind::Rename { .. } | DiskOpKind::Remove { .. }) if self.random.chance(500_000) => {
                 // Done, though nobody was told.
@@ -240,29 +247,28 @@ impl VirtualDisk {
     #[must_use]
     pub fn some_bit(&self, salt: u64) -> Option<Bit> {
         let mut random = SplitMix64::new(salt);
-        let files: Vec<_> = self.files.iter().filter(|(_, file)| !file.durable.is_empty()).collect();
+        let files: Vec<_> = self.files.iter().filter(|(_, file)| file.durable.len > 0).collect();
         let (id, file) = *files.get(random.below(files.len() as u64) as usize)?;
         let mut offset = 0;
         for _ in 0..64 {
-            offset = random.below(file.durable.len() as u64) as usize;
-            if file.durable[offset] != 0 {
+            offset = random.below(file.durable.len as u64) as usize;
+            if file.durable.read(offset, offset + 1) != [0] {
                 break;
             }
         }
         let mask = 1 << random.below(8);
-        Some(Bit { file: *id, offset, mask, sector: file.sector(offset).to_vec() })
+        Some(Bit { file: *id, offset, mask, sector: file.sector(offset) })
     }
 
     /// Flips a bit, if what stands around it is what stood there when it was chosen. Whether it did.
     pub fn flip(&mut self, bit: &Bit) -> bool {
         let Some(file) = self.files.get_mut(&bit.file) else { return false };
-        let Some(byte) = file.durable.get(bit.offset) else { return false };
-        let flipped = byte ^ bit.mask;
+        let [byte] = file.durable.read(bit.offset, bit.offset + 1)[..] else { return false };
         let covers = |(at, data): &(usize, Vec<u8>)| (*at..at + data.len()).contains(&bit.offset);
         if file.sector(bit.offset) != bit.sector || file.unsynced.iter().any(covers) {
             return false;
         }
-        file.durable[bit.offset] = flipped;
+        file.durable.put(bit.offset, &[byte ^ bit.mask]);
         true
     }
 
@@ -273,25 +279,49 @@ impl VirtualDisk {
     }
 }
 
+impl Durable {
+    fn zeros(len: usize) -> Self {
+        Durable { len, written: Vec::new() }
+    }
+
+    /// The bytes from `start` to `end`, as far as there are so many.
+    fn read(&self, start: usize, end: usize) -> Vec<u8> {
+        let (start, end) = (start.min(self.len), end.min(self.len));
+        let written = &self.written[start.min(self.written.len())..end.min(self.written.len())];
+        let mut out = Vec::with_capacity(end.saturating_sub(start));
+        out.extend_from_slice(written);
+        out.resize(end.saturating_sub(start), 0);
+        out
+    }
+
+    fn put(&mut self, offset: usize, data: &[u8]) {
+        let end = offset + data.len();
+        self.len = self.len.max(end);
+        if self.written.len() < end {
+            self.written.resize(end, 0);
+        }
+        self.written[offset..end].copy_from_slice(data);
+    }
+}
+
 impl File {
     /// The durable bytes of the sector around `offset`.
-    fn sector(&self, offset: usize) -> &[u8] {
+    fn sector(&self, offset: usize) -> Vec<u8> {
         let start = offset / SECTOR * SECTOR;
-        &self.durable[start.min(self.durable.len())..(start + SECTOR).min(self.durable.len())]
+        self.durable.read(start, start + SECTOR)
     }
 
     fn len(&self) -> usize {
         let ends = self.unsynced.iter().map(|(offset, data)| offset + data.len());
-        ends.fold(self.durable.len(), usize::max)
+        ends.fold(self.durable.len, usize::max)
     }
 
     /// What the operating system shows while it runs.
     fn read(&self, start: usize, end: usize) -> Bytes {
-        let durable = &self.durable[start.min(self.durable.len())..end.min(self.durable.len())];
+        let mut out = self.durable.read(start, end);
         if self.unsynced.is_empty() {
-            return Bytes::copy_from_slice(durable);
+            return Bytes::from(out);
         }
-        let mut out = durable.to_vec();
         out.resize(end - start, 0);
         for (offset, data) in &self.unsynced {
             let (from, to) = (start.max(*offset), end.min(offset + data.len()));
@@ -314,22 +344,14 @@ impl File {
         self.unsynced = rest;
         let below: Vec<(usize, Vec<u8>)> = below;
         for (at, old) in below {
-            put(&mut self.durable, at, &old);
+            self.durable.put(at, &old);
         }
-        put(&mut self.durable, offset, &data);
+        self.durable.put(offset, &data);
     }
-}
-
-fn put(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    let end = offset + data.len();
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[offset..end].copy_from_slice(data);
 }
 
 /// Puts none, all, the first or any of the sectors of a write in place.
-fn tear(random: &mut SplitMix64, bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
+fn tear(random: &mut SplitMix64, durable: &mut Durable, offset: usize, data: &[u8]) {
     let mode = random.below(4);
     let first = offset / SECTOR;
     let sectors = (offset + data.len()).div_ceil(SECTOR).saturating_sub(first) as u64;
@@ -344,7 +366,7 @@ fn tear(random: &mut SplitMix64, bytes: &mut Vec<u8>, offset: usize, data: &[u8]
         if kept {
             let start = ((first + sector as usize) * SECTOR).max(offset);
             let end = ((first + sector as usize + 1) * SECTOR).min(offset + data.len());
-            put(bytes, start, &data[start - offset..end - offset]);
+            durable.put(start, &data[start - offset..end - offset]);
         }
     }
 }

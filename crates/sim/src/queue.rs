@@ -1,6 +1,7 @@
 //! What will happen, and when: the event queue of a world, ordered by (virtual time, sequence of scheduling).
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use bytes::Bytes;
 use compute::VmReport;
@@ -80,7 +81,10 @@ pub enum Mend {
 /// The queue.
 #[derive(Default)]
 pub struct Queue {
-    events: BTreeMap<(Nanos, u64), Ev>,
+    /// When, in which order, and where in `events`.
+    order: BinaryHeap<Reverse<(Nanos, u64, usize)>>,
+    events: Vec<Option<Ev>>,
+    free: Vec<usize>,
     sequence: u64,
     /// Virtual time of the event that is being handled.
     pub now: Nanos,
@@ -95,13 +99,43 @@ impl Queue {
     /// Schedules `event` at a moment, not before now.
     pub fn at(&mut self, at: Nanos, event: Ev) {
         self.sequence += 1;
-        self.events.insert((at.max(self.now), self.sequence), event);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.order.push(Reverse((at.max(self.now), self.sequence, place)));
     }
 
     /// Takes the next event and moves time to it.
     pub fn pop(&mut self) -> Option<Ev> {
-        let ((at, _), event) = self.events.pop_first()?;
+        let Reverse((at, _, place)) = self.order.pop()?;
         self.now = at;
-        Some(event)
+        self.free.push(place);
+        self.events[place].take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_in_the_order_of_their_moments_then_of_their_scheduling() {
+        let mut queue = Queue::default();
+        queue.after(5, Ev::Client { client: 5 });
+        queue.after(1, Ev::Client { client: 1 });
+        queue.after(5, Ev::Client { client: 6 });
+        let mut next = || match queue.pop() {
+            Some(Ev::Client { client }) => {
+                if client == 1 {
+                    queue.at(0, Ev::Client { client: 2 });
+                }
+                Some((queue.now, client))
+            }
+            _ => None,
+        };
+        let all = std::array::from_fn(|_| next());
+        assert_eq!(all, [Some((1, 1)), Some((1, 2)), Some((5, 5)), Some((5, 6)), None]);
     }
 }

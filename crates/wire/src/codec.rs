@@ -38,9 +38,13 @@ pub enum WireError {
     },
 }
 
+/// Most messages fit into this much, in bytes, and need no second allocation.
+const USUAL: usize = 256;
+
 /// Encodes `value` behind the format byte.
 pub fn encode<T: Encode<()>>(value: &T) -> Bytes {
-    let mut out = vec![FORMAT];
+    let mut out = Vec::with_capacity(USUAL);
+    out.push(FORMAT);
     minicbor::encode(value, &mut out).expect("encoding into memory cannot fail");
     Bytes::from(out)
 }
