@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -189,11 +190,14 @@ fn run(
     logs: &Path,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let told = Mutex::new(started);
+    let told = Mutex::new((started, BTreeSet::new()));
     let sweep = sim::sweep_watched(cfg, seeds, jobs, keep_going, &|so_far| {
-        let mut told = told.lock().expect("nobody panics while telling");
-        if told.elapsed() >= PROGRESS_EVERY {
-            *told = Instant::now();
+        let (at, failed) = &mut *told.lock().expect("nobody panics while telling");
+        for (seed, violation) in so_far.failed.iter().filter(|(seed, _)| failed.insert(**seed)) {
+            eprintln!("seed {seed}: {}", violation.invariant);
+        }
+        if at.elapsed() >= PROGRESS_EVERY {
+            *at = Instant::now();
             eprintln!("{}", progress(so_far, seeds, started.elapsed()));
         }
     });

@@ -84,6 +84,7 @@ pub enum CommandKind {
     /// Starts or stops a machine.
     WantVm(String, VmDesired),
     CreateToken,
+    RevokeToken(u64),
     Admit(NodeIx),
     Other,
 }
@@ -321,13 +322,17 @@ impl World {
             (CommandKind::CreateVm(name), CommandResult::VmCreated { .. }) => AckedCommand::Vm(name.clone()),
             (CommandKind::DeleteVm(name), CommandResult::Done) => AckedCommand::NoVm(name.clone()),
             (CommandKind::CreateToken, CommandResult::TokenCreated { token_id }) => AckedCommand::Token(*token_id),
+            (CommandKind::RevokeToken(token_id), CommandResult::Done) => AckedCommand::NoToken(*token_id),
             // Names are used once: whoever finds his own name taken was carried out twice.
             (
                 CommandKind::CreateTopic(_) | CommandKind::CreateVm(_),
                 CommandResult::Refused { code: ErrorCode::AlreadyExists, message },
             ) => return self.fail("commands are applied once", format!("{kind:?}: {message}")),
-            // Only its owner deletes a machine, and once.
-            (CommandKind::DeleteVm(_), CommandResult::Refused { code: ErrorCode::NotFound, message }) => {
+            // Only its owner deletes a machine or revokes a token, and once.
+            (
+                CommandKind::DeleteVm(_) | CommandKind::RevokeToken(_),
+                CommandResult::Refused { code: ErrorCode::NotFound, message },
+            ) => {
                 return self.fail("acknowledged commands stay", format!("{kind:?}: {message}"));
             }
             (CommandKind::WantVm(name, desired), CommandResult::Done) => {

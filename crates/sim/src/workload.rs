@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use base::{GroupId, NodeId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
 use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
-use metadata::Command;
+use metadata::{Command, CommandResult};
 
 use crate::node::HOST_MEMORY_MIB;
 use crate::queue::{Ev, NodeIx};
@@ -23,6 +23,8 @@ const TOPICS_MAX: u64 = 2;
 const VMS_MAX: usize = 2;
 /// Machines that the clients of one run make: each has a console topic, which costs every node a replica.
 const VMS_MADE_MAX: u64 = 6;
+/// Join tokens that one client has at a time; the cluster keeps a bounded number of them.
+const TOKENS_MAX: usize = 16;
 
 /// A client.
 pub struct Client {
@@ -39,6 +41,8 @@ pub struct Client {
     zombie: Option<GroupId>,
     given_up: BTreeSet<GroupId>,
     vms: Vec<String>,
+    /// The oldest first.
+    tokens: VecDeque<u64>,
     names: u64,
     vms_made: u64,
     topics_made: u64,
@@ -82,6 +86,7 @@ impl Client {
             zombie: None,
             given_up: BTreeSet::new(),
             vms: Vec::new(),
+            tokens: VecDeque::new(),
             names: 0,
             vms_made: 0,
             topics_made: 0,
@@ -225,11 +230,12 @@ impl World {
                 it.zombie = Some(*group);
             }
         }
-        if let (What::Command(CommandKind::CreateVm(name)), Outcome::Ok(Reply::Command { result, .. })) =
-            (&pending.what, outcome)
-            && matches!(result, metadata::CommandResult::VmCreated { .. })
-        {
-            it.vms.push(name.clone());
+        if let (What::Command(kind), Outcome::Ok(Reply::Command { result, .. })) = (&pending.what, outcome) {
+            match (kind, result) {
+                (CommandKind::CreateVm(name), CommandResult::VmCreated { .. }) => it.vms.push(name.clone()),
+                (CommandKind::CreateToken, CommandResult::TokenCreated { token_id }) => it.tokens.push_back(*token_id),
+                _ => {}
+            }
         }
         let think = match outcome {
             Outcome::Ok(_) => us(it.random.between(1_000, 40_000)),
@@ -407,7 +413,14 @@ impl World {
         self.command(client, Command::CreateVm { name: name.clone(), spec }, CommandKind::CreateVm(name))
     }
 
+    /// A new join token, or the end of the oldest.
     fn token(&mut self, client: usize) -> bool {
+        if self.clients[client].tokens.len() >= TOKENS_MAX
+            && let Some(token_id) = self.clients[client].tokens.pop_front()
+        {
+            self.checks.states.forget_token(token_id);
+            return self.command(client, Command::RevokeToken { token_id }, CommandKind::RevokeToken(token_id));
+        }
         // A hash of its own, by which it is seen whether it is carried out twice.
         let mut secret_hash = [client as u8; 32];
         secret_hash[..8].copy_from_slice(&self.clients[client].random.next_u64().to_be_bytes());

@@ -28,6 +28,8 @@ pub enum AckedCommand {
     NoVm(String),
     /// The token exists from now on.
     Token(u64),
+    /// The token is revoked from now on.
+    NoToken(u64),
     /// Nothing that shows in the state.
     Other,
 }
@@ -108,6 +110,9 @@ impl States {
             match command {
                 AckedCommand::Topic(name) if !state.topics.contains_key(name) => return missing(name),
                 AckedCommand::Token(id) if !state.tokens.contains_key(id) => return missing(&format!("token {id}")),
+                AckedCommand::NoToken(id) if state.tokens.contains_key(id) => {
+                    return Err(format!("n{node}: token {id} was revoked at index {index}, and is there"));
+                }
                 AckedCommand::Vm(name) => {
                     demanded.insert(name);
                 }
@@ -131,6 +136,13 @@ impl States {
             }
         };
         self.acked.values_mut().for_each(open);
+    }
+
+    /// A client is about to revoke a token: as with machines.
+    pub fn forget_token(&mut self, id: u64) {
+        for command in self.acked.values_mut().filter(|command| **command == AckedCommand::Token(id)) {
+            *command = AckedCommand::Other;
+        }
     }
 }
 
@@ -199,7 +211,12 @@ mod tests {
         assert!(states.finish(0, &state(9, 1)).is_err());
         states.acked(8, 0, AckedCommand::NoVm("a".into())).expect("deleted");
         states.finish(0, &state(9, 1)).expect("deleted again");
-        states.acked(9, 0, AckedCommand::Topic("t".into())).expect("topic");
+        states.acked(9, 0, AckedCommand::Token(3)).expect("made");
+        assert!(states.finish(0, &state(9, 1)).is_err());
+        states.forget_token(3);
+        states.acked(10, 0, AckedCommand::NoToken(3)).expect("revoked");
+        states.finish(0, &state(10, 1)).expect("revoked");
+        states.acked(11, 0, AckedCommand::Topic("t".into())).expect("topic");
         assert!(states.finish(0, &state(9, 1)).is_err());
     }
 }
