@@ -57,3 +57,14 @@ fn a_healthy_cluster_forms_in_one_election_and_needs_no_other() {
     let failures: Vec<_> = stats.failures.keys().filter(|code| !harmless.contains(code)).collect();
     assert!(failures.is_empty() && stats.unknown == 0, "requests failed and nothing was wrong:\n{stats}");
 }
+
+/// Requests without a pause, from every node: that a group elects a second time, or a term grows, fails the run itself.
+#[test]
+fn ten_minutes_of_load_need_no_election() {
+    let cfg = SimConfig { seconds: 600, faults: FaultSet::none(), ..SimConfig::new(6_000) };
+    let sweep = sweep(&cfg, 1, 1, false);
+    assert_clean(&cfg, &sweep);
+    let stats = &sweep.stats;
+    assert!(stats.virtual_time > 600_000_000_000 && stats.acknowledged > 50_000, "hardly any load:\n{stats}");
+    assert!(stats.max_term <= 2 && stats.elections_meta == 1, "terms grew:\n{stats}");
+}
