@@ -15,9 +15,9 @@ use ops::{OpError, Registry, Spec};
 use serde_json::{Value, json};
 
 use crate::client::Answer;
-use crate::dev::{Cluster, ClusterDir, Layout, Plan, api_flag, first_node};
+use crate::dev::{Cluster, ClusterDir, Layout, Plan, api_flag, first_node, ready_fields, starting_fields};
 use crate::signals::Signals;
-use crate::terminal;
+use crate::{remote, terminal};
 
 /// The VM that the demo makes.
 const VM: &str = "hello";
@@ -34,7 +34,26 @@ const NO_HYPERVISOR_STANDS: Duration = Duration::from_secs(5);
 struct Demo<'a> {
     plan: Plan<'a>,
     cluster: Cluster,
+    told: Progress,
+}
+
+/// Tells how far the demo is.
+#[derive(Clone, Copy)]
+struct Progress {
     began: Instant,
+    format: Format,
+}
+
+impl Progress {
+    /// A line of progress; programs also get `fields`.
+    fn step(self, event: &str, fields: Value, text: &str) -> anyhow::Result<()> {
+        let seconds = terminal::seconds_since(self.began);
+        let mut all = json!({ "seconds": seconds, "text": text });
+        if let (Value::Object(all), Value::Object(fields)) = (&mut all, fields) {
+            all.extend(fields);
+        }
+        terminal::tell(self.format, event, all, format!("[{seconds:5.1} s] {text}"))
+    }
 }
 
 /// Runs the demo and stays until Ctrl-C, or leaves at once with `--exit`.
@@ -52,16 +71,19 @@ pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Resu
     let layout = Layout::open(&dir.path, None, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
-    step(began, &format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
+    let told = Progress { began, format: remote::format(args) };
+    let starting = format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display());
+    told.step("starting", starting_fields(&plan), &starting)?;
     let Some(cluster) = Cluster::start(&plan)? else { return Ok(()) };
-    step(began, "the cluster is formed: every node is ready")?;
-    let mut demo = Demo { plan, cluster, began };
+    let ready = ready_fields(&plan, terminal::seconds_since(began));
+    told.step("ready", ready, "the cluster is formed: every node is ready")?;
+    let mut demo = Demo { plan, cluster, told };
     let mut shown = demo.show();
     if shown.is_ok() && !args.get_flag("exit") {
-        terminal::print("\nThe cluster keeps running. Ctrl-C stops it.")?;
+        terminal::tell(told.format, "running", Value::Null, "\nThe cluster keeps running. Ctrl-C stops it.")?;
         shown = demo.cluster.watch(&signals);
     }
-    step(began, "stopping")?;
+    told.step("stopping", Value::Null, "stopping")?;
     demo.cluster.stop(&signals);
     if shown.is_err()
         && let Some(kept) = temporary
@@ -77,11 +99,12 @@ impl Demo<'_> {
         self.create_vm()?;
         self.wait_for_vm()?;
         let line = self.read_console()?;
-        step(self.began, &format!("out of Kafka: {line}"))?;
+        self.told.step("greeting", json!({ "line": line }), &format!("out of Kafka: {line}"))?;
         let status = self.spec("cluster.status")?;
         let value = self.call(status, &json!({}))?;
-        terminal::print(format!("\n$ muster status\n{}", render::output(status, &value, Format::Human)))?;
-        terminal::print(format!("\n{}", self.suggestions()))
+        let shown = render::output(status, &value, Format::Human);
+        let text = format!("\n$ muster status\n{shown}\n\n{}", self.suggestions());
+        terminal::tell(self.told.format, "status", json!({ "status": value }), text)
     }
 
     fn spec(&self, name: &str) -> anyhow::Result<&Spec> {
@@ -94,9 +117,9 @@ impl Demo<'_> {
 
     fn create_vm(&self) -> anyhow::Result<()> {
         match self.cluster.client.value(self.spec("vm.create")?, &json!({ "name": VM })) {
-            Ok(_) => step(self.began, &format!("VM {VM} is created")),
+            Ok(_) => self.told.step("vm", json!({ "vm": VM }), &format!("VM {VM} is created")),
             Err(error) if error.code == base::ErrorCode::AlreadyExists => {
-                step(self.began, &format!("VM {VM} is there from before"))
+                self.told.step("vm", json!({ "vm": VM }), &format!("VM {VM} is there from before"))
             }
             Err(error) => Err(told(error)),
         }
@@ -132,7 +155,8 @@ impl Demo<'_> {
             let reason = ops::human::text(&vm["reason"]);
             let phase = ops::human::text(&vm["phase"]);
             let shown = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-            step(self.began, &format!("VM {VM} is {phase}{place}{shown}"))?;
+            let fields = json!({ "vm": VM, "phase": phase, "node": vm["node"], "reason": reason });
+            self.told.step("vm", fields, &format!("VM {VM} is {phase}{place}{shown}"))?;
             lacking = (phase == "Pending" && reason.starts_with(NO_HYPERVISOR)).then(|| (Instant::now(), reason));
         }
     }
@@ -141,13 +165,14 @@ impl Demo<'_> {
     fn read_console(&self) -> anyhow::Result<String> {
         let first = self.plan.layout.nodes.first().context("a cluster has at least one node")?;
         let topic = format!("vm.{VM}.console");
+        let fields = json!({ "topic": topic });
         let mut kcat = Command::new("kcat");
         let broker = first.kafka.to_string();
         kcat.args(["-b", &broker, "-C", "-t", &topic, "-o", "beginning", "-u", "-q"]);
         let spawned = kcat.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         match spawned {
             Ok(mut child) => {
-                step(self.began, &format!("reading the topic {topic} with kcat"))?;
+                self.told.step("reading", fields, &format!("reading the topic {topic} with kcat"))?;
                 let out = child.stdout.take().context("kcat has no output")?;
                 let lines = BufReader::new(out).lines().map_while(Result::ok);
                 let found = self.find_greeting(lines);
@@ -156,7 +181,8 @@ impl Demo<'_> {
                 found
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                step(self.began, &format!("reading the topic {topic} with `muster vm logs` (kcat is not installed)"))?;
+                let text = format!("reading the topic {topic} with `muster vm logs` (kcat is not installed)");
+                self.told.step("reading", fields, &text)?;
                 let input = json!({ "name": VM, "follow": true });
                 let items = match self.cluster.client.call(self.spec("vm.logs")?, &input).map_err(told)? {
                     Answer::Items(items) => items,
@@ -202,11 +228,6 @@ impl Demo<'_> {
              echo hello | kcat -b {kafka} -P -t greetings && kcat -b {kafka} -C -t greetings -e"
         )
     }
-}
-
-/// A line of progress.
-fn step(began: Instant, text: &str) -> anyhow::Result<()> {
-    terminal::print(format!("[{:5.1} s] {text}", began.elapsed().as_secs_f64()))
 }
 
 fn told(error: OpError) -> anyhow::Error {

@@ -14,6 +14,8 @@ mod terminal;
 
 use std::process::ExitCode;
 
+use doors::render::Format;
+
 /// Reserves memory lazily: the Kafka decoder believes element counts before it has seen the elements
 /// (docs/decisions: the Kafka codec).
 #[global_allocator]
@@ -22,12 +24,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let registry = match operations::registry() {
         Ok(registry) => registry,
-        Err(error) => return terminal::fail(&anyhow::Error::new(error)),
+        Err(error) => return terminal::fail(&anyhow::Error::new(error), Format::Human),
     };
-    let matches = match command::parse(command::command(&registry), std::env::args_os().collect()) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let matches = match command::parse(command::command(&registry), words.clone()) {
         Ok(matches) => matches,
-        // Help and version are "errors" that print to stdout and end with 0; misuse ends with 2.
-        Err(error) => error.exit(),
+        Err(error) => return terminal::misused(&error, &words),
     };
     let outcome = match matches.subcommand() {
         Some(("up", args)) => start::up(args),
@@ -40,6 +42,6 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => terminal::fail(&error),
+        Err(error) => terminal::fail(&error, remote::format(&matches)),
     }
 }

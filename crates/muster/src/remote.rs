@@ -52,7 +52,8 @@ fn api(matches: &ArgMatches) -> String {
     given.or_else(from_environment).unwrap_or_else(|| API_DEFAULT.to_owned())
 }
 
-fn format(matches: &ArgMatches) -> Format {
+/// How to answer: `--output`.
+pub(crate) fn format(matches: &ArgMatches) -> Format {
     match matches.get_one::<String>("output").map(String::as_str) {
         Some("json") => Format::Json,
         _ => Format::Human,

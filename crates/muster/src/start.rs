@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::ArgMatches;
+use doors::render::Format;
 use node::{Config, Node};
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
-use crate::terminal;
+use crate::{remote, terminal};
 
 /// What is logged, if nothing else is said.
 const LOG_ENV: &str = "MUSTER_LOG";
@@ -72,7 +74,8 @@ fn start(config: Config, args: &ArgMatches) -> anyhow::Result<()> {
     }
     log_to_stderr()?;
     let (name, began) = (config.name.clone(), Instant::now());
-    node::run(config, |node| announce(&name, began, node))?;
+    let format = remote::format(args);
+    node::run(config, |node| announce(format, &name, began, node))?;
     Ok(())
 }
 
@@ -98,18 +101,23 @@ fn log_to_stderr() -> anyhow::Result<()> {
 }
 
 /// Says what listens where and what to try next.
-fn announce(name: &str, began: Instant, node: &Node) {
+fn announce(format: Format, name: &str, began: Instant, node: &Node) {
     let (kafka, api, told) = (node.kafka, node.api, &node.kafka_advertised);
     let for_clients = if *told == kafka.to_string() { String::new() } else { format!(" (clients are told {told})") };
     let muster = terminal::program();
-    let peer = node.peer.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
+    let peers: Vec<String> = node.peer.iter().map(SocketAddr::to_string).collect();
+    let (peer, seconds) = (peers.join(", "), terminal::seconds_since(began));
+    let fields = json!({
+        "name": name, "node": node.id().0, "pid": std::process::id(), "seconds": seconds, "kafka": kafka.to_string(),
+        "kafka_advertised": told, "api": api.to_string(), "peers": peers,
+    });
     let api_flag = if api.port() == node::API_PORT { String::new() } else { format!(" --api {api}") };
-    // Whoever started this process may have closed its output; the node runs all the same.
-    let _ = terminal::print(format!(
-        "{name} (node {}) is ready after {:.2} s\n  Kafka  {kafka}{for_clients}\n  API    {api}\n  Peers  {peer} (UDP)\n\nTry next:\n  \
+    let text = format!(
+        "{name} (node {}) is ready after {seconds:.2} s\n  Kafka  {kafka}{for_clients}\n  API    {api}\n  Peers  {peer} (UDP)\n\nTry next:\n  \
          {muster}{api_flag} status\n  {muster}{api_flag} vm create hello --wait\n  \
          kcat -b {told} -C -t muster.events -o beginning -e\n  {muster}{api_flag} token create",
-        node.id(),
-        began.elapsed().as_secs_f64()
-    ));
+        node.id()
+    );
+    // Whoever started this process may have closed its output; the node runs all the same.
+    let _ = terminal::tell(format, "ready", fields, text);
 }

@@ -16,17 +16,22 @@ const COLD_STARTS: usize = 20;
 const KILLS: usize = 10;
 const RECORDS: usize = 100_000;
 const COMMITS: usize = 500;
+const BATCHES: usize = 50_000;
+const VMS: usize = 10;
+/// Its name, as the kernel shows it.
+const CORE_THREAD: &str = "core";
 
 fn main() {
     Folder::scenario("figures", |_| {
         single_node()?;
+        one_node_at_work();
         cold_starts()?;
         let mut cluster_cost = None;
         Folder::scenario("figures-cluster", |folder| {
             let mut cluster = Cluster::start(folder, 3)?;
             throughput(&cluster)?;
             commit_latency(&cluster)?;
-            cluster_cost = Some(idle_cost(&cluster)?);
+            cluster_cost = Some(idle_cost(&cluster.nodes)?);
             failover(&mut cluster)
         });
         for line in cluster_cost.unwrap_or_default() {
@@ -145,15 +150,74 @@ fn commit_latency(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resident memory and CPU of each node over ten idle seconds.
-fn idle_cost(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    let pids: Vec<u32> = cluster.nodes.iter().filter_map(Node::pid).collect();
-    let cpu = |pid: u32| -> anyhow::Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let after = stat.rsplit_once(')').context("no command in stat")?.1;
-        let fields: Vec<&str> = after.split_whitespace().collect();
-        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+/// CPU time of a process or thread, in hundredths of a second.
+fn ticks(proc: &Path) -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string(proc.join("stat"))?;
+    let after = stat.rsplit_once(')').context("no command in stat")?.1;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+/// One node: what it costs idle, what its core does with a full thread, and how long a VM takes from the order on.
+fn one_node_at_work() {
+    Folder::scenario("figures-one", |folder| {
+        let cluster = Cluster::start(folder, 1)?;
+        for line in idle_cost(&cluster.nodes)? {
+            println!("{line}");
+        }
+        core_thread(&cluster.nodes[0])?;
+        vms(&cluster.nodes[0])
+    });
+}
+
+/// Batches of one record each, so that each is a proposal: how many the core's thread commits in a second of its CPU time.
+fn core_thread(node: &Node) -> anyhow::Result<()> {
+    let process = Path::new("/proc").join(node.pid().context("it runs")?.to_string()).join("task");
+    let named = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == CORE_THREAD)
     };
+    let tasks: Vec<_> = std::fs::read_dir(process)?.collect::<Result<_, _>>()?;
+    let core = tasks.iter().find(|task| named(task)).context("no thread is the core's")?.path();
+    let kcat = node.kcat();
+    kcat.produce("single", [(&b"k"[..], &b"first"[..])], &[], &[])?;
+    let value = "x".repeat(100);
+    let (before, start) = (ticks(&core)?, Instant::now());
+    kcat.produce("single", (0..BATCHES).map(|_| (&b"k"[..], value.as_bytes())), &[], &["-X", "batch.num.messages=1"])?;
+    let (cpu, real) = ((ticks(&core)? - before) as f64 / 100.0, start.elapsed().as_secs_f64());
+    println!(
+        "{BATCHES} batches of one record, one node, synced: {:.0}/s; {:.0} per CPU second of the core's thread",
+        BATCHES as f64 / real,
+        BATCHES as f64 / cpu
+    );
+    Ok(())
+}
+
+/// From the order over the API to the report that the guest's agent is there, all of it through `__meta`.
+fn vms(node: &Node) -> anyhow::Result<()> {
+    let mut times = Vec::new();
+    for number in 0..=VMS {
+        let (api, name) = (node.api(), format!("vm{number}"));
+        let start = Instant::now();
+        api.post("/v1/vms", &json!({ "name": name }))?.ok()?;
+        wait_until(PATIENCE, "the VM runs", || {
+            let vm = api.get(&format!("/v1/vms/{name}"))?.ok()?;
+            ensure!(vm["phase"] == "Running", "it is {vm}");
+            Ok(())
+        })?;
+        // The first one waits for the image.
+        if number > 0 {
+            times.push(start.elapsed());
+        }
+        api.delete(&format!("/v1/vms/{name}"))?.ok()?;
+    }
+    println!("VM, from the order over the API to its agent ready: {}", spread(times));
+    Ok(())
+}
+
+/// Resident memory and CPU of each node over ten idle seconds.
+fn idle_cost(nodes: &[Node]) -> anyhow::Result<Vec<String>> {
+    let pids: Vec<u32> = nodes.iter().filter_map(Node::pid).collect();
+    let cpu = |pid: u32| ticks(&Path::new("/proc").join(pid.to_string()));
     let before: Vec<u64> = pids.iter().map(|pid| cpu(*pid)).collect::<anyhow::Result<_>>()?;
     let window = Instant::now();
     wait_until(PATIENCE, "ten seconds pass", || {
@@ -166,7 +230,8 @@ fn idle_cost(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
         let ticks = cpu(*pid)?.saturating_sub(before);
         let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
         let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("?").trim().to_owned();
-        lines.push(format!("idle node: {:.2}% of a core, resident {rss}", ticks as f64 / elapsed));
+        let share = ticks as f64 / elapsed;
+        lines.push(format!("idle node of {}: {share:.2}% of a core, resident {rss}", nodes.len()));
     }
     Ok(lines)
 }

@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::ArgMatches;
+use serde_json::{Value, json};
 
 pub(crate) use cluster::{Cluster, ClusterDir, Plan};
 pub(crate) use layout::{FirstNode, Layout};
 
 use crate::signals::Signals;
-use crate::terminal;
+use crate::{remote, terminal};
 
 /// Starts the cluster, stays until Ctrl-C, stops it.
 pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
@@ -28,16 +29,15 @@ pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
     let layout = Layout::open(&dir.path, nodes, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry: &registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
-    terminal::print(format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display()))?;
+    let format = remote::format(args);
+    let starting = format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display());
+    terminal::tell(format, "starting", starting_fields(&plan), starting)?;
     let Some(mut cluster) = Cluster::start(&plan)? else { return Ok(()) };
-    terminal::print(format!(
-        "all {} nodes are ready after {:.1} s\n",
-        cluster.nodes.len(),
-        began.elapsed().as_secs_f64()
-    ))?;
-    terminal::print(welcome(&plan))?;
+    let (ready, seconds) = (cluster.nodes.len(), terminal::seconds_since(began));
+    let text = format!("all {ready} nodes are ready after {seconds:.1} s\n\n{}", welcome(&plan));
+    terminal::tell(format, "ready", ready_fields(&plan, seconds), text)?;
     let watched = cluster.watch(&signals);
-    terminal::print("stopping")?;
+    terminal::tell(format, "stopping", Value::Null, "stopping")?;
     cluster.stop(&signals);
     watched
 }
@@ -52,6 +52,25 @@ pub(crate) fn first_node(args: &ArgMatches) -> anyhow::Result<FirstNode> {
         told => Ok(told),
     };
     Ok(FirstNode { kafka: address("kafka-listen")?, api: address("api-listen")?, peer: address("peer-listen")? })
+}
+
+/// What is being started, for programs.
+pub(crate) fn starting_fields(plan: &Plan<'_>) -> Value {
+    json!({ "nodes": plan.layout.nodes.len(), "data_dir": plan.dir })
+}
+
+/// What listens where, for programs.
+pub(crate) fn ready_fields(plan: &Plan<'_>, seconds: f64) -> Value {
+    let nodes: Vec<Value> = plan
+        .layout
+        .nodes
+        .iter()
+        .map(|node| {
+            let (kafka, api, peers) = (node.kafka.to_string(), node.api.to_string(), node.peer.to_string());
+            json!({ "name": node.name, "kafka": kafka, "api": api, "peers": [peers] })
+        })
+        .collect();
+    json!({ "seconds": seconds, "nodes": nodes })
 }
 
 /// What listens where, and what to try next.

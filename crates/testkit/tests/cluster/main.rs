@@ -7,6 +7,7 @@ mod failover;
 mod formation;
 mod full_disk;
 mod joining;
+mod json_output;
 mod kafka;
 mod main_job;
 mod single_node;
