@@ -125,8 +125,10 @@ impl Iterator for Items {
         }
         let mut line = Vec::new();
         let read = (&mut self.lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
-        let broken =
-            |why: String| Some(Err(OpError::new(ErrorCode::Unreachable, format!("the stream broke off: {why}"))));
+        let broken = |why: String| {
+            let failed = OpError::new(ErrorCode::Unreachable, format!("the stream broke off: {why}"));
+            Some(Err(failed.hint("ask again when the node is back, or another one with --api")))
+        };
         match read {
             Ok(0) => {
                 self.over = true;

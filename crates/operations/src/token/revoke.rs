@@ -1,5 +1,6 @@
 //! `token.revoke`: nobody joins with it any more.
 
+use base::ErrorCode;
 use metadata::Command;
 use ops::{Call, Example, Human, Idempotency, Method, OpError, Operation, Permission, Scope};
 use schemars::JsonSchema;
@@ -35,7 +36,10 @@ pub(crate) fn operation() -> Operation<Ports> {
 }
 
 async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
-    command(&call, Command::RevokeToken { token_id: input.id }).await?;
+    command(&call, Command::RevokeToken { token_id: input.id }).await.map_err(|error| match error.code {
+        ErrorCode::NotFound => error.hint("`muster token list` shows them all"),
+        _ => error,
+    })?;
     Ok(Output { id: input.id })
 }
 
