@@ -240,6 +240,16 @@ impl Node {
         run(muster_binary()?, &arguments, Stdio::null(), COMMAND_LIMIT)
     }
 
+    /// Starts the command line against this node and leaves it running, its output in `NAME.out` and `NAME.err`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn cli_start(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Process> {
+        let mut command = Command::new(muster_binary()?);
+        command.args(arguments).args(["--api", &self.api.to_string()]);
+        Process::start(&mut command, name, &self.logs)
+    }
+
     /// Runs the command line with `--output json`, and gives what it says.
     ///
     /// # Errors

@@ -12,4 +12,5 @@ mod kafka;
 mod main_job;
 mod single_node;
 mod support;
+mod verbs;
 mod vms;

@@ -8,7 +8,9 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use testkit::{Cluster, Folder, Kcat, Node, Start, wait_until};
 
-use crate::support::{PATIENCE, borrowed, ensure_measured, machine_shared, numbered, wait_caught_up, wait_voters};
+use crate::support::{
+    PATIENCE, borrowed, ensure_measured, hypervisor_argument, machine_shared, numbered, wait_caught_up, wait_voters,
+};
 
 /// From the order to the guest's greeting: the image is made on the way, and the CPU may be emulated.
 const GREETING_LIMIT: Duration = Duration::from_secs(120);
@@ -58,12 +60,9 @@ fn a_vm_greets_through_kafka_and_no_acknowledged_record_is_lost_with_the_leader(
 
 /// With what the hypervisor of the one VM on `node` runs its guest.
 fn accelerator_in_use(node: Option<&Node>) -> anyhow::Result<String> {
-    let vms = node.context("no such node")?.data_dir.join("vms");
-    let vm = std::fs::read_dir(&vms)?.next().with_context(|| format!("no VM in {}", vms.display()))??;
-    let pid = std::fs::read_to_string(vm.path().join("hypervisor.pid"))?;
-    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.trim()))?;
-    let mut words = line.split('\0').skip_while(|word| *word != "-accel");
-    Ok(words.nth(1).with_context(|| format!("no -accel in {line:?}"))?.to_owned())
+    let hypervisors = node.context("no such node")?.hypervisors();
+    let [(_, pid)] = hypervisors[..] else { anyhow::bail!("hypervisors: {hypervisors:?}") };
+    hypervisor_argument(pid, "-accel")
 }
 
 /// Waits for "hello from VM on NODE" in the VM's console topic.

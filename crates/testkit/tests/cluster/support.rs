@@ -123,6 +123,13 @@ pub fn wait_vm(
     })
 }
 
+/// What follows `flag` on the command line with which a hypervisor was started.
+pub fn hypervisor_argument(pid: u32, flag: &str) -> anyhow::Result<String> {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    let mut words = line.split('\0').skip_while(|word| *word != flag);
+    Ok(words.nth(1).with_context(|| format!("no {flag} in {line:?}"))?.to_owned())
+}
+
 /// A key and a value.
 pub type Pair = (Vec<u8>, Vec<u8>);
 
