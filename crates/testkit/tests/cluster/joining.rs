@@ -1,5 +1,6 @@
 //! Who may join, and who is told why not.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
@@ -80,6 +81,44 @@ fn a_node_stays_in_its_cluster() {
         ensure!(ours.nodes[1].members()?.len() == 2, "it sees {:?}", ours.nodes[1].members()?);
         Ok(())
     });
+}
+
+#[test]
+fn a_configuration_file_with_a_token_makes_a_member_and_later_starts_with_it_no_second_one() {
+    let _machine = machine_shared();
+    Folder::scenario("join-by-file", |folder| {
+        let mut cluster = Cluster::start(folder, 1)?;
+        let token = cluster.token(1)?;
+        let node = cluster.add()?;
+        let file = Start::Config(node.write_config(&format!("join = \"{token}\"\n"))?);
+        node.start(&file)?;
+        cluster.wait_ready(PATIENCE)?;
+        let before = identities(&cluster.nodes[0])?;
+        ensure!(before.len() == 2 && identities(&cluster.nodes[1])? == before, "the members are {before:?}");
+
+        // The file stays as it is, the token is used up, and a member needs none: after a stop, and after a crash.
+        cluster.nodes[1].stop()?;
+        cluster.nodes[1].start(&file)?;
+        cluster.wait_ready(PATIENCE)?;
+        cluster.nodes[1].kill()?;
+        cluster.nodes[1].start(&file)?;
+        cluster.wait_ready(PATIENCE)?;
+        for node in &cluster.nodes {
+            let after = identities(node)?;
+            ensure!(after == before, "the members were {before:?}, and {} now sees {after:?}", node.name);
+        }
+        let tokens = cluster.nodes[1].api().get("/v1/tokens")?.ok()?;
+        ensure!(tokens["tokens"][0]["state"] == "used", "the tokens are {tokens}");
+        cluster.nodes[1].kcat().produce("t", [(&b"k"[..], &b"v"[..])], &[], &[])?;
+        ensure!(cluster.nodes[0].kcat().consume("t")?.len() == 1, "the two are no cluster any more");
+        Ok(())
+    });
+}
+
+/// Name, id and key of every member, as that node sees them.
+fn identities(node: &Node) -> anyhow::Result<BTreeSet<[String; 3]>> {
+    let members = node.members()?;
+    Ok(members.iter().map(|member| ["name", "id", "endpoint"].map(|field| member[field].to_string())).collect())
 }
 
 /// A stranger is refused with one of `reasons`, on its own side and, if the token was one, in a member's log; and it
