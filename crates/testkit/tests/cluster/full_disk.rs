@@ -10,6 +10,8 @@ use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_shared, numbere
 
 /// Room for a few segments of the journal.
 const DISK_MIB: u32 = 384;
+/// From a Kafka client's request to the answer that says why not.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_full_disk_refuses_writes_and_nothing_else() {
@@ -31,6 +33,7 @@ fn a_full_disk_refuses_writes_and_nothing_else() {
         disk.fill()?;
         wait_writes_refused(&cluster.nodes[0])?;
         let node = &cluster.nodes[0];
+        ensure_kafka_says_why(node, "kept")?;
         ensure_exactly(&node.kcat().consume("kept")?, &records)?;
         let status = node.api().get("/v1/status")?.ok()?;
         ensure!(status["nodes"][0]["disk_full"] == true, "the full disk does not show in {}", status["nodes"][0]);
@@ -160,6 +163,16 @@ fn wait_writes_refused(node: &Node) -> anyhow::Result<()> {
         ensure!(code == "disk_full", "refused as {code}: {}", answer.body);
         Ok(())
     })
+}
+
+/// A stock Kafka client is answered that the disk is the trouble, and soon: silence would look to it like a slow network.
+fn ensure_kafka_says_why(node: &Node, topic: &str) -> anyhow::Result<()> {
+    // Left to itself the client tries again for five minutes, and then tells only that the time is up.
+    let kcat = node.kcat().with_limit(ANSWER_LIMIT);
+    let said = kcat.try_produce(topic, [(&b"k"[..], &b"late"[..])], &[], &["-X", "retries=0"])?.text();
+    let why = "Delivery failed for message: Broker: Disk error when trying to access log file on disk";
+    ensure!(said.contains(why), "to {topic} the client was told:\n{said}");
+    Ok(())
 }
 
 /// The stable word under which the API reports a failure.
