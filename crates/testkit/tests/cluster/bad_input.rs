@@ -2,15 +2,22 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use testkit::{Cluster, Folder};
+use testkit::{Cluster, Folder, Node, wait_until};
 
 use crate::kafka::{drain, ensure_answers};
 use crate::support::{PATIENCE, machine_shared};
 
 /// Pieces of garbage sent to each port.
 const PIECES: usize = 200;
+/// Datagrams sent before the port is asked for an answer: few enough for a socket's buffer.
+const PIECES_AT_ONCE: usize = 20;
+/// What goes through as one datagram anywhere.
+const DATAGRAM_BYTES_MAX: usize = 1_400;
+/// A node says the same of its callers once in so many seconds.
+const QUIET_S: u64 = 30;
 
 #[test]
 fn garbage_on_any_port_closes_its_connection_and_nothing_else() {
@@ -30,7 +37,7 @@ fn garbage_on_any_port_closes_its_connection_and_nothing_else() {
             send_garbage(node.api, &chance.piece()).context("the API port")?;
             // A datagram that does not fit is no datagram.
             let piece = chance.piece();
-            socket.send_to(&piece[..piece.len().min(1_400)], node.peer)?;
+            socket.send_to(&piece[..piece.len().min(DATAGRAM_BYTES_MAX)], node.peer)?;
         }
         for piece in [&b"GET / HTTP/9.9\r\n\r\n"[..], b"POST /v1/vms HTTP/1.1\r\ncontent-length: 99999999999\r\n\r\n{"]
         {
@@ -50,6 +57,86 @@ fn garbage_on_any_port_closes_its_connection_and_nothing_else() {
         ensure!(cluster.nodes[0].kcat().consume("t")?.len() == 1, "the cluster does not work any more");
         Ok(())
     });
+}
+
+#[test]
+fn garbage_on_the_peer_port_harms_nobody_and_the_log_tells_of_it_once() {
+    let _machine = machine_shared();
+    Folder::scenario("peer-garbage", |folder| {
+        let mut cluster = Cluster::start(folder, 2)?;
+        let node = &cluster.nodes[0];
+        let before = node.log();
+        let mut chance = Chance(0x0fed_cba9_8765_4321);
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let start = Instant::now();
+        for round in 0..PIECES / PIECES_AT_ONCE {
+            for number in 0..PIECES_AT_ONCE {
+                let mut piece = chance.piece();
+                piece.truncate(DATAGRAM_BYTES_MAX);
+                if number.is_multiple_of(2) {
+                    pass_for_quic(&mut piece);
+                }
+                socket.send_to(&piece, node.peer)?;
+            }
+            // What comes after it is answered, so all of it has been looked at.
+            ensure_negotiates(&socket, node.peer).with_context(|| format!("after round {round}"))?;
+        }
+        let said_since = |node: &Node| node.log().strip_prefix(&before).map(str::to_owned).context("the log was lost");
+        wait_until(PATIENCE, "the log tells of it", || {
+            let said = said_since(node)?;
+            ensure!(said.contains("its handshake failed"), "{said}");
+            Ok(())
+        })?;
+
+        cluster.nodes[1].kcat().produce("t", [(&b"k"[..], &b"v"[..])], &[], &[])?;
+        ensure!(cluster.nodes[0].kcat().consume("t")?.len() == 1, "the cluster does not work any more");
+        cluster.nodes[0].ensure_ready()?;
+        ensure_no_task_fell(&cluster.nodes[0])?;
+        let said = said_since(&cluster.nodes[0])?;
+        let lines: Vec<&str> = said.lines().filter(|line| !line.contains(" INFO ")).collect();
+        // Who sends it is named, and nothing else is complained of.
+        let from = format!("from=\"Ip({})\"", socket.local_addr()?);
+        let expected = ["WARN", "closing an incoming connection: its handshake failed", &from];
+        let strange = lines.iter().find(|line| !expected.iter().all(|part| line.contains(part)));
+        ensure!(strange.is_none(), "the log says {strange:?}");
+        let most = 1 + start.elapsed().as_secs() / QUIET_S;
+        ensure!(lines.len() as u64 <= most, "{} lines in the log instead of {most}: {lines:?}", lines.len());
+        ensure!(!said.contains("connection to peer ended"), "the peer was lost:\n{said}");
+        Ok(())
+    });
+}
+
+fn ensure_no_task_fell(node: &Node) -> anyhow::Result<()> {
+    let tasks = node.api().get(&format!("/v1/tasks?node={}", node.name))?.ok()?;
+    let tasks = tasks["nodes"][0]["tasks"].as_array().context("no tasks")?;
+    let fell: Vec<_> = tasks.iter().filter(|task| task["restarts"] != 0).collect();
+    ensure!(!tasks.is_empty() && fell.is_empty(), "of {} tasks these fell: {fell:?}", tasks.len());
+    Ok(())
+}
+
+/// Makes bytes look like the beginning of a connection: QUIC version 1, a connection id of 8 bytes, no token, and all
+/// the rest encrypted.
+fn pass_for_quic(piece: &mut Vec<u8>) {
+    piece.resize(DATAGRAM_BYTES_MAX, 0x5a);
+    piece[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
+    let rest = (0x4000 | (DATAGRAM_BYTES_MAX - 18) as u16).to_be_bytes();
+    piece[14..18].copy_from_slice(&[0, 0, rest[0], rest[1]]);
+}
+
+/// Asks in a version of QUIC that nobody speaks, and reads which ones are spoken there (RFC 9000, 17.2.1).
+fn ensure_negotiates(socket: &UdpSocket, address: SocketAddr) -> anyhow::Result<()> {
+    let mut probe = vec![0; DATAGRAM_BYTES_MAX];
+    probe[..16].copy_from_slice(b"\xc3\x1a\x2a\x3a\x4a\x08ask-them\x01\x07");
+    socket.send_to(&probe, address)?;
+    let mut answer = [0; 2048];
+    loop {
+        let length = socket.recv(&mut answer).context("no answer")?;
+        // Version 0, to who asked: its source comes back as the destination, its destination as the source.
+        if answer[..length].get(1..16) == Some(b"\0\0\0\0\x01\x07\x08ask-them") {
+            return Ok(());
+        }
+    }
 }
 
 #[test]
