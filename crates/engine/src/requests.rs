@@ -60,8 +60,8 @@ pub(crate) enum Internal {
 enum Wait {
     /// For a leader, a session, or the end of recovery: tried again each tick.
     Queued,
-    /// For another node's answer.
-    Forwarded(NodeId),
+    /// For another node's answer to what was sent under that name.
+    Forwarded { to: NodeId, send: u64 },
     /// Carried out here.
     Executing,
     /// Done elsewhere; this node has yet to apply that index.
@@ -75,6 +75,8 @@ struct Pending {
     request: Request,
     command: Option<CommandOrigin>,
     wait: Wait,
+    /// The names under which it was sent to other nodes.
+    sends: Vec<u64>,
     /// An earlier try may have been carried out, or may still be.
     tried: bool,
     /// The last try was refused so, and another is due.
@@ -88,13 +90,16 @@ pub(crate) struct Requests {
     pending: BTreeMap<u64, Pending>,
     queued: BTreeSet<u64>,
     deadlines: BTreeSet<(Mono, u64)>,
+    /// Requests by the names under which they were sent. Each sending has one of its own, so that neither a second copy of it
+    /// nor a second copy of its answer passes for a later one.
+    sent: BTreeMap<u64, u64>,
     /// When to look whether a forwarded request is still unanswered.
     forward_again: BTreeSet<(Mono, u64)>,
     applied: BTreeSet<(u64, u64)>,
     /// Questions that the driver answers, by ticket.
     tickets: BTreeMap<u64, Origin>,
     next_ticket: u64,
-    /// What other nodes asked for that must not be done twice.
+    /// What other nodes asked for: no copy is carried out, or refused, again.
     once: BTreeMap<NodeId, Once>,
     /// Read points asked of Raft, by context.
     reads: BTreeMap<u64, Origin>,
@@ -178,7 +183,17 @@ impl NodeCore {
         self.requests.next += 1;
         let key = self.requests.next;
         let wait = Wait::Queued;
-        let pending = Pending { client, deadline, target, request, command: None, wait, tried: false, busy: None };
+        let pending = Pending {
+            client,
+            deadline,
+            target,
+            request,
+            command: None,
+            wait,
+            sends: Vec::new(),
+            tried: false,
+            busy: None,
+        };
         self.requests.pending.insert(key, pending);
         self.requests.deadlines.insert((deadline, key));
         self.requests.queued.insert(key);
@@ -374,13 +389,17 @@ impl NodeCore {
     // ---- Between nodes ----
 
     fn forward(&mut self, key: u64, to: NodeId, request: Request, command: Option<CommandOrigin>) {
-        let Some(pending) = self.requests.pending.get(&key) else { return };
+        self.requests.next += 1;
+        let send = self.requests.next;
+        let Some(pending) = self.requests.pending.get_mut(&key) else { return };
+        pending.sends.push(send);
         let deadline_ms = pending.deadline.since(self.now.mono).0;
+        self.requests.sent.insert(send, key);
         let body = wire::encode(&ForwardBody { request, command });
         let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
-        self.set_wait(key, Wait::Forwarded(to));
+        self.set_wait(key, Wait::Forwarded { to, send });
         self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), key));
-        self.send(to, channel, PeerMessage::Forward(Forward { id: key, deadline_ms, body }));
+        self.send(to, channel, PeerMessage::Forward(Forward { id: send, deadline_ms, body }));
     }
 
     pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
@@ -390,8 +409,9 @@ impl NodeCore {
             return self.answer(origin, Err(self.not_leader(GroupId::META)));
         }
         match wire::decode::<ForwardBody>(&forward.body) {
-            // A second copy is not answered either: the first one is.
-            Ok(body) if !may_repeat(&body.request) && !self.requests.first_time(from, forward.id) => {}
+            // A second copy is not answered either: the first one is. Even where doing it twice would do no harm, the two
+            // answers could contradict each other.
+            Ok(_) if !self.requests.first_time(from, forward.id) => {}
             Ok(body) => self.execute(origin, body.request, body.command),
             Err(reason) => {
                 let message = format!("node {} cannot read the request: {reason}", self.me());
@@ -401,11 +421,10 @@ impl NodeCore {
     }
 
     pub(crate) fn take_forward_reply(&mut self, from: NodeId, reply: ForwardReply) {
-        let waits_for_it = |p: &Pending| p.wait == Wait::Forwarded(from);
-        if !self.requests.pending.get(&reply.id).is_some_and(waits_for_it) {
+        let Some(key) = self.requests.sent.remove(&reply.id) else {
             mark(Mark::ForwardReplyTooLate);
-            return; // Answered already (a deadline), or another node was asked since.
-        }
+            return; // Answered already, or the deadline has passed.
+        };
         let outcome = match wire::decode::<ForwardOutcome>(&reply.body) {
             Ok(ForwardOutcome::Done(reply)) => Ok(reply),
             Ok(ForwardOutcome::Failed(failure)) => Err(failure),
@@ -413,11 +432,22 @@ impl NodeCore {
                 Err(error(ErrorCode::UnsupportedVersion, format!("node {from}'s answer is unreadable: {reason}")))
             }
         };
-        self.resolve(reply.id, outcome);
+        let last = Wait::Forwarded { to: from, send: reply.id };
+        // What an earlier try came to is the outcome only if it was carried out.
+        let superseded = match self.requests.pending.get(&key).map(|pending| &pending.wait) {
+            Some(wait) if *wait == last => false,
+            Some(Wait::Applied { .. }) | None => true,
+            Some(_) => outcome.is_err(),
+        };
+        if superseded {
+            mark(Mark::ForwardReplyTooLate);
+            return;
+        }
+        self.resolve(key, outcome);
     }
 
     pub(crate) fn retry_forwarded_to(&mut self, node: NodeId) {
-        let waits = |p: &Pending| p.wait == Wait::Forwarded(node);
+        let waits = |p: &Pending| matches!(p.wait, Wait::Forwarded { to, .. } if to == node);
         let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| waits(p)).map(|(key, _)| *key).collect();
         for key in keys {
             mark(Mark::ForwardLostWithConnection);
@@ -451,7 +481,7 @@ impl NodeCore {
                 if let (Target::Leader(group), ErrorCode::NotLeader) = (pending.target, failure.code) {
                     let term = self.leaders.term(group);
                     let asked = match pending.wait {
-                        Wait::Forwarded(node) => Some(node),
+                        Wait::Forwarded { to, .. } => Some(to),
                         _ => None,
                     };
                     if asked.is_some() && self.leaders.leader(group) == asked {
@@ -506,6 +536,7 @@ impl NodeCore {
     fn finish(&mut self, key: u64, outcome: Result<Reply, RequestError>) {
         let Some(pending) = self.requests.pending.remove(&key) else { return };
         let outcome = if pending.tried { no_certain_refusal(&pending.request, outcome) } else { outcome };
+        pending.sends.iter().for_each(|send| drop(self.requests.sent.remove(send)));
         self.requests.queued.remove(&key);
         self.requests.deadlines.remove(&(pending.deadline, key));
         if let Wait::Applied { index, .. } = pending.wait {
@@ -549,7 +580,7 @@ impl NodeCore {
             && at <= self.now.mono
         {
             self.requests.forward_again.pop_first();
-            let unanswered = |p: &Pending| matches!(p.wait, Wait::Forwarded(_)) && may_repeat(&p.request);
+            let unanswered = |p: &Pending| matches!(p.wait, Wait::Forwarded { .. }) && may_repeat(&p.request);
             if self.requests.pending.get(&key).is_some_and(unanswered) {
                 mark(Mark::ForwardRepeated);
                 self.try_again(key, true);
@@ -575,10 +606,10 @@ impl NodeCore {
                 mark(Mark::DeadlineWithoutLeader);
                 error(ErrorCode::NoLeader, self.no_leader_yet(group))
             }
-            (Wait::Forwarded(node), _) if !self.peers.reachable(*node, self.now.mono) => {
+            (Wait::Forwarded { to: node, .. }, _) if !self.peers.reachable(*node, self.now.mono) => {
                 error(ErrorCode::Unreachable, format!("node {node} did not answer before the deadline"))
             }
-            (Wait::Forwarded(node), _) => {
+            (Wait::Forwarded { to: node, .. }, _) => {
                 let message = format!("node {node} has the request and did not answer before the deadline");
                 error(ErrorCode::DeadlineExceeded, message)
             }
@@ -769,6 +800,51 @@ mod tests {
         core.effects.clear();
         core.take_request(RequestId(most + 2), at(1_000).mono, Target::Here, Request::Tasks);
         assert!(matches!(core.effects[..], [Effect::ListTasks { .. }]), "{:?}", core.effects);
+    }
+
+    fn reply(id: u64, outcome: Result<Reply, RequestError>) -> ForwardReply {
+        let outcome = match outcome {
+            Ok(reply) => ForwardOutcome::Done(reply),
+            Err(failure) => ForwardOutcome::Failed(failure),
+        };
+        ForwardReply { id, body: wire::encode(&outcome) }
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_sending_counts_only_if_it_was_carried_out() {
+        let mut core = core();
+        core.take_request(RequestId(1), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
+        core.now = at(30_000);
+        core.requests_tick();
+        let sends: Vec<u64> = core.requests.sent.keys().copied().collect();
+        let [first, second] = sends[..] else { panic!("it was sent twice: {sends:?}") };
+        core.take_forward_reply(NodeId(2), reply(first, Err(error(ErrorCode::DiskFull, "full"))));
+        assert_eq!(refusals(&mut core), [], "what became of the second is open");
+        core.take_forward_reply(NodeId(2), reply(first, Ok(Reply::Done)));
+        assert_eq!(core.requests.pending.len(), 1, "a copy of an answer");
+        core.take_forward_reply(NodeId(2), reply(second, Err(error(ErrorCode::DiskFull, "full"))));
+        assert_eq!(refusals(&mut core), [(1, ErrorCode::DiskFull)]);
+        assert!(core.requests.sent.is_empty(), "nothing is remembered of what is answered");
+
+        core.take_request(RequestId(2), at(90_000).mono, Target::Node(NodeId(2)), Request::Status);
+        let third = *core.requests.sent.keys().next().expect("sent");
+        core.now = at(60_000);
+        core.requests_tick();
+        core.take_forward_reply(NodeId(2), reply(third, Ok(Reply::Done)));
+        assert!(core.requests.pending.is_empty(), "the first sending was carried out");
+    }
+
+    #[test]
+    fn a_second_copy_of_a_request_is_neither_carried_out_nor_refused() {
+        let mut core = core();
+        let command = Command::RevokeToken { token_id: 1 };
+        let body = wire::encode(&ForwardBody { request: Request::Command(command), command: None });
+        let forward = Forward { id: 7, deadline_ms: 1_000, body };
+        core.take_forward(NodeId(2), forward.clone());
+        core.take_forward(NodeId(2), forward.clone());
+        core.take_forward(NodeId(3), forward);
+        let answered = |((to, _), messages): (&(NodeId, Channel), &Vec<PeerMessage>)| (to.0, messages.len());
+        assert_eq!(core.sends.iter().map(answered).collect::<Vec<_>>(), [(2, 1), (3, 1)]);
     }
 
     #[test]
