@@ -536,7 +536,9 @@ impl NodeCore {
     fn finish(&mut self, key: u64, outcome: Result<Reply, RequestError>) {
         let Some(pending) = self.requests.pending.remove(&key) else { return };
         let outcome = if pending.tried { no_certain_refusal(&pending.request, outcome) } else { outcome };
-        pending.sends.iter().for_each(|send| drop(self.requests.sent.remove(send)));
+        for send in &pending.sends {
+            self.requests.sent.remove(send);
+        }
         self.requests.queued.remove(&key);
         self.requests.deadlines.remove(&(pending.deadline, key));
         if let Wait::Applied { index, .. } = pending.wait {

@@ -142,11 +142,13 @@ impl World {
         self.finale.disturbed_until = self.queue.now + DISTURBED;
     }
 
-    /// No group that has accepted writes comes to another term in the end.
+    /// No group that has accepted writes comes to another term in the end, once its replicas have met. (One that stood for
+    /// an election when its node went down comes back with that term, and the others have to follow.)
     fn watch_terms(&mut self) {
         let elections = &self.checks.elections;
         let Some(terms) = &self.finale.terms else {
-            if self.queue.now >= self.finale.disturbed_until && !self.injector_waits() {
+            let disturbed = self.queue.now < self.finale.disturbed_until || self.injector_waits();
+            if !disturbed && self.unsettled_group().is_none() {
                 let accepted = self.finale.accepted_groups.iter().chain([&GroupId::META]);
                 self.finale.terms = Some(accepted.map(|group| (*group, elections.term_of(*group))).collect());
             }
@@ -178,6 +180,24 @@ impl World {
         }
     }
 
+    /// A group of which not every replica is there and follows one leader in one term.
+    fn unsettled_group(&self) -> Option<String> {
+        let mut seen: BTreeMap<GroupId, Vec<(NodeIx, String, u64)>> = BTreeMap::new();
+        for node in self.nodes.iter().filter(|it| !it.retired) {
+            let Some(core) = &node.core else { return Some(format!("n{} is down", node.ix)) };
+            for view in core.status().groups {
+                seen.entry(view.group).or_default().push((node.ix, view.role, view.term));
+            }
+        }
+        let settled = |replicas: &[(NodeIx, String, u64)]| {
+            let term = replicas.first().map(|(_, _, term)| *term);
+            replicas.iter().filter(|(_, role, _)| *role == "leader").count() == 1
+                && replicas.iter().all(|(_, role, of)| *role != "recovering" && Some(*of) == term)
+        };
+        let (group, replicas) = seen.into_iter().find(|(_, replicas)| !settled(replicas))?;
+        Some(format!("the replicas of group {group} have not settled: {replicas:?}"))
+    }
+
     /// What still differs between the nodes.
     fn differences(&self) -> Option<String> {
         let mut applied = BTreeSet::new();
@@ -188,7 +208,7 @@ impl World {
         if applied.len() > 1 {
             return Some(format!("__meta is applied up to {applied:?}"));
         }
-        if let Some(what) = self.nodes.iter().find_map(foreign_replicas) {
+        if let Some(what) = self.nodes.iter().find_map(foreign_replicas).or_else(|| self.unsettled_group()) {
             return Some(what);
         }
         if let Some(state) = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata) {
