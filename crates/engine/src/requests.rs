@@ -4,27 +4,22 @@
 //! leader is known, is forwarded to the leader (which carries it out or refuses it, and never passes it on), and is
 //! tried again when that is safe: commands carry a session and sequence, so a retry is applied once.
 
+mod forwards;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{DRIVER_QUESTIONS_MAX, READ_POINTS_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
-use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
+use base::{ErrorCode, GroupId, Incarnation, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
-use minicbor::{Decode, Encode};
 use multiraft::{Proposal, Role};
-use wire::{Channel, EntryKind, Forward, ForwardReply, PeerMessage};
+use wire::EntryKind;
 
 use crate::core::{NodeCore, Stage};
 use crate::groups::{Awaited, Group, Waiter};
 use crate::once::Once;
 use crate::{Effect, Event, Reply, Request, RequestError, Target};
-
-/// Forwarded requests above this size take the bulk channel.
-const CONTROL_BYTES_MAX: usize = 16 << 10;
-/// A forwarded request that is not answered in this time is sent again, if a repeat does no harm: it, or its answer, may
-/// have been dropped from a full queue while the connection lived.
-const FORWARD_AGAIN_AFTER: Millis = Millis(1_000);
 
 /// Who is to be answered by whoever carries a request out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,24 +125,6 @@ impl Requests {
         let next = if planted(Plant::RequestNamesReused) { 0 } else { incarnation.0 << 40 };
         Requests { next, ..Requests::default() }
     }
-}
-
-/// A request on its way to another node.
-#[derive(Encode, Decode)]
-struct ForwardBody {
-    #[n(0)]
-    request: Request,
-    #[n(1)]
-    command: Option<CommandOrigin>,
-}
-
-/// Its outcome on the way back.
-#[derive(Encode, Decode)]
-enum ForwardOutcome {
-    #[n(0)]
-    Done(#[n(0)] Reply),
-    #[n(1)]
-    Failed(#[n(0)] RequestError),
 }
 
 pub(crate) fn error(code: ErrorCode, message: impl Into<String>) -> RequestError {
@@ -386,90 +363,13 @@ impl NodeCore {
         self.answer(origin, outcome);
     }
 
-    // ---- Between nodes ----
-
-    fn forward(&mut self, key: u64, to: NodeId, request: Request, command: Option<CommandOrigin>) {
-        self.requests.next += 1;
-        let send = self.requests.next;
-        let Some(pending) = self.requests.pending.get_mut(&key) else { return };
-        pending.sends.push(send);
-        let deadline_ms = pending.deadline.since(self.now.mono).0;
-        self.requests.sent.insert(send, key);
-        let body = wire::encode(&ForwardBody { request, command });
-        let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
-        self.set_wait(key, Wait::Forwarded { to, send });
-        self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), key));
-        self.send(to, channel, PeerMessage::Forward(Forward { id: send, deadline_ms, body }));
-    }
-
-    pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
-        let origin = Origin::Remote { node: from, id: forward.id };
-        if self.stage != Stage::Running {
-            mark(Mark::ForwardAtRestart);
-            return self.answer(origin, Err(self.not_leader(GroupId::META)));
-        }
-        match wire::decode::<ForwardBody>(&forward.body) {
-            // A second copy is not answered either: the first one is. Even where doing it twice would do no harm, the two
-            // answers could contradict each other.
-            Ok(_) if !self.requests.first_time(from, forward.id) => {}
-            Ok(body) => self.execute(origin, body.request, body.command),
-            Err(reason) => {
-                let message = format!("node {} cannot read the request: {reason}", self.me());
-                self.answer(origin, Err(error(ErrorCode::UnsupportedVersion, message)));
-            }
-        }
-    }
-
-    pub(crate) fn take_forward_reply(&mut self, from: NodeId, reply: ForwardReply) {
-        let Some(key) = self.requests.sent.remove(&reply.id) else {
-            mark(Mark::ForwardReplyTooLate);
-            return; // Answered already, or the deadline has passed.
-        };
-        let outcome = match wire::decode::<ForwardOutcome>(&reply.body) {
-            Ok(ForwardOutcome::Done(reply)) => Ok(reply),
-            Ok(ForwardOutcome::Failed(failure)) => Err(failure),
-            Err(reason) => {
-                Err(error(ErrorCode::UnsupportedVersion, format!("node {from}'s answer is unreadable: {reason}")))
-            }
-        };
-        let last = Wait::Forwarded { to: from, send: reply.id };
-        // What an earlier try came to is the outcome only if it was carried out.
-        let superseded = match self.requests.pending.get(&key).map(|pending| &pending.wait) {
-            Some(wait) if *wait == last => false,
-            Some(Wait::Applied { .. }) | None => true,
-            Some(_) => outcome.is_err(),
-        };
-        if superseded {
-            mark(Mark::ForwardReplyTooLate);
-            return;
-        }
-        self.resolve(key, outcome);
-    }
-
-    pub(crate) fn retry_forwarded_to(&mut self, node: NodeId) {
-        let waits = |p: &Pending| matches!(p.wait, Wait::Forwarded { to, .. } if to == node);
-        let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| waits(p)).map(|(key, _)| *key).collect();
-        for key in keys {
-            mark(Mark::ForwardLostWithConnection);
-            let lost = error(ErrorCode::LeaderChanged, format!("the connection to node {node} was lost"));
-            self.resolve(key, Err(lost));
-        }
-    }
-
     // ---- Answers ----
 
     /// Tells whoever asked how a request that was carried out here ended.
     pub(crate) fn answer(&mut self, origin: Origin, outcome: Result<Reply, RequestError>) {
         match origin {
             Origin::Local(key) => self.resolve(key, outcome),
-            Origin::Remote { node, id } => {
-                let body = wire::encode(&match outcome {
-                    Ok(reply) => ForwardOutcome::Done(reply),
-                    Err(failure) => ForwardOutcome::Failed(failure),
-                });
-                let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
-                self.send(node, channel, PeerMessage::ForwardReply(ForwardReply { id, body }));
-            }
+            Origin::Remote { node, id } => self.answer_forward(node, id, outcome),
         }
     }
 
@@ -748,19 +648,19 @@ fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, Reque
 }
 
 #[cfg(test)]
-mod tests {
-    use base::{ClusterId, Now, Wall};
+pub(super) mod tests {
+    use base::{ClusterId, Millis, Now, Wall};
     use wire::Member;
 
     use super::*;
     use crate::{CoreConfig, Formation};
 
-    fn at(ms: u64) -> Now {
+    pub(super) fn at(ms: u64) -> Now {
         Now { mono: Mono::default().plus(Millis(ms)), wall: Wall(0) }
     }
 
     /// A core that takes requests; it has no replica of anything.
-    fn core() -> NodeCore {
+    pub(super) fn core() -> NodeCore {
         let config = CoreConfig {
             me: Member { node: NodeId(1), ..Member::default() },
             cluster: ClusterId([1; 16]),
@@ -780,7 +680,7 @@ mod tests {
         core
     }
 
-    fn refusals(core: &mut NodeCore) -> Vec<(u64, ErrorCode)> {
+    pub(super) fn refusals(core: &mut NodeCore) -> Vec<(u64, ErrorCode)> {
         let refusal = |effect| match effect {
             Effect::Reply { id, outcome: Err(refused) } => Some((id.0, refused.code)),
             _ => None,
@@ -802,51 +702,6 @@ mod tests {
         core.effects.clear();
         core.take_request(RequestId(most + 2), at(1_000).mono, Target::Here, Request::Tasks);
         assert!(matches!(core.effects[..], [Effect::ListTasks { .. }]), "{:?}", core.effects);
-    }
-
-    fn reply(id: u64, outcome: Result<Reply, RequestError>) -> ForwardReply {
-        let outcome = match outcome {
-            Ok(reply) => ForwardOutcome::Done(reply),
-            Err(failure) => ForwardOutcome::Failed(failure),
-        };
-        ForwardReply { id, body: wire::encode(&outcome) }
-    }
-
-    #[test]
-    fn an_answer_to_an_earlier_sending_counts_only_if_it_was_carried_out() {
-        let mut core = core();
-        core.take_request(RequestId(1), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
-        core.now = at(30_000);
-        core.requests_tick();
-        let sends: Vec<u64> = core.requests.sent.keys().copied().collect();
-        let [first, second] = sends[..] else { panic!("it was sent twice: {sends:?}") };
-        core.take_forward_reply(NodeId(2), reply(first, Err(error(ErrorCode::DiskFull, "full"))));
-        assert_eq!(refusals(&mut core), [], "what became of the second is open");
-        core.take_forward_reply(NodeId(2), reply(first, Ok(Reply::Done)));
-        assert_eq!(core.requests.pending.len(), 1, "a copy of an answer");
-        core.take_forward_reply(NodeId(2), reply(second, Err(error(ErrorCode::DiskFull, "full"))));
-        assert_eq!(refusals(&mut core), [(1, ErrorCode::DiskFull)]);
-        assert!(core.requests.sent.is_empty(), "nothing is remembered of what is answered");
-
-        core.take_request(RequestId(2), at(90_000).mono, Target::Node(NodeId(2)), Request::Status);
-        let third = *core.requests.sent.keys().next().expect("sent");
-        core.now = at(60_000);
-        core.requests_tick();
-        core.take_forward_reply(NodeId(2), reply(third, Ok(Reply::Done)));
-        assert!(core.requests.pending.is_empty(), "the first sending was carried out");
-    }
-
-    #[test]
-    fn a_second_copy_of_a_request_is_neither_carried_out_nor_refused() {
-        let mut core = core();
-        let command = Command::RevokeToken { token_id: 1 };
-        let body = wire::encode(&ForwardBody { request: Request::Command(command), command: None });
-        let forward = Forward { id: 7, deadline_ms: 1_000, body };
-        core.take_forward(NodeId(2), forward.clone());
-        core.take_forward(NodeId(2), forward.clone());
-        core.take_forward(NodeId(3), forward);
-        let answered = |((to, _), messages): (&(NodeId, Channel), &Vec<PeerMessage>)| (to.0, messages.len());
-        assert_eq!(core.sends.iter().map(answered).collect::<Vec<_>>(), [(2, 1), (3, 1)]);
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! Requests between nodes: passed on to the one that can carry them out, and their answers.
+
+use base::simulation::{Mark, mark};
+use base::{ErrorCode, GroupId, Millis, NodeId};
+use metadata::CommandOrigin;
+use minicbor::{Decode, Encode};
+use wire::{Channel, Forward, ForwardReply, PeerMessage};
+
+use super::{Origin, Pending, Wait, error};
+use crate::core::{NodeCore, Stage};
+use crate::{Reply, Request, RequestError};
+
+/// Forwarded requests above this size take the bulk channel.
+const CONTROL_BYTES_MAX: usize = 16 << 10;
+/// A forwarded request that is not answered in this time is sent again, if a repeat does no harm: it, or its answer, may
+/// have been dropped from a full queue while the connection lived.
+const FORWARD_AGAIN_AFTER: Millis = Millis(1_000);
+
+/// A request on its way to another node.
+#[derive(Encode, Decode)]
+struct ForwardBody {
+    #[n(0)]
+    request: Request,
+    #[n(1)]
+    command: Option<CommandOrigin>,
+}
+
+/// Its outcome on the way back.
+#[derive(Encode, Decode)]
+enum ForwardOutcome {
+    #[n(0)]
+    Done(#[n(0)] Reply),
+    #[n(1)]
+    Failed(#[n(0)] RequestError),
+}
+
+impl NodeCore {
+    pub(super) fn forward(&mut self, key: u64, to: NodeId, request: Request, command: Option<CommandOrigin>) {
+        self.requests.next += 1;
+        let send = self.requests.next;
+        let Some(pending) = self.requests.pending.get_mut(&key) else { return };
+        pending.sends.push(send);
+        let deadline_ms = pending.deadline.since(self.now.mono).0;
+        self.requests.sent.insert(send, key);
+        let body = wire::encode(&ForwardBody { request, command });
+        let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
+        self.set_wait(key, Wait::Forwarded { to, send });
+        self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), key));
+        self.send(to, channel, PeerMessage::Forward(Forward { id: send, deadline_ms, body }));
+    }
+
+    pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
+        let origin = Origin::Remote { node: from, id: forward.id };
+        if self.stage != Stage::Running {
+            mark(Mark::ForwardAtRestart);
+            return self.answer(origin, Err(self.not_leader(GroupId::META)));
+        }
+        match wire::decode::<ForwardBody>(&forward.body) {
+            // A second copy is not answered either: the first one is. Even where doing it twice would do no harm, the two
+            // answers could contradict each other.
+            Ok(_) if !self.requests.first_time(from, forward.id) => {}
+            Ok(body) => self.execute(origin, body.request, body.command),
+            Err(reason) => {
+                let message = format!("node {} cannot read the request: {reason}", self.me());
+                self.answer(origin, Err(error(ErrorCode::UnsupportedVersion, message)));
+            }
+        }
+    }
+
+    /// Tells another node how its request ended.
+    pub(super) fn answer_forward(&mut self, to: NodeId, id: u64, outcome: Result<Reply, RequestError>) {
+        let body = wire::encode(&match outcome {
+            Ok(reply) => ForwardOutcome::Done(reply),
+            Err(failure) => ForwardOutcome::Failed(failure),
+        });
+        let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
+        self.send(to, channel, PeerMessage::ForwardReply(ForwardReply { id, body }));
+    }
+
+    pub(crate) fn take_forward_reply(&mut self, from: NodeId, reply: ForwardReply) {
+        let Some(key) = self.requests.sent.remove(&reply.id) else {
+            mark(Mark::ForwardReplyTooLate);
+            return; // Answered already, or the deadline has passed.
+        };
+        let outcome = match wire::decode::<ForwardOutcome>(&reply.body) {
+            Ok(ForwardOutcome::Done(reply)) => Ok(reply),
+            Ok(ForwardOutcome::Failed(failure)) => Err(failure),
+            Err(reason) => {
+                Err(error(ErrorCode::UnsupportedVersion, format!("node {from}'s answer is unreadable: {reason}")))
+            }
+        };
+        let last = Wait::Forwarded { to: from, send: reply.id };
+        // What an earlier try came to is the outcome only if it was carried out.
+        let superseded = match self.requests.pending.get(&key).map(|pending| &pending.wait) {
+            Some(wait) if *wait == last => false,
+            Some(Wait::Applied { .. }) | None => true,
+            Some(_) => outcome.is_err(),
+        };
+        if superseded {
+            mark(Mark::ForwardReplyTooLate);
+            return;
+        }
+        self.resolve(key, outcome);
+    }
+
+    pub(crate) fn retry_forwarded_to(&mut self, node: NodeId) {
+        let waits = |p: &Pending| matches!(p.wait, Wait::Forwarded { to, .. } if to == node);
+        let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| waits(p)).map(|(key, _)| *key).collect();
+        for key in keys {
+            mark(Mark::ForwardLostWithConnection);
+            let lost = error(ErrorCode::LeaderChanged, format!("the connection to node {node} was lost"));
+            self.resolve(key, Err(lost));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::RequestId;
+    use metadata::Command;
+
+    use super::*;
+    use crate::Target;
+    use crate::requests::tests::{at, core, refusals};
+
+    fn reply(id: u64, outcome: Result<Reply, RequestError>) -> ForwardReply {
+        let outcome = match outcome {
+            Ok(reply) => ForwardOutcome::Done(reply),
+            Err(failure) => ForwardOutcome::Failed(failure),
+        };
+        ForwardReply { id, body: wire::encode(&outcome) }
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_sending_counts_only_if_it_was_carried_out() {
+        let mut core = core();
+        core.take_request(RequestId(1), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
+        core.now = at(30_000);
+        core.requests_tick();
+        let sends: Vec<u64> = core.requests.sent.keys().copied().collect();
+        let [first, second] = sends[..] else { panic!("it was sent twice: {sends:?}") };
+        core.take_forward_reply(NodeId(2), reply(first, Err(error(ErrorCode::DiskFull, "full"))));
+        assert_eq!(refusals(&mut core), [], "what became of the second is open");
+        core.take_forward_reply(NodeId(2), reply(first, Ok(Reply::Done)));
+        assert_eq!(core.requests.pending.len(), 1, "a copy of an answer");
+        core.take_forward_reply(NodeId(2), reply(second, Err(error(ErrorCode::DiskFull, "full"))));
+        assert_eq!(refusals(&mut core), [(1, ErrorCode::DiskFull)]);
+        assert!(core.requests.sent.is_empty(), "nothing is remembered of what is answered");
+
+        core.take_request(RequestId(2), at(90_000).mono, Target::Node(NodeId(2)), Request::Status);
+        let third = *core.requests.sent.keys().next().expect("sent");
+        core.now = at(60_000);
+        core.requests_tick();
+        core.take_forward_reply(NodeId(2), reply(third, Ok(Reply::Done)));
+        assert!(core.requests.pending.is_empty(), "the first sending was carried out");
+    }
+
+    #[test]
+    fn a_second_copy_of_a_request_is_neither_carried_out_nor_refused() {
+        let mut core = core();
+        let command = Command::RevokeToken { token_id: 1 };
+        let body = wire::encode(&ForwardBody { request: Request::Command(command), command: None });
+        let forward = Forward { id: 7, deadline_ms: 1_000, body };
+        core.take_forward(NodeId(2), forward.clone());
+        core.take_forward(NodeId(2), forward.clone());
+        core.take_forward(NodeId(3), forward);
+        let answered = |((to, _), messages): (&(NodeId, Channel), &Vec<PeerMessage>)| (to.0, messages.len());
+        assert_eq!(core.sends.iter().map(answered).collect::<Vec<_>>(), [(2, 1), (3, 1)]);
+    }
+}
