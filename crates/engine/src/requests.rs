@@ -88,7 +88,7 @@ pub(crate) struct Requests {
     /// Requests by the names under which they were sent. Each sending has one of its own, so that neither a second copy of it
     /// nor a second copy of its answer passes for a later one.
     sent: BTreeMap<u64, u64>,
-    /// When to look whether a forwarded request is still unanswered.
+    /// When to look whether something that was sent is still unanswered.
     forward_again: BTreeSet<(Mono, u64)>,
     applied: BTreeSet<(u64, u64)>,
     /// Questions that the driver answers, by ticket.
@@ -478,11 +478,13 @@ impl NodeCore {
             let failure = self.deadline_failure(key);
             self.finish(key, Err(failure));
         }
-        while let Some((at, key)) = self.requests.forward_again.first().copied()
+        while let Some((at, sending)) = self.requests.forward_again.first().copied()
             && at <= self.now.mono
         {
             self.requests.forward_again.pop_first();
-            let unanswered = |p: &Pending| matches!(p.wait, Wait::Forwarded { .. }) && may_repeat(&p.request);
+            let Some(key) = self.requests.sent.get(&sending).copied() else { continue };
+            let waits = |p: &Pending| matches!(p.wait, Wait::Forwarded { send, .. } if send == sending);
+            let unanswered = |p: &Pending| waits(p) && may_repeat(&p.request);
             if self.requests.pending.get(&key).is_some_and(unanswered) {
                 mark(Mark::ForwardRepeated);
                 self.try_again(key, true);

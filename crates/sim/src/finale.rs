@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::GroupId;
+use base::{GroupId, NodeId};
 use compute::{VmDesired, VmPhase, VmRecord};
-use engine::Reply;
+use engine::{GroupView, Reply};
 
 use crate::check::{Judged, Violation};
 use crate::node::{HOST_MEMORY_MIB, SimNode};
@@ -142,15 +142,16 @@ impl World {
         self.finale.disturbed_until = self.queue.now + DISTURBED;
     }
 
-    /// No group that has accepted writes comes to another term in the end, once its replicas have met. (One that stood for
+    /// No group comes to another term in the end, once the replicas of all have met. (One that stood for
     /// an election when its node went down comes back with that term, and the others have to follow.)
     fn watch_terms(&mut self) {
         let elections = &self.checks.elections;
         let Some(terms) = &self.finale.terms else {
             let disturbed = self.queue.now < self.finale.disturbed_until || self.injector_waits();
             if !disturbed && self.unsettled_group().is_none() {
-                let accepted = self.finale.accepted_groups.iter().chain([&GroupId::META]);
-                self.finale.terms = Some(accepted.map(|group| (*group, elections.term_of(*group))).collect());
+                let state = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata);
+                let groups = state.into_iter().flat_map(|state| state.partitions.keys()).chain([&GroupId::META]);
+                self.finale.terms = Some(groups.map(|group| (*group, elections.term_of(*group))).collect());
             }
             return;
         };
@@ -182,17 +183,19 @@ impl World {
 
     /// A group of which not every replica is there and follows one leader in one term.
     fn unsettled_group(&self) -> Option<String> {
-        let mut seen: BTreeMap<GroupId, Vec<(NodeIx, String, u64)>> = BTreeMap::new();
+        let mut seen: BTreeMap<GroupId, Vec<(NodeId, GroupView)>> = BTreeMap::new();
         for node in self.nodes.iter().filter(|it| !it.retired) {
             let Some(core) = &node.core else { return Some(format!("n{} is down", node.ix)) };
             for view in core.status().groups {
-                seen.entry(view.group).or_default().push((node.ix, view.role, view.term));
+                seen.entry(view.group).or_default().push((node.id(), view));
             }
         }
-        let settled = |replicas: &[(NodeIx, String, u64)]| {
-            let term = replicas.first().map(|(_, _, term)| *term);
-            replicas.iter().filter(|(_, role, _)| *role == "leader").count() == 1
-                && replicas.iter().all(|(_, role, of)| *role != "recovering" && Some(*of) == term)
+        let settled = |replicas: &[(NodeId, GroupView)]| {
+            let Some((leader, led)) = replicas.iter().find(|(_, view)| view.role == "leader") else { return false };
+            replicas.iter().all(|(node, view)| {
+                let follows = matches!(view.role.as_str(), "follower" | "learner") || node == leader;
+                follows && view.term == led.term && view.leader == Some(*leader)
+            })
         };
         let (group, replicas) = seen.into_iter().find(|(_, replicas)| !settled(replicas))?;
         Some(format!("the replicas of group {group} have not settled: {replicas:?}"))
@@ -265,7 +268,9 @@ impl World {
         self.check("acknowledged records stay", verdict);
         let verdict = self.checks.contact.finish();
         self.check("election timeouts are spread", verdict);
-        if let Some(state) = self.nodes[0].core.as_ref().map(|core| core.metadata().clone()) {
+        // A retired node has no state; the others have all come to the same.
+        let alive = self.nodes.iter().find_map(|it| it.core.as_ref());
+        if let Some(state) = alive.map(|core| core.metadata().clone()) {
             match self.checks.names.finish(&state, self.queue.now) {
                 Ok(Judged { names, operations, undecided }) => {
                     (self.stats.names, self.stats.names_operations) = (names, operations);

@@ -45,20 +45,22 @@ impl NodeCore {
         let body = wire::encode(&ForwardBody { request, command });
         let channel = if body.len() > CONTROL_BYTES_MAX { Channel::Bulk } else { Channel::Control };
         self.set_wait(key, Wait::Forwarded { to, send });
-        self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), key));
+        self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), send));
         self.send(to, channel, PeerMessage::Forward(Forward { id: send, deadline_ms, body }));
     }
 
     pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
         let origin = Origin::Remote { node: from, id: forward.id };
+        // A second copy is not answered either: the first one is. Even where doing it twice would do no harm, the two
+        // answers could contradict each other.
+        if !self.requests.first_time(from, forward.id) {
+            return;
+        }
         if self.stage != Stage::Running {
             mark(Mark::ForwardAtRestart);
             return self.answer(origin, Err(self.not_leader(GroupId::META)));
         }
         match wire::decode::<ForwardBody>(&forward.body) {
-            // A second copy is not answered either: the first one is. Even where doing it twice would do no harm, the two
-            // answers could contradict each other.
-            Ok(_) if !self.requests.first_time(from, forward.id) => {}
             Ok(body) => self.execute(origin, body.request, body.command),
             Err(reason) => {
                 let message = format!("node {} cannot read the request: {reason}", self.me());
@@ -156,6 +158,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_again_has_a_second_of_its_own() {
+        let mut core = core();
+        let ask = |core: &mut NodeCore| core.requests.sent.keys().copied().collect::<Vec<_>>();
+        core.take_request(RequestId(1), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
+        core.now = at(1_000);
+        core.requests_tick();
+        core.now = at(1_900);
+        core.requests_tick();
+        assert_eq!(ask(&mut core).len(), 2, "the first one was not answered in a second");
+        core.now = at(2_000);
+        core.requests_tick();
+        assert_eq!(ask(&mut core).len(), 3);
+
+        // The second of a sending that was answered does not run on for the next one.
+        core.take_request(RequestId(2), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
+        let key = *core.requests.pending.keys().next_back().expect("it waits");
+        core.now = at(2_900);
+        core.try_again(key, false);
+        core.advance(key);
+        core.now = at(3_000);
+        core.requests_tick();
+        assert_eq!(core.requests.pending[&key].sends.len(), 2, "sent 100 ms ago");
+    }
+
+    #[test]
     fn a_second_copy_of_a_request_is_neither_carried_out_nor_refused() {
         let mut core = core();
         let command = Command::RevokeToken { token_id: 1 };
@@ -163,8 +190,17 @@ mod tests {
         let forward = Forward { id: 7, deadline_ms: 1_000, body };
         core.take_forward(NodeId(2), forward.clone());
         core.take_forward(NodeId(2), forward.clone());
-        core.take_forward(NodeId(3), forward);
+        core.take_forward(NodeId(3), forward.clone());
+        let early = forward;
         let answered = |((to, _), messages): (&(NodeId, Channel), &Vec<PeerMessage>)| (to.0, messages.len());
         assert_eq!(core.sends.iter().map(answered).collect::<Vec<_>>(), [(2, 1), (3, 1)]);
+
+        // Nor if the first one came too early to be carried out.
+        core.sends.clear();
+        core.stage = Stage::Recovering;
+        core.take_forward(NodeId(2), Forward { id: 8, ..early.clone() });
+        core.stage = Stage::Running;
+        core.take_forward(NodeId(2), Forward { id: 8, ..early });
+        assert_eq!(core.sends.iter().map(answered).collect::<Vec<_>>(), [(2, 1)]);
     }
 }
