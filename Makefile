@@ -46,6 +46,11 @@ test: setup
 	$(CARGO) test $(SIMULATED:%=-p %) --no-fail-fast
 	MUSTER_BIN=$(TARGET_DIR)/debug/muster $(CARGO) test -p testkit --no-fail-fast
 
+## make plants  hunt the planted mistakes that take the simulator more than 200 seeds to find
+.PHONY: plants
+plants:
+	$(CARGO) test $(SIMULATED:%=-p %) --test sharpness -- --ignored --nocapture
+
 ## make soak-sim   the simulator over SOAK_SEEDS seeds (10000) of 60 virtual seconds, half on 3 nodes, half on 5
 SOAK_SEED ?= 1
 .PHONY: soak-sim

@@ -12,7 +12,8 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     crate::tidy::run(root)?;
     cargo(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     // The integration tests start the built binary, which `cargo test` alone does not build.
-    make(root, "test")
+    make(root, "test")?;
+    make(root, "plants")
 }
 
 fn cargo(root: &Path, arguments: &[&str]) -> anyhow::Result<()> {

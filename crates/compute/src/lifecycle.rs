@@ -11,7 +11,7 @@ use base::limits::VM_RESTARTS_MAX;
 use base::simulation::{Mark, Plant, mark, planted};
 use base::{ErrorCode, NodeId, VmEpoch, VmIncarnation, Wall};
 
-use crate::{Assignment, VmDesired, VmPhase, VmRecord, VmReport, VmReportEvent};
+use crate::{Assignment, GUEST_SHUTDOWN, VmDesired, VmPhase, VmRecord, VmReport, VmReportEvent};
 
 /// A run shorter than this counts as a start that failed.
 const SHORT_RUN_MS: i64 = 60_000;
@@ -137,7 +137,7 @@ fn exited(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
     if vm.phase == VmPhase::Failed || vm.phase == VmPhase::Stopped {
         return Outcome::Same;
     }
-    if vm.desired != VmDesired::Running || vm.phase == VmPhase::Stopping || reason == "guest-shutdown" {
+    if vm.desired != VmDesired::Running || vm.phase == VmPhase::Stopping || reason == GUEST_SHUTDOWN {
         return stopped(vm, reason, now);
     }
     let ran_long = vm.phase == VmPhase::Running && now.0 - vm.changed.0 > SHORT_RUN_MS;
@@ -276,7 +276,7 @@ mod tests {
     fn a_start_while_a_stop_is_under_way_is_not_undone_by_reports_of_the_run_before() {
         let failed = || VmReportEvent::Failed { reason: "no hypervisor".into() };
         for end in
-            [VmReportEvent::Stopped, failed(), killed(), VmReportEvent::Exited { reason: "guest-shutdown".into() }]
+            [VmReportEvent::Stopped, failed(), killed(), VmReportEvent::Exited { reason: GUEST_SHUTDOWN.into() }]
         {
             let mut vm = pending();
             assign(&mut vm, NodeId(1), VmEpoch(1), String::new(), Wall(1));
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn a_guest_that_powers_off_stays_off() {
         let mut vm = running();
-        say(&mut vm, 1, 1, VmReportEvent::Exited { reason: "guest-shutdown".into() }, 10);
+        say(&mut vm, 1, 1, VmReportEvent::Exited { reason: GUEST_SHUTDOWN.into() }, 10);
         assert_eq!((vm.phase, vm.desired), (VmPhase::Stopped, VmDesired::Stopped));
     }
 

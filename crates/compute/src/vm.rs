@@ -168,6 +168,9 @@ pub struct VmReport {
     pub event: VmReportEvent,
 }
 
+/// Why a VM ended whose guest powered itself off: it is not started again.
+pub const GUEST_SHUTDOWN: &str = "guest-shutdown";
+
 /// What happened.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub enum VmReportEvent {
@@ -177,7 +180,7 @@ pub enum VmReportEvent {
     /// The guest agent said hello.
     #[n(1)]
     Ready,
-    /// It ended without being asked to.
+    /// It ended without being asked to. If the reason is [`GUEST_SHUTDOWN`], the guest wanted it.
     #[n(2)]
     Exited {
         #[n(0)]

@@ -66,7 +66,8 @@ impl NodeCore {
             return;
         }
         mark_if(Mark::CheckpointWithRound, || !group.rounds.is_empty());
-        let index = group.applied + u64::from(planted(Plant::CheckpointIndexTooHigh));
+        let (above, below) = (planted(Plant::CheckpointIndexTooHigh), planted(Plant::CheckpointIndexTooLow));
+        let index = group.applied + u64::from(above) - u64::from(below);
         let meta = SnapshotMeta { index, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
         let checkpoint = Checkpoint {
@@ -196,6 +197,7 @@ impl NodeCore {
             keep_from: install.meta.index + 1,
             hard_state: install.hard_state,
         };
+        mark(Mark::InstallBegun);
         mark_if(Mark::CheckpointSuperseded, || self.checkpoints.writing.is_some());
         self.checkpoints.writing = None;
         self.checkpoints.installing = Some((install.meta, state));
@@ -207,6 +209,7 @@ impl NodeCore {
             Ok(metadata) => self.adopt_metadata(metadata),
             Err(error) => return self.fatal(format!("the installed checkpoint of __meta is unreadable: {error}")),
         }
+        mark(Mark::CheckpointInstalled);
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
         if let Some(entry) = self.groups.get_mut(&group) {

@@ -60,6 +60,17 @@ impl NodeCore {
         self.raft.term(group)
     }
 
+    /// The index up to which a partition's replica here is applied, and a digest of its state, for checkers; `None` if
+    /// there is no such replica, or it is not running.
+    #[must_use]
+    pub fn partition_digest(&self, group: GroupId) -> Option<(u64, u64)> {
+        let group = self.groups.get(&group).filter(|group| group.running())?;
+        match &group.machine {
+            Machine::Partition(partition) => Some((group.applied, partition.digest())),
+            Machine::Meta => None,
+        }
+    }
+
     fn readiness(&self) -> (bool, String) {
         match self.stage {
             Stage::New | Stage::Recovering => return (false, "recovering".into()),

@@ -649,7 +649,7 @@ impl Group {
     fn current_role(&self) -> RoleChange {
         let raft = &self.raw.raft;
         let durable = self.vote_seq <= self.durable_seq && !self.vote_changed();
-        let lead_early = planted(Plant::LeadBeforeDurable) || planted(Plant::TermNeedNotBeDurable);
+        let lead_early = planted(Plant::LeadBeforeDurable);
         let (role, leader) = match raft.state {
             StateRole::Leader if !durable && !lead_early => {
                 mark(Mark::LeaderBeforeItsTermWasDurable);

@@ -77,6 +77,16 @@ impl Fault {
         (Fault::Join, "join"),
     ];
 
+    /// How a process ends: with all others, because it is killed, or with its machine.
+    #[must_use]
+    pub fn of_crash(all: bool, killed: bool) -> Self {
+        match (all, killed) {
+            (_, true) => Fault::Kill,
+            (true, false) => Fault::PowerLoss,
+            (false, false) => Fault::Crash,
+        }
+    }
+
     /// Its name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -13,25 +13,37 @@ use crate::world::World;
 
 impl World {
     /// A node is about to lose power.
-    pub(crate) fn mark_crash(&self, node: NodeIx) {
+    pub(crate) fn mark_crash(&mut self, node: NodeIx) {
+        let in_install = self.mark_files_cut_off(node);
+        self.nodes[node].last_install_failed |= in_install;
         let it = &self.nodes[node];
         let leads = self.leads(node, |_| true);
-        let applied = it.core.as_ref().map_or(0, |core| core.metadata().applied);
         mark_if(Mark::AllNodesDown, || self.nodes.iter().all(|other| other.ix == node || other.core.is_none()));
         mark_if(Mark::CrashedInRecovery, || !it.recovered);
         mark_if(Mark::LeaderCrashedInSend, || leads && self.net.carries_from(node, self.queue.now));
+        let writes = |kind: &DiskOpKind| matches!(kind, DiskOpKind::Write { file: FileId::Wal(_), .. });
+        mark_if(Mark::LeaderCrashedInWrite, || leads && it.disk.under_way().any(writes));
+    }
+
+    /// Whether an install is cut off.
+    fn mark_files_cut_off(&self, node: NodeIx) -> bool {
+        let it = &self.nodes[node];
+        let applied = it.core.as_ref().map_or(0, |core| core.metadata().applied);
+        let mut in_install = false;
         for kind in it.disk.under_way() {
             match kind {
-                DiskOpKind::Write { file: FileId::Wal(_), .. } if leads => mark(Mark::LeaderCrashedInWrite),
                 DiskOpKind::Create { file: FileId::CheckpointTemporary { index, .. }, .. }
                 | DiskOpKind::Write { file: FileId::CheckpointTemporary { index, .. }, .. }
                 | DiskOpKind::Rename { from: FileId::CheckpointTemporary { index, .. }, .. } => {
                     // A node's own checkpoints are of what it has applied.
+                    in_install |= *index > applied;
                     mark(if *index > applied { Mark::CrashedInInstall } else { Mark::CrashedInCheckpoint });
                 }
                 _ => {}
             }
         }
+        mark_if(Mark::CrashedInInstallAgain, || in_install && it.last_install_failed);
+        in_install
     }
 
     /// A process is about to stand still.

@@ -30,6 +30,18 @@ pub struct DiskMood {
     pub full: bool,
 }
 
+impl DiskMood {
+    /// Both at once.
+    #[must_use]
+    pub fn worse(self, other: DiskMood) -> DiskMood {
+        DiskMood {
+            slow: self.slow.max(other.slow),
+            stuck_until: self.stuck_until.max(other.stuck_until),
+            full: self.full || other.full,
+        }
+    }
+}
+
 /// One node's disk.
 pub struct VirtualDisk {
     files: BTreeMap<FileId, File>,
@@ -77,6 +89,8 @@ struct File {
 struct Durable {
     len: usize,
     written: Vec<u8>,
+    /// A byte in which a bit has flipped, and which.
+    flipped: Option<(usize, u8)>,
 }
 
 impl VirtualDisk {
@@ -229,12 +243,12 @@ impl VirtualDisk {
         }
     }
 
-    /// It works from now on.
-    pub fn recover(&mut self, now: Nanos) {
-        if self.mood != DiskMood::default() {
-            self.mood = DiskMood::default();
+    /// How it behaves from now on.
+    pub fn set_mood(&mut self, mood: DiskMood, now: Nanos) {
+        if mood == DiskMood::default() && self.mood != mood {
             self.recovered_at = now;
         }
+        self.mood = mood;
     }
 
     /// It has worked for a second.
@@ -269,7 +283,24 @@ impl VirtualDisk {
             return false;
         }
         file.durable.put(bit.offset, &[byte ^ bit.mask]);
+        file.durable.flipped = Some((bit.offset, bit.mask));
         true
+    }
+
+    /// Whether a bit has flipped that is still there, in whatever its file is now.
+    #[must_use]
+    pub fn is_rotten(&self) -> bool {
+        self.files.values().any(|file| file.durable.flipped.is_some())
+    }
+
+    /// What flipped is again as it was.
+    pub fn flip_back(&mut self) {
+        for file in self.files.values_mut() {
+            if let Some((offset, mask)) = file.durable.flipped {
+                let byte = file.durable.read(offset, offset + 1)[0];
+                file.durable.put(offset, &[byte ^ mask]);
+            }
+        }
     }
 
     /// A new disk in place of the old one.
@@ -281,7 +312,7 @@ impl VirtualDisk {
 
 impl Durable {
     fn zeros(len: usize) -> Self {
-        Durable { len, written: Vec::new() }
+        Durable { len, ..Durable::default() }
     }
 
     /// The bytes from `start` to `end`, as far as there are so many.
@@ -301,6 +332,7 @@ impl Durable {
             self.written.resize(end, 0);
         }
         self.written[offset..end].copy_from_slice(data);
+        self.flipped = self.flipped.filter(|(flipped, _)| !(offset..end).contains(flipped));
     }
 }
 

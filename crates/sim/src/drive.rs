@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::simulation::Mark;
 use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
-use compute::VmReport;
+use compute::{GUEST_SHUTDOWN, VmReport, VmReportEvent};
 use engine::{Effect, Event};
 use journal::{DiskOpKind, FileId, OpId};
 use multiraft::Role;
 use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
-use crate::check::Held;
+use crate::check::{Held, Seen};
 use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
@@ -50,6 +50,7 @@ impl World {
         let more = !it.inbox.is_empty();
         let reached = self.count_marks();
         if !reached.is_empty() {
+            self.nodes[node].last_install_failed &= !reached.contains_key(&Mark::CheckpointInstalled);
             self.watch_marks(node, &reached);
         }
         self.carry_out(node, effects);
@@ -84,6 +85,7 @@ impl World {
         let recovered = effects.contains(&Effect::Recovered);
         self.born(node);
         let settled: BTreeSet<GroupId> = effects.iter().filter_map(settles_members).collect();
+        let grown: BTreeSet<GroupId> = effects.iter().filter_map(grows).collect();
         for effect in effects {
             if self.violation.is_some() {
                 return;
@@ -100,6 +102,10 @@ impl World {
             self.came_back(node);
         }
         self.observe_state(node);
+        for group in grown {
+            self.observe_replica(node, group);
+        }
+        self.checks.elections.flushed();
     }
 
     fn effect(&mut self, node: NodeIx, effect: Effect) {
@@ -163,7 +169,9 @@ impl World {
             // Asked for by an operation that no simulated client uses.
             Effect::ListTasks { .. } => {}
             // The only thing that a node may do with what it wrote and does not read back.
-            Effect::Fatal(why) if self.nodes[node].rotten && why.contains("damaged") => self.retire(node, &why),
+            Effect::Fatal(why) if self.nodes[node].disk.is_rotten() && why.contains("damaged") => {
+                self.found_rotten(node, &why);
+            }
             Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
         }
     }
@@ -183,10 +191,13 @@ impl World {
     fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry) {
         let term = self.nodes[node].core.as_ref().and_then(|core| core.term(group)).unwrap_or(u64::MAX);
         match self.checks.logs.applied(node, group, entry, term) {
-            Ok(false) => {}
-            Ok(true) => self.committed(group, entry),
-            Err(why) => self.fail("log matching", why),
+            Ok(Seen::Again) => return,
+            Ok(Seen::Sooner) => {}
+            Ok(Seen::First) => self.committed(group, entry),
+            Err(why) => return self.fail("log matching", why),
         }
+        let verdict = self.checks.logs.led_without(group, entry.index);
+        self.check("leader completeness", verdict);
     }
 
     /// An entry that nobody applied before.
@@ -268,6 +279,14 @@ impl World {
         }
     }
 
+    fn observe_replica(&mut self, node: NodeIx, group: GroupId) {
+        let core = self.nodes[node].core.as_ref();
+        if let Some((index, digest)) = core.and_then(|core| core.partition_digest(group)) {
+            let verdict = self.checks.states.replica(node, group, index, digest);
+            self.check("state machines are equal", verdict);
+        }
+    }
+
     // ---- Disk and hypervisor ----
 
     /// A disk operation ends.
@@ -332,8 +351,20 @@ impl World {
         }
         if it.host.speak(&report) {
             self.checks.machines.said(&report);
+            self.powered_off(&report);
             self.tell(node, Event::Vm(report));
         }
+    }
+
+    /// A guest that powers itself off is to stay so: its word counts like its user's.
+    fn powered_off(&mut self, report: &VmReport) {
+        let off = matches!(&report.event, VmReportEvent::Exited { reason } if reason == GUEST_SHUTDOWN);
+        let Some(state) = self.checks.commands.last().filter(|_| off) else { return };
+        if let Some(vm) = state.vms.get(&report.vm) {
+            let name = vm.name.clone();
+            self.checks.names.powered_off(&name, self.queue.now);
+        }
+        self.stats.fault("power-off");
     }
 
     // ---- Messages ----
@@ -343,6 +374,10 @@ impl World {
             if let PeerMessage::Raft { group, message } = message {
                 let verdict = self.checks.elections.sent(*group, message);
                 self.check("one vote per term", verdict);
+                let verdict = self.checks.elections.speaks_up(*group, message);
+                self.check("terms never go back", verdict);
+                let verdict = self.checks.elections.speaks_as_leader(*group, message);
+                self.check("election safety", verdict);
                 let verdict = self.checks.members.speaks(self.nodes[node].id(), *group, message.from);
                 self.check("replicas have one owner", verdict);
             }
@@ -431,6 +466,14 @@ impl World {
                 _ => {}
             }
         }
+    }
+}
+
+/// The group of which this effect shows a new state.
+fn grows(effect: &Effect) -> Option<GroupId> {
+    match effect {
+        Effect::Applied { group, .. } => Some(*group),
+        _ => None,
     }
 }
 

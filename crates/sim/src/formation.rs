@@ -148,11 +148,17 @@ impl World {
                 && node.core.as_ref().is_some_and(|core| {
                     let status = core.status();
                     status.ready
-                        // All learners of one step become voters together; one that is lost holds up the others.
-                        && (status.meta_voters.len() == voters || self.stats.retired > 0)
+                        && (status.meta_voters.len() == voters || self.any_retired(&status.meta_learners))
                         && core.metadata().nodes.len() == asked
                 })
         })
+    }
+
+    /// Whether one of them is gone for good. All learners of one step become voters together, and such a one holds up
+    /// the others.
+    fn any_retired(&self, nodes: &[base::NodeId]) -> bool {
+        let place = |id| self.places.get(id).is_some_and(|place| self.nodes[*place].retired);
+        nodes.iter().any(place)
     }
 
     /// All nodes as they see themselves, for messages about what did not happen.

@@ -12,18 +12,19 @@
 //! | fault | inside the promise | outside it |
 //! |---|---|---|
 //! | disk | latency, completions in any order, a stuck or full disk; at a power loss every unsynced write is kept, lost or torn at 512-byte sectors, independently; a synced write may be partly there if its completion was not seen | losing what was synced |
-//! | bits at rest | one flips, on one node, in what lies below a durable mark: the node finds it by a checksum and stops for good, the others go on without it | flips above the last durable mark (in the last 100 ms before a crash): they look like a torn tail; flips on a majority |
+//! | bits at rest | one flips, on one node, in what lies below a durable mark: the node finds it by a checksum and stops, for good, or until it flips back (what was read was wrong, not what is there); the others go on without it | flips above the last durable mark (in the last 100 ms before a crash): they look like a torn tail; flips on a majority |
 //! | network | loss, delay, repeated frames, reordering between channels and between peers, broken and flapping connections, one-way and two-way partitions | frames changed (the transport is authenticated), frames of strangers |
 //! | process | power loss or a kill (the machine goes on, with what was written and its VMs) at any moment, also the moment at which a rare state is reached, and again soon after; restart after any time, any number of nodes at once, pauses of any length; what a process sent before its end may still arrive | two processes on one data directory; a node that lost its disk and comes back under its old id |
 //! | clock | any wall clock, jumps; monotonic clocks with any origin, seen to jump forward after a pause, up to 2% fast or slow | a monotonic clock that goes backwards |
 //! | membership | joins at any time, also under load and faults | leaving and replacing: not there yet |
-//! | VMs | machines that die, do not start, outlive the process that watched them, or fit nowhere | |
+//! | VMs | machines that die, power themselves off, do not start, outlive the process that watched them, or fit nowhere | a machine under two epochs: nothing moves a VM to another node yet, so its epoch stays 1, and what is fenced is an older incarnation |
 //!
 //! A [`Mistake`] lies outside the line, on purpose: the tests plant them to show that the checkers notice.
 //!
 //! **One run:** node 0 forms the cluster and the others are admitted; clients create topics and VMs, produce, read and
-//! wait at read points while the fault injector draws from its set; then faults stop, every node and partition must
-//! accept writes within 10 virtual seconds, and all nodes must converge. The checkers are in [`check`].
+//! wait at read points while the fault injector draws from its set; then faults stop, every node and every partition
+//! that clients write to must accept writes within 10 virtual seconds (25, if the faults kept the cluster from forming
+//! until then), and all nodes must converge. The checkers are in [`check`].
 
 pub mod check;
 mod config;

@@ -10,6 +10,7 @@ use journal::DiskOpKind;
 use multiraft::Role;
 
 use crate::config::{Fault, SimConfig};
+use crate::disk::DiskMood;
 use crate::net::Weather;
 use crate::queue::{Ev, Mend, NodeIx};
 use crate::requests::{Owner, What};
@@ -23,12 +24,14 @@ const AT_REST: Nanos = ms(3_000);
 /// State of the fault injector.
 pub struct Nemesis {
     pub schedule: Schedule,
-    /// How often each kind of fault took place: ids of what lasts.
+    /// Counts what lasts.
     ids: u64,
     /// Directions that a partition blocks.
     partitions: BTreeMap<u64, Vec<(NodeIx, NodeIx)>>,
-    weather: u64,
-    disks: BTreeMap<NodeIx, u64>,
+    /// Bad weather that has not ended: the worst of it is in force.
+    weather: BTreeMap<u64, Weather>,
+    /// The same of disks.
+    disks: BTreeMap<(NodeIx, u64), DiskMood>,
     armed: Vec<Armed>,
     /// For what belongs to no injection.
     random: SplitMix64,
@@ -40,7 +43,7 @@ enum Armed {
     /// One such moment of that node is the last: the next one, or the one after so many.
     Crash { node: NodeIx, moment: Moment, skip: u32, all: bool, end: End },
     /// The next node that reaches this suffers.
-    At { mark: Mark, blow: Blow, lasts: Nanos },
+    At { mark: Mark, blow: Blow, lasts: Nanos, again: bool },
 }
 
 impl Nemesis {
@@ -51,7 +54,7 @@ impl Nemesis {
             schedule: Schedule::new(cfg),
             ids: 0,
             partitions: BTreeMap::new(),
-            weather: 0,
+            weather: BTreeMap::new(),
             disks: BTreeMap::new(),
             armed: Vec::new(),
             random: SplitMix64::new(hash64(&[cfg.seed, 51])),
@@ -90,13 +93,15 @@ impl World {
         }
     }
 
-    /// Whether it could be done.
+    /// Whether it took place: it can be impossible, or wait for its moment.
     fn shoot(&mut self, injection: &Injection) -> bool {
         match injection.shot.clone() {
-            Shot::Loss { per_million, lasts } => self.bad_weather(lasts, |weather| weather.loss = per_million),
-            Shot::Delay { up_to, lasts } => self.bad_weather(lasts, |weather| weather.delay = up_to),
+            Shot::Loss { per_million, lasts } => {
+                self.bad_weather(lasts, Weather { loss: per_million, ..Weather::default() });
+            }
+            Shot::Delay { up_to, lasts } => self.bad_weather(lasts, Weather { delay: up_to, ..Weather::default() }),
             Shot::Duplicate { per_million, lasts } => {
-                self.bad_weather(lasts, |weather| weather.duplicates = per_million);
+                self.bad_weather(lasts, Weather { duplicates: per_million, ..Weather::default() });
             }
             Shot::Reset { one, other } => self.reset(one, other),
             Shot::Flap { one, other, period, lasts } => {
@@ -109,15 +114,27 @@ impl World {
                 self.strike(node, all, 0, end);
                 return running;
             }
+            // Counted when they strike.
             Shot::Crash { node, moment, all, end } => {
                 self.nemesis.armed.push(Armed::Crash { node, moment, skip: 0, all, end });
+                return false;
             }
-            Shot::At { mark, blow, lasts } => self.nemesis.armed.push(Armed::At { mark, blow, lasts }),
+            Shot::At { mark, blow, lasts, again } => {
+                self.nemesis.armed.push(Armed::At { mark, blow, lasts, again });
+                return false;
+            }
             Shot::Pause { node, lasts } => self.freeze(node, lasts),
-            Shot::SlowDisk { node, by, lasts } => self.bad_disk(node, lasts, |mood, _| mood.slow = by),
-            Shot::StuckDisk { node, lasts } => self.bad_disk(node, lasts, |mood, now| mood.stuck_until = now + lasts),
-            Shot::FullDisk { node, lasts } => self.bad_disk(node, lasts, |mood, _| mood.full = true),
-            Shot::BitRot { node } => return self.choose_bit(node, injection.salt),
+            Shot::SlowDisk { node, by, lasts } => {
+                self.bad_disk(node, lasts, DiskMood { slow: by, ..DiskMood::default() });
+            }
+            Shot::StuckDisk { node, lasts } => self.stick(node, lasts),
+            Shot::FullDisk { node, lasts } => {
+                self.bad_disk(node, lasts, DiskMood { full: true, ..DiskMood::default() });
+            }
+            Shot::BitRot { node } => {
+                self.choose_bit(node, injection.salt);
+                return false;
+            }
             Shot::WallJump { node, by_ms } => self.nodes[node].clock.wall_ahead += by_ms,
             Shot::Drift { node, ppm } => {
                 let now = self.queue.now;
@@ -180,6 +197,7 @@ impl World {
         if let Armed::Crash { all, end, .. } = self.nemesis.armed.swap_remove(place)
             && self.finale.began.is_none()
         {
+            self.stats.fault(Fault::of_crash(all, end.killed).name());
             self.strike(node, all, us(400), end);
         }
     }
@@ -191,15 +209,18 @@ impl World {
         }
         let hit = |armed: &Armed| matches!(armed, Armed::At { mark, .. } if reached.contains_key(mark));
         let Some(place) = self.nemesis.armed.iter().position(hit) else { return };
-        let Armed::At { mark, blow, lasts } = self.nemesis.armed.swap_remove(place) else { return };
+        let Armed::At { mark, blow, lasts, again } = self.nemesis.armed.swap_remove(place) else { return };
+        if again {
+            self.nemesis.armed.push(Armed::At { mark, blow, lasts, again: false });
+        }
         self.trace.node(self.queue.now, node, || format!("reached {:?}: {blow:?}", mark.name()));
-        self.stats.blows += 1;
+        self.stats.fault(Fault::Moment.name());
         match blow {
             Blow::Crash => self.strike(node, false, us(400), End { killed: false, back_in: lasts, again: 0 }),
             Blow::Kill => self.strike(node, false, us(400), End { killed: true, back_in: lasts, again: 0 }),
             Blow::CrashAll => self.strike(node, true, us(400), End { killed: false, back_in: lasts, again: 0 }),
             Blow::Pause => self.freeze(node, lasts),
-            Blow::StuckDisk => self.bad_disk(node, lasts, |mood, now| mood.stuck_until = now + lasts),
+            Blow::StuckDisk => self.stick(node, lasts),
             Blow::Isolate => {
                 let others = (0..self.nodes.len()).filter(|peer| *peer != node);
                 self.partition(others.flat_map(|peer| [(node, peer), (peer, node)]).collect(), lasts);
@@ -207,18 +228,33 @@ impl World {
         }
     }
 
-    fn bad_weather(&mut self, lasts: Nanos, change: impl FnOnce(&mut Weather)) {
+    fn bad_weather(&mut self, lasts: Nanos, weather: Weather) {
         let id = self.nemesis.next_id();
-        self.nemesis.weather = id;
-        change(&mut self.net.weather);
+        self.nemesis.weather.insert(id, weather);
+        self.set_weather();
         self.queue.after(lasts, Ev::Mend(Mend::Weather { id }));
     }
 
-    fn bad_disk(&mut self, node: NodeIx, lasts: Nanos, change: impl FnOnce(&mut crate::disk::DiskMood, Nanos)) {
+    fn set_weather(&mut self) {
+        self.net.weather = self.nemesis.weather.values().copied().fold(Weather::default(), Weather::worse);
+    }
+
+    fn stick(&mut self, node: NodeIx, lasts: Nanos) {
+        let stuck_until = self.queue.now + lasts;
+        self.bad_disk(node, lasts, DiskMood { stuck_until, ..DiskMood::default() });
+    }
+
+    fn bad_disk(&mut self, node: NodeIx, lasts: Nanos, mood: DiskMood) {
         let id = self.nemesis.next_id();
-        self.nemesis.disks.insert(node, id);
-        change(&mut self.nodes[node].disk.mood, self.queue.now);
+        self.nemesis.disks.insert((node, id), mood);
+        self.set_mood(node);
         self.queue.after(lasts, Ev::Mend(Mend::Disk { node, id }));
+    }
+
+    fn set_mood(&mut self, node: NodeIx) {
+        let moods = self.nemesis.disks.range((node, 0)..=(node, u64::MAX)).map(|(_, mood)| *mood);
+        let worst = moods.fold(DiskMood::default(), DiskMood::worse);
+        self.nodes[node].disk.set_mood(worst, self.queue.now);
     }
 
     fn partition(&mut self, blocked: Vec<(NodeIx, NodeIx)>, lasts: Nanos) {
@@ -258,24 +294,23 @@ impl World {
     /// Whether a bit of that node may flip. The others must be enough without it, for every group: then the node may
     /// refuse to go on. What lies above the last durable mark may not flip (see the crate's documentation).
     fn may_rot(&self, node: NodeIx) -> bool {
-        let others = self.nodes.iter().filter(|it| it.ix != node).all(|it| !it.rotten);
+        let sound = self.nodes.iter().all(|it| !it.retired && !it.disk.is_rotten());
         let (it, now) = (&self.nodes[node], self.queue.now);
         // A replica that was given out does not vote until it has caught up.
         let spared = |group: &GroupId| self.checks.members.spares_one(*group);
         let enough = self.checks.commands.last().is_some_and(|state| {
             spared(&GroupId::META) && state.partitions.values().all(|partition| spared(&partition.group))
         });
-        others && enough && self.nodes.len() >= 3 && self.formed() && it.recovered && it.runs() && it.disk.quiet(now)
+        sound && enough && self.nodes.len() >= 3 && self.formed() && it.recovered && it.runs() && it.disk.quiet(now)
     }
 
-    fn choose_bit(&mut self, node: NodeIx, salt: u64) -> bool {
+    fn choose_bit(&mut self, node: NodeIx, salt: u64) {
         if !self.may_rot(node) {
-            return false;
+            return;
         }
-        let Some(bit) = self.nodes[node].disk.some_bit(salt) else { return false };
+        let Some(bit) = self.nodes[node].disk.some_bit(salt) else { return };
         let boot = self.nodes[node].boot;
         self.queue.after(AT_REST, Ev::Rot { node, boot, bit: Box::new(bit) });
-        true
     }
 
     /// The bit was at rest for long enough if nothing was written around it, and flips.
@@ -283,8 +318,7 @@ impl World {
         if self.finale.began.is_none() && self.nodes[node].boot == boot && self.may_rot(node) {
             let it = &mut self.nodes[node];
             if it.disk.flip(bit) {
-                it.rotten = true;
-                self.stats.bits_flipped += 1;
+                self.stats.fault(Fault::BitRot.name());
                 self.trace.node(self.queue.now, node, || format!("a bit flips: {bit}"));
                 // Most of what a node wrote is read again only by its next process.
                 let delay = self.nemesis.random.between(ms(50), ms(2_000));
@@ -293,43 +327,60 @@ impl World {
         }
     }
 
+    /// A node found what flipped, and stops. Sometimes what was read wrong is what flipped, not what stands on the disk:
+    /// its next process must find nothing wrong.
+    pub fn found_rotten(&mut self, node: NodeIx, why: &str) {
+        if self.nemesis.random.chance(500_000) {
+            return self.retire(node, why);
+        }
+        self.trace.node(self.queue.now, node, || format!("stops, and the bit flips back: {why}"));
+        self.stats.fault("bit-rot-undone");
+        self.nodes[node].disk.flip_back();
+        let back_in = ms(self.nemesis.random.between(20, 2_000));
+        self.crash(node, End { killed: false, back_in, again: 0 });
+    }
+
     // ---- The end of faults ----
 
     /// A fault ends.
     pub fn mend(&mut self, mend: Mend) {
         match mend {
-            Mend::Weather { id } if id == self.nemesis.weather => self.net.weather = Weather::default(),
-            Mend::Disk { node, id } if self.nemesis.disks.get(&node) == Some(&id) => {
-                let now = self.queue.now;
-                self.nodes[node].disk.recover(now);
+            Mend::Weather { id } => {
+                self.nemesis.weather.remove(&id);
+                self.set_weather();
+            }
+            Mend::Disk { node, id } => {
+                self.nemesis.disks.remove(&(node, id));
+                self.set_mood(node);
             }
             Mend::Partition { id } => {
                 for (from, to) in self.nemesis.partitions.remove(&id).unwrap_or_default() {
                     self.net.unblock(from, to);
                 }
             }
-            Mend::Weather { .. } | Mend::Disk { .. } => {}
         }
     }
 
-    /// Every fault ends, and whoever is down starts.
+    /// Every fault ends that can, and whoever is down starts. Clocks stay as wrong as they are.
     pub fn mend_all(&mut self) {
         self.net.unblock_all();
         self.nemesis.partitions.clear();
         self.nemesis.armed.clear();
+        self.nemesis.weather.clear();
+        self.nemesis.disks.clear();
         for node in 0..self.nodes.len() {
-            let now = self.queue.now;
+            self.set_mood(node);
             let it = &mut self.nodes[node];
-            it.disk.recover(now);
             (it.host.exits, it.host.failures) = (0, 0);
             if it.frozen {
+                it.frozen_until = self.queue.now;
                 self.queue.after(0, Ev::Resume { node });
             }
             let boot = it.boot;
             match &it.core {
                 None => self.queue.after(ms(20), Ev::Restart { node }),
                 // It finds out now, not when all is to be quiet.
-                Some(_) if it.rotten => {
+                Some(_) if it.disk.is_rotten() => {
                     self.queue.after(0, Ev::Crash { node, boot, end: End { killed: false, back_in: ms(20), again: 0 } })
                 }
                 Some(_) => {}

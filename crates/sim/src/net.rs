@@ -41,6 +41,18 @@ pub struct Weather {
     pub duplicates: u64,
 }
 
+impl Weather {
+    /// Both at once.
+    #[must_use]
+    pub fn worse(self, other: Weather) -> Weather {
+        Weather {
+            loss: self.loss.max(other.loss),
+            delay: self.delay.max(other.delay),
+            duplicates: self.duplicates.max(other.duplicates),
+        }
+    }
+}
+
 /// The network.
 pub struct Network {
     links: BTreeMap<(NodeIx, NodeIx), Link>,

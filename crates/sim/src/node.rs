@@ -44,6 +44,8 @@ pub struct SimNode {
     pub core: Option<NodeCore>,
     /// The process stands still.
     pub frozen: bool,
+    /// Not before this moment does it go on.
+    pub frozen_until: Nanos,
     pub inbox: VecDeque<Event>,
     /// A look at the inbox is scheduled.
     pub awake: bool,
@@ -57,10 +59,10 @@ pub struct SimNode {
     pub disk: VirtualDisk,
     pub host: VmHost,
     pub clock: Clock,
+    /// Its last install of a checkpoint ended with a crash.
+    pub last_install_failed: bool,
     /// It is to join when others have formed the cluster.
     pub late: bool,
-    /// A bit on its disk has flipped.
-    pub rotten: bool,
     /// It refused to go on with its damaged disk, and never starts again.
     pub retired: bool,
 }
@@ -106,6 +108,7 @@ impl SimNode {
             boot: 0,
             core: None,
             frozen: false,
+            frozen_until: 0,
             inbox: VecDeque::new(),
             awake: false,
             recovered: false,
@@ -119,8 +122,8 @@ impl SimNode {
                 let off = (salt(4) % 4_000) as i64 - 2_000;
                 Clock { mono, since: 0, ppm: 0, wall_ahead: off - (mono / 1_000_000) as i64 }
             },
+            last_install_failed: false,
             late: false,
-            rotten: false,
             retired: false,
         }
     }
@@ -177,7 +180,7 @@ impl SimNode {
     pub fn stop(&mut self) {
         self.core = None;
         self.boot += 1;
-        self.frozen = false;
+        (self.frozen, self.frozen_until) = (false, 0);
         self.inbox.clear();
         self.awake = false;
         self.recovered = false;

@@ -42,8 +42,8 @@ pub enum Shot {
     Partition { blocked: Vec<(NodeIx, NodeIx)>, lasts: Nanos },
     /// The process of a node, or all, ends: now, or at the next moment of that kind in `node`.
     Crash { node: NodeIx, moment: Moment, all: bool, end: End },
-    /// Whichever node next reaches the state suffers.
-    At { mark: Mark, blow: Blow, lasts: Nanos },
+    /// Whichever node next reaches the state suffers, and so does the next one if it is to happen `again`.
+    At { mark: Mark, blow: Blow, lasts: Nanos, again: bool },
     /// A process stands still.
     Pause { node: NodeIx, lasts: Nanos },
     /// A disk adds up to this much to each operation.
@@ -204,7 +204,7 @@ impl Draw {
                     6 => Blow::Isolate,
                     _ => Blow::StuckDisk,
                 };
-                Shot::At { mark, blow, lasts: self.span(20, 6_000) }
+                Shot::At { mark, blow, lasts: self.span(20, 6_000), again: self.random.chance(250_000) }
             }
             Fault::Pause => Shot::Pause { node, lasts: self.span(20, 6_000) },
             Fault::SlowDisk => {
@@ -265,9 +265,7 @@ impl Shot {
             Shot::Reset { .. } => Fault::Reset,
             Shot::Flap { .. } => Fault::Flap,
             Shot::Partition { .. } => Fault::Partition,
-            Shot::Crash { end: End { killed: true, .. }, .. } => Fault::Kill,
-            Shot::Crash { all: false, .. } => Fault::Crash,
-            Shot::Crash { all: true, .. } => Fault::PowerLoss,
+            Shot::Crash { all, end, .. } => Fault::of_crash(*all, end.killed),
             Shot::At { .. } => Fault::Moment,
             Shot::Pause { .. } => Fault::Pause,
             Shot::SlowDisk { .. } => Fault::SlowDisk,
@@ -331,8 +329,9 @@ impl fmt::Display for Shot {
                     write => write!(f, ", and again during write {write} after that"),
                 }
             }
-            Shot::At { mark, blow, lasts } => {
-                write!(f, "{blow:?} (for {}) whichever node next reaches {:?}", long(*lasts), mark.name())
+            Shot::At { mark, blow, lasts, again } => {
+                let again = if *again { ", and the next one too" } else { "" };
+                write!(f, "{blow:?} (for {}) whichever node next reaches {:?}{again}", long(*lasts), mark.name())
             }
             Shot::Pause { node, lasts } => write!(f, "n{node} stands still for {}", long(*lasts)),
             Shot::SlowDisk { node, by, lasts } => {

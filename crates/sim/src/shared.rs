@@ -15,7 +15,8 @@ use crate::world::World;
 /// Prefix of the contended topics, whose partitions take records like any other, and go when the topic is deleted.
 pub const TOPIC_PREFIX: &str = "shared-";
 const TOPICS: [&str; 2] = ["shared-a", "shared-b"];
-const MACHINES: [&str; 2] = ["common-a", "common-b"];
+/// The contended VMs.
+pub const MACHINES: [&str; 2] = ["common-a", "common-b"];
 /// Topics that the clients of one run make under contended names: each one is a Raft group on every node.
 const TOPICS_MADE_MAX: u64 = 8;
 

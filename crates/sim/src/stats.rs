@@ -46,11 +46,8 @@ pub struct Stats {
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
     pub frames_doubled: u64,
-    /// Bits that flipped at rest, and nodes that stopped for good because of one.
-    pub bits_flipped: u64,
+    /// Nodes that stopped for good because a bit flipped.
     pub retired: u64,
-    /// Faults that a rare state was met with.
-    pub blows: u64,
     /// From the first moment until all nodes were members, voters as planned.
     pub formed_after: Nanos,
     /// From the end of the faults until everything accepted writes.
@@ -83,7 +80,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 27] = [
+        let sums: [(&mut u64, u64); 25] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -108,9 +105,7 @@ impl Stats {
             (&mut self.elections_meta, other.elections_meta),
             (&mut self.writes_torn, other.writes_torn),
             (&mut self.frames_doubled, other.frames_doubled),
-            (&mut self.bits_flipped, other.bits_flipped),
             (&mut self.retired, other.retired),
-            (&mut self.blows, other.blows),
         ];
         sums.into_iter().for_each(|(to, from)| *to += from);
         self.runs += other.runs;
@@ -171,8 +166,8 @@ impl fmt::Display for Stats {
         )?;
         writeln!(
             f,
-            "bits flipped        {}, {} nodes stopped for good; {} rare states met with a fault",
-            self.bits_flipped, self.retired, self.blows
+            "stopped for good    {} nodes, because of a bit that flipped",
+            self.retired
         )?;
         writeln!(
             f,

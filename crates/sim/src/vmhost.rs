@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use base::{SplitMix64, VmEpoch, VmId, VmIncarnation};
-use compute::{VmAction, VmReport, VmReportEvent};
+use compute::{GUEST_SHUTDOWN, VmAction, VmReport, VmReportEvent};
 
 use crate::time::{Nanos, ms};
 
@@ -17,7 +17,7 @@ pub struct VmHost {
     /// The newest epoch and incarnation ever asked for here: the shim's directory, which outlives the process.
     newest: BTreeMap<VmId, (VmEpoch, VmIncarnation)>,
     random: SplitMix64,
-    /// Chance per million that a machine dies some time after its start.
+    /// Chance per million that a machine ends some time after its start, because it dies or powers itself off.
     pub exits: u64,
     /// Chance per million that a start fails.
     pub failures: u64,
@@ -89,7 +89,9 @@ impl VmHost {
         let mut out = vec![(started, report(vm, epoch, incarnation, VmReportEvent::Started))];
         if self.random.chance(self.exits) {
             let dies = started + ms(self.random.between(1, 4_000));
-            let exited = VmReportEvent::Exited { reason: "the simulated hypervisor was killed".into() };
+            let itself = self.random.chance(250_000);
+            let reason = if itself { GUEST_SHUTDOWN } else { "the simulated hypervisor was killed" };
+            let exited = VmReportEvent::Exited { reason: reason.into() };
             if ready < dies {
                 out.push((ready, report(vm, epoch, incarnation, VmReportEvent::Ready)));
             }

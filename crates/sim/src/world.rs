@@ -267,16 +267,21 @@ impl World {
         self.requests_lost(node);
     }
 
-    /// Freezes a process.
+    /// Freezes a process; one that is frozen already goes on when the last reason is over.
     pub fn freeze(&mut self, node: NodeIx, duration: Nanos) {
-        if !self.nodes[node].runs() {
+        let it = &mut self.nodes[node];
+        if it.core.is_none() {
+            return;
+        }
+        it.frozen_until = it.frozen_until.max(self.queue.now + duration);
+        self.queue.after(duration, Ev::Resume { node });
+        if it.frozen {
             return;
         }
         self.trace.node(self.queue.now, node, || format!("freezes for {} ms", duration / 1_000_000));
         self.mark_freeze(node);
         self.nodes[node].frozen = true;
         self.checks.contact.froze(node, self.queue.now);
-        self.queue.after(duration, Ev::Resume { node });
         for peer in 0..self.nodes.len() {
             if peer != node {
                 self.idle_soon(node, peer);
@@ -285,7 +290,7 @@ impl World {
     }
 
     fn resume(&mut self, node: NodeIx) {
-        if self.nodes[node].frozen {
+        if self.nodes[node].frozen && self.queue.now >= self.nodes[node].frozen_until {
             self.trace.node(self.queue.now, node, || "goes on".into());
             self.nodes[node].frozen = false;
             self.nodes[node].resumed = self.queue.now;

@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use base::Wall;
 use base::limits::{PARTITION_INFLIGHT_BYTES_MAX, RECORD_TIMESTAMP_AHEAD_MAX};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
+use base::{Wall, hash64};
 use bytes::Bytes;
 use wire::EntryKind;
 
@@ -24,7 +24,8 @@ pub struct Partition {
     log_start_offset: i64,
     next_offset: i64,
     producers: ProducerTable,
-    digest: u64,
+    /// Of the entries applied.
+    log_digest: u64,
     speculation: Option<Speculation>,
 }
 
@@ -119,7 +120,7 @@ impl Partition {
             log_start_offset: 0,
             next_offset: 0,
             producers: ProducerTable::default(),
-            digest: 0,
+            log_digest: 0,
             speculation: None,
         }
     }
@@ -142,10 +143,12 @@ impl Partition {
         u64::from(self.epoch_base).checked_add(term).and_then(|epoch| i32::try_from(epoch).ok())
     }
 
-    /// A hash of everything applied so far, in order: replicas at the same index have the same.
+    /// A hash of everything applied so far, in order, and of the state that it made (offsets, producers): replicas at
+    /// the same index have the same. It takes time in proportion to the producers remembered.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.digest
+        let offsets = [self.log_start_offset as u64, self.next_offset as u64];
+        hash64(&[self.log_digest, u64::from(self.epoch_base), offsets[0], offsets[1], self.producers.digest()])
     }
 
     /// This replica leads in `term` and has applied its own `Noop`: offsets are assigned from here on.
@@ -323,7 +326,7 @@ impl Partition {
             self.producers.apply(&header);
         }
         let base_offset = header.base_offset;
-        self.digest = base::hash64(&[self.digest, index, term, base_offset as u64, u64::from(header.crc)]);
+        self.log_digest = hash64(&[self.log_digest, index, term, base_offset as u64, u64::from(header.crc)]);
         Ok(Some(CommittedBatch {
             index,
             base_offset,

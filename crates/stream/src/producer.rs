@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use base::hash64;
 use base::limits::{PARTITION_PRODUCERS_MAX, PRODUCER_BATCHES_KEPT};
 
 use crate::batch::BatchHeader;
@@ -86,6 +87,19 @@ pub(crate) struct ProducerTable {
 impl ProducerTable {
     pub(crate) fn get(&self, producer_id: i64) -> Option<&ProducerState> {
         self.producers.get(&producer_id)
+    }
+
+    /// A hash of all that is remembered.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut digest = 0;
+        for (id, state) in &self.producers {
+            digest = hash64(&[digest, *id as u64, state.epoch as u64]);
+            for batch in &state.batches {
+                let sequences = (batch.base_sequence as u64) << 32 | u64::from(batch.last_sequence as u32);
+                digest = hash64(&[digest, sequences, batch.base_offset as u64, batch.last_offset as u64]);
+            }
+        }
+        self.by_age.iter().fold(digest, |digest, (at, id)| hash64(&[digest, *at as u64, *id as u64]))
     }
 
     /// Takes in an applied batch; the same log gives the same table everywhere, what is forgotten included.

@@ -239,6 +239,10 @@ super::table! {
             "A checkpoint was given up because no part of it came.",
         PullPartTwice "pull-part-twice"
             "A part of a checkpoint came twice.",
+        InstallBegun "install-begun"
+            "A checkpoint that was pulled whole began to take the place of the log.",
+        CheckpointInstalled "checkpoint-installed"
+            "A checkpoint that was pulled whole took the place of the log.",
         PulledCheckpointRefused "pulled-checkpoint-refused"
             "A checkpoint that was pulled whole was refused or ignored by Raft: its term was over, say.",
         PulledCheckpointGone "pulled-checkpoint-gone"
@@ -303,6 +307,8 @@ super::table! {
             "A node lost power while a checkpoint file was being written.",
         CrashedInInstall "crashed-in-install"
             "A node lost power while the log was being replaced by a checkpoint.",
+        CrashedInInstallAgain "crashed-in-install-again"
+            "A node lost power in an install, and its last one ended so too.",
         CrashedInRecovery "crashed-in-recovery"
             "A node lost power while its journal was being read.",
         PausedWhileLeading "paused-while-leading"

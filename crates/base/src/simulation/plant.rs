@@ -4,7 +4,7 @@ super::table! {
     /// A broken rule. Each variant stands in the code that keeps the rule, and nowhere else.
     Plant {
         TermNeedNotBeDurable "term-need-not-be-durable"
-            "Leaders lead, and their messages leave, before their term and vote are durable: the `raft` crate by itself.",
+            "What leaders send leaves before their term and vote are durable.",
         ForgetPersistedMessages "forget-persisted-messages"
             "What waits for the disk is never sent: no votes, no acknowledgements.",
         AcknowledgeBeforeDurable "acknowledge-before-durable"
@@ -93,6 +93,8 @@ super::table! {
             "A restarted replica has the members of its checkpoint, without the changes behind it.",
         CheckpointIndexTooHigh "checkpoint-index-too-high"
             "A checkpoint claims one entry more than it holds.",
+        CheckpointIndexTooLow "checkpoint-index-too-low"
+            "A checkpoint claims one entry less than it holds: the next process applies that one twice.",
         JoinerFormsItsOwn "joiner-forms-its-own"
             "A node that joins begins as the only voter of a cluster of its own.",
         UnknownReplicaRemoved "unknown-replica-removed"

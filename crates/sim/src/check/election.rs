@@ -1,6 +1,6 @@
 //! Election safety: one leader per group and term, one vote per replica and term, terms that never go back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, ReplicaId};
 use multiraft::Role;
@@ -15,6 +15,11 @@ pub struct Elections {
     votes: BTreeMap<(GroupId, ReplicaId, u64), ReplicaId>,
     /// The highest term that a replica spoke or led in.
     spoken: BTreeMap<(GroupId, ReplicaId), u64>,
+    /// The same as it was before the flush that is looked at: within one, what was said first may be told last.
+    spoken_before: BTreeMap<(GroupId, ReplicaId), u64>,
+    spoke_now: BTreeSet<(GroupId, ReplicaId)>,
+    /// Who sent what only a leader sends.
+    voices: BTreeMap<(GroupId, u64), ReplicaId>,
     max_term: BTreeMap<GroupId, u64>,
     won: BTreeMap<GroupId, u64>,
 }
@@ -23,7 +28,7 @@ impl Elections {
     /// The role of a replica is in force, in the process with that boot. `Ok(true)`: a leader of a new term.
     ///
     /// # Errors
-    /// Another replica led in that term, or an earlier process of this one.
+    /// Another replica led in that term, or an earlier process of this one; or this one spoke in a higher term before.
     pub fn role(
         &mut self,
         group: GroupId,
@@ -32,6 +37,7 @@ impl Elections {
         term: u64,
     ) -> Result<bool, String> {
         self.saw_term(group, term);
+        self.never_back(group, replica, term)?;
         if role != Role::Leader {
             return Ok(false);
         }
@@ -77,6 +83,52 @@ impl Elections {
         }
     }
 
+    /// A Raft message leaves a node.
+    ///
+    /// # Errors
+    /// The replica spoke in a higher term before.
+    pub fn speaks_up(&mut self, group: GroupId, message: &RaftMessage) -> Result<(), String> {
+        if matches!(message.kind, RaftMessageKind::PreVote | RaftMessageKind::PreVoteResponse) {
+            return Ok(());
+        }
+        self.never_back(group, message.from, message.term)
+    }
+
+    /// A Raft message leaves a node.
+    ///
+    /// # Errors
+    /// It is one that only a leader sends, and another replica sent such in this term.
+    pub fn speaks_as_leader(&mut self, group: GroupId, message: &RaftMessage) -> Result<(), String> {
+        use RaftMessageKind::{Append, Heartbeat, Snapshot, TimeoutNow};
+        let RaftMessage { kind, from, term, .. } = *message;
+        if !matches!(kind, Append | Heartbeat | Snapshot | TimeoutNow) {
+            return Ok(());
+        }
+        match self.voices.insert((group, term), from) {
+            Some(other) if other != from => {
+                Err(format!("replicas {other} and {from} both speak as leader of group {group} in term {term}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All of a flush was told: what comes now was said later.
+    pub fn flushed(&mut self) {
+        for replica in std::mem::take(&mut self.spoke_now) {
+            let term = self.spoken.get(&replica).copied().unwrap_or(0);
+            self.spoken_before.insert(replica, term);
+        }
+    }
+
+    fn never_back(&self, group: GroupId, replica: ReplicaId, term: u64) -> Result<(), String> {
+        match self.spoken_before.get(&(group, replica)) {
+            Some(before) if *before > term => {
+                Err(format!("replica {replica} of group {group} is in term {term}; it has spoken in term {before}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A replica came back after a restart, in `term`.
     ///
     /// # Errors
@@ -93,6 +145,7 @@ impl Elections {
     fn spoke(&mut self, group: GroupId, replica: ReplicaId, term: u64) {
         let spoken = self.spoken.entry((group, replica)).or_default();
         *spoken = term.max(*spoken);
+        self.spoke_now.insert((group, replica));
     }
 
     fn saw_term(&mut self, group: GroupId, term: u64) {
@@ -161,6 +214,30 @@ mod tests {
         assert!(leads(3, 3).is_err());
         assert_eq!(elections.role(GROUP, (ReplicaId(3), 1), Role::Follower, 3), Ok(false));
         assert_eq!((elections.won(GROUP), elections.highest_term()), (2, (GROUP, 3)));
+    }
+
+    #[test]
+    fn a_replica_that_speaks_in_an_older_term_than_before_is_noticed() {
+        use RaftMessageKind::{AppendResponse, PreVoteResponse};
+        let mut elections = Elections::default();
+        let answer = |kind, term| message(kind, 1, 2, term, false);
+        elections.sent(GROUP, &answer(AppendResponse, 5)).expect("first");
+        assert_eq!(elections.speaks_up(GROUP, &answer(AppendResponse, 4)), Ok(()), "of one flush");
+        elections.flushed();
+        assert!(elections.speaks_up(GROUP, &answer(AppendResponse, 4)).is_err());
+        assert_eq!(elections.speaks_up(GROUP, &answer(AppendResponse, 5)), Ok(()));
+        assert_eq!(elections.speaks_up(GROUP, &answer(PreVoteResponse, 4)), Ok(()), "nobody is in that term");
+        assert!(elections.role(GROUP, (ReplicaId(1), 2), Role::Follower, 4).is_err(), "a silent one");
+        assert_eq!(elections.role(GROUP, (ReplicaId(2), 2), Role::Follower, 4), Ok(false), "another");
+    }
+
+    #[test]
+    fn two_replicas_that_speak_as_leaders_of_a_term_are_noticed() {
+        use RaftMessageKind::{Append, AppendResponse, Heartbeat};
+        let mut elections = Elections::default();
+        let mut speaks = |kind, from| elections.speaks_as_leader(GROUP, &message(kind, from, 3, 5, false));
+        assert_eq!((speaks(Append, 1), speaks(Heartbeat, 1), speaks(AppendResponse, 2)), (Ok(()), Ok(()), Ok(())));
+        assert!(speaks(Heartbeat, 2).is_err());
     }
 
     #[test]

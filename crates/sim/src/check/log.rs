@@ -23,6 +23,36 @@ pub struct Logs {
     pub jumps: u64,
     /// Entries looked for in the logs of new leaders.
     pub looked_for: u64,
+    /// The logs of the leaders of all terms, as they were when they began to lead.
+    led: BTreeMap<(GroupId, u64), Led>,
+}
+
+/// What came of looking at an applied entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nobody applied it before.
+    First,
+    /// It was known, but not that it was committed so soon.
+    Sooner,
+    /// All of it was known.
+    Again,
+}
+
+/// A leader's log.
+#[derive(Debug)]
+struct Led {
+    node: NodeIx,
+    held: Held,
+    /// Where each term begins: (index, term).
+    terms: Vec<(u64, u64)>,
+}
+
+impl Led {
+    fn term_at(&self, index: u64) -> Option<u64> {
+        let begun = self.terms.partition_point(|(first, _)| *first <= index);
+        let (_, term) = self.terms.get(begun.checked_sub(1)?)?;
+        (index <= self.held.last_index).then_some(*term)
+    }
 }
 
 /// An entry as it was first applied.
@@ -45,12 +75,13 @@ pub struct Held {
 }
 
 impl Logs {
-    /// A node that is in term `now_in` applied an entry. `Ok(true)`: the first one to do so.
+    /// A node that is in term `now_in` applied an entry. What is not known [`Seen::Again`] is held against those who
+    /// led later: [`Logs::led_without`].
     ///
     /// # Errors
     /// It differs from what was applied at that index before, its term does not fit its neighbours, or it comes out of
     /// order.
-    pub fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry, now_in: u64) -> Result<bool, String> {
+    pub fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry, now_in: u64) -> Result<Seen, String> {
         let Entry { index, term, kind, data } = entry;
         if let Some(last) = self.cursors.insert((node, group), *index) {
             if *index <= last {
@@ -60,9 +91,10 @@ impl Logs {
         }
         let log = self.applied.entry(group).or_default();
         if let Some(known) = log.get_mut(index) {
+            let sooner = now_in < known.committed_in;
             known.committed_in = known.committed_in.min(now_in);
             if (known.term, known.kind, &known.data) == (*term, *kind, data) {
-                return Ok(false);
+                return Ok(if sooner { Seen::Sooner } else { Seen::Again });
             }
             return Err(format!(
                 "n{node} applied index {index} of group {group} as {kind:?} of term {term} with {} bytes; it was {:?} of \
@@ -88,7 +120,7 @@ impl Logs {
         let known = Known { term: *term, kind: *kind, data: Bytes::copy_from_slice(data), committed_in: now_in };
         log.insert(*index, known);
         self.commits += 1;
-        Ok(true)
+        Ok(Seen::First)
     }
 
     /// A node leads a group; `term_at` says what its log holds.
@@ -102,6 +134,15 @@ impl Logs {
         held: Held,
         term_at: impl Fn(u64) -> Option<u64>,
     ) -> Result<(), String> {
+        let mut terms: Vec<(u64, u64)> = Vec::new();
+        for index in held.first_index..=held.last_index {
+            if let Some(term) = term_at(index)
+                && terms.last().is_none_or(|(_, last)| *last != term)
+            {
+                terms.push((index, term));
+            }
+        }
+        self.led.insert((group, held.term), Led { node, held, terms });
         let Some(log) = self.applied.get(&group) else { return Ok(()) };
         for (index, known) in log.range(held.first_index..).filter(|(_, known)| known.committed_in < held.term) {
             self.looked_for += 1;
@@ -111,6 +152,27 @@ impl Logs {
                     "n{node} leads group {group} in term {} with a log from {} to {}; index {index} of \
                      term {}, committed in term {} or before, is there in term {found:?}",
                     held.term, held.first_index, held.last_index, known.term, known.committed_in
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// More is known of when an entry was committed: those who led in later terms are looked at once more.
+    ///
+    /// # Errors
+    /// One of them began to lead without it.
+    pub fn led_without(&mut self, group: GroupId, index: u64) -> Result<(), String> {
+        let Some(known) = self.applied.get(&group).and_then(|log| log.get(&index)) else { return Ok(()) };
+        let later = (group, known.committed_in.saturating_add(1))..=(group, u64::MAX);
+        for (_, led) in self.led.range(later).filter(|(_, led)| led.held.first_index <= index) {
+            self.looked_for += 1;
+            let found = led.term_at(index);
+            if found != Some(known.term) {
+                return Err(format!(
+                    "n{} led group {group} in term {} with a log from {} to {}; index {index} of term {}, of which it \
+                     shows now that it was committed in term {} or before, was there in term {found:?}",
+                    led.node, led.held.term, led.held.first_index, led.held.last_index, known.term, known.committed_in
                 ));
             }
         }
@@ -140,7 +202,7 @@ mod tests {
             for index in 2..10 {
                 let new =
                     logs.applied(node, GROUP, &entry(index, 1 + index / 5, b"x"), 9).expect("the same everywhere");
-                assert_eq!(new, node == 0);
+                assert_eq!(new, if node == 0 { Seen::First } else { Seen::Again });
             }
         }
         logs.restarted(1);
@@ -194,7 +256,10 @@ mod tests {
         let its_own = |index| Some(if index == 3 { 4 } else { 1 });
         assert_eq!(logs.leads(1, GROUP, held(4), its_own), Ok(()), "index 3 was committed with index 4, in term 5");
         assert!(logs.leads(1, GROUP, held(6), its_own).is_err(), "now it counts");
-        logs.applied(2, GROUP, &entry(3, 3, b"x"), 3).expect("the same");
-        assert!(logs.leads(1, GROUP, held(4), its_own).is_err(), "somebody knew it in term 3");
+        assert!(logs.led_without(GROUP, 3).expect_err("not in its log").contains("in term 6"));
+        assert_eq!(logs.applied(2, GROUP, &entry(3, 3, b"x"), 3), Ok(Seen::Sooner));
+        assert!(logs.led_without(GROUP, 3).expect_err("somebody knew it in term 3").contains("in term 4"));
+        assert!(logs.leads(1, GROUP, held(4), its_own).is_err(), "and before the next one leads");
+        assert_eq!(logs.led_without(GROUP, 2), Ok(()), "they have that");
     }
 }

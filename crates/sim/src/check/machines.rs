@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{VmEpoch, VmId, VmIncarnation};
-use compute::{VmDesired, VmPhase, VmReport, VmReportEvent};
+use compute::{GUEST_SHUTDOWN, VmDesired, VmPhase, VmReport, VmReportEvent};
 use metadata::Metadata;
 
 /// See the module.
@@ -12,6 +12,8 @@ use metadata::Metadata;
 pub struct Machines {
     /// Starts that said that they are ready.
     ready: BTreeSet<(VmId, VmEpoch, VmIncarnation)>,
+    /// Starts that ended because the guest powered itself off.
+    off: BTreeSet<(VmId, VmEpoch, VmIncarnation)>,
     /// What its user was told last; `None` while an answer is out.
     wanted: BTreeMap<String, Option<VmDesired>>,
 }
@@ -19,9 +21,12 @@ pub struct Machines {
 impl Machines {
     /// A machine speaks.
     pub fn said(&mut self, report: &VmReport) {
-        if report.event == VmReportEvent::Ready {
-            self.ready.insert((report.vm, report.epoch, report.incarnation));
-        }
+        let start = (report.vm, report.epoch, report.incarnation);
+        match &report.event {
+            VmReportEvent::Ready => self.ready.insert(start),
+            VmReportEvent::Exited { reason } if reason == GUEST_SHUTDOWN => self.off.insert(start),
+            _ => false,
+        };
     }
 
     /// A node has this state now.
@@ -53,11 +58,12 @@ impl Machines {
     /// The run is over.
     ///
     /// # Errors
-    /// The cluster wants something else than the user was told.
+    /// The cluster wants something else than the user was told, and it is not that the guest powered itself off.
     pub fn finish(&self, state: &Metadata) -> Result<(), String> {
         for (name, wanted) in &self.wanted {
             if let (Some(wanted), Some(vm)) = (wanted, state.vm(name))
                 && vm.desired != *wanted
+                && !(vm.desired == VmDesired::Stopped && self.off.contains(&(vm.id, vm.epoch, vm.incarnation)))
             {
                 return Err(format!("VM {name} was acknowledged to be {wanted:?}, and is to be {:?}", vm.desired));
             }
@@ -107,6 +113,24 @@ mod tests {
         assert!(machines.observed(&running).is_err(), "an earlier start");
         machines.said(&said(2));
         assert_eq!(machines.observed(&running), Ok(()));
+    }
+
+    #[test]
+    fn only_the_present_start_of_a_guest_powers_itself_off() {
+        let mut machines = Machines::default();
+        let off = |incarnation| VmReport {
+            vm: VmId(1),
+            epoch: VmEpoch(1),
+            incarnation: VmIncarnation(incarnation),
+            event: VmReportEvent::Exited { reason: GUEST_SHUTDOWN.into() },
+        };
+        let stopped = state(VmPhase::Stopped, VmDesired::Stopped);
+        machines.acked("web", VmDesired::Running);
+        machines.said(&off(1));
+        assert!(machines.finish(&stopped).is_err(), "an earlier start");
+        machines.said(&off(2));
+        assert_eq!(machines.finish(&stopped), Ok(()));
+        assert!(machines.finish(&state(VmPhase::Stopped, VmDesired::Deleted)).is_err());
     }
 
     #[test]

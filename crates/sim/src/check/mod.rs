@@ -1,7 +1,8 @@
 //! The checkers: what must never happen (DESIGN 9), judged from what nodes emit and what clients saw.
 //!
-//! A checker is told facts and answers `Err(why)` at the first one that contradicts an earlier one. None of them looks
-//! into a node except through what a driver or a client would see too.
+//! A checker is told facts and answers `Err(why)` at the first one that contradicts an earlier one. The facts are what a
+//! driver or a client sees, and what a node's core lets checkers look at (`engine/src/status.rs`): the terms in its logs,
+//! its configurations, and digests of its state.
 
 mod commands;
 mod contact;
@@ -21,7 +22,7 @@ pub use contact::{Contact, Unfit};
 pub use election::Elections;
 pub use events::Events;
 pub use leaders::Leaders;
-pub use log::{Held, Logs};
+pub use log::{Held, Logs, Seen};
 pub use machines::Machines;
 pub use members::Members;
 pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};

@@ -6,10 +6,13 @@ use compute::{VmDesired, VmRecord};
 use metadata::Metadata;
 
 use super::linear::{History, Model, OperationId, Verdict, judge};
+use crate::shared::MACHINES as CONTENDED;
 use crate::time::Nanos;
 
 /// Steps that the search may take per name. Runs of seconds need some hundred.
 const STEPS_MAX: u64 = 200_000;
+/// In the place of a client: the guest in a machine.
+const GUEST: usize = usize::MAX - 1;
 
 /// See the module.
 #[derive(Default)]
@@ -101,6 +104,13 @@ impl Names {
     /// It was told this of the VM.
     pub fn told_machine(&mut self, asked: OperationId, told: MachineTold, now: Nanos) {
         self.machines.answered(asked, told, now);
+    }
+
+    /// A machine of that name powers itself off: whether, and when, the cluster takes that for a stop is open.
+    pub fn powered_off(&mut self, name: &str, now: Nanos) {
+        if CONTENDED.contains(&name) {
+            self.machines.begin(name.to_owned(), GUEST, MachineOp::Stop, now);
+        }
     }
 
     /// It was told that nothing was done, for certain.
@@ -199,8 +209,9 @@ impl Model for Topic {
 /// nobody knows yet.
 ///
 /// Left out is whatever is not a user's word: phases, assignments and restarts happen by themselves, and none of them
-/// changes what is wanted. (A guest that shuts itself down would; the simulator's guests do not.) A VM that nobody has
-/// yet is gone at once when it is deleted; another one goes when its node has said that it is removed.
+/// changes what is wanted. A guest that powers itself off does, and counts as one who asks for a stop and is told
+/// nothing. A VM that nobody has yet is gone at once when it is deleted; another one goes when its node has said that it
+/// is removed.
 struct Machine;
 
 type MachineState = Option<(Option<VmId>, Wanted)>;

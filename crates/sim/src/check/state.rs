@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::GroupId;
 use metadata::Metadata;
 
 use crate::queue::NodeIx;
@@ -11,9 +12,12 @@ use crate::queue::NodeIx;
 #[derive(Default)]
 pub struct States {
     cursors: BTreeMap<NodeIx, u64>,
+    /// What a replica of a partition is at an index, and on which node that was seen first.
+    replicas: BTreeMap<(GroupId, u64), (u64, NodeIx)>,
     acked: BTreeMap<u64, AckedCommand>,
     acked_index: u64,
-    /// States of nodes that were compared with the replayed one.
+    /// States of nodes that were compared: of `__meta` with the replayed one, of partitions with that of another
+    /// replica, or of an earlier process.
     pub compared: u64,
 }
 
@@ -58,6 +62,22 @@ impl States {
         } else {
             Err(format!("n{node} at index {index}: {}", difference(expected, state)))
         }
+    }
+
+    /// A node's replica of a partition is applied up to an index, and has that digest.
+    ///
+    /// # Errors
+    /// It was another one there before.
+    pub fn replica(&mut self, node: NodeIx, group: GroupId, index: u64, digest: u64) -> Result<(), String> {
+        let Some((known, first)) = self.replicas.get(&(group, index)) else {
+            self.replicas.insert((group, index), (digest, node));
+            return Ok(());
+        };
+        self.compared += 1;
+        if *known == digest {
+            return Ok(());
+        }
+        Err(format!("n{node} has another state of group {group} at index {index} than n{first} had"))
     }
 
     /// A node's process starts again.
@@ -191,6 +211,15 @@ mod tests {
         assert!(states.observed(1, &state(4, 1), None).is_err(), "goes back");
         states.restarted(1);
         states.observed(1, &state(4, 1), None).expect("a restart may go back");
+    }
+
+    #[test]
+    fn replicas_that_differ_at_one_index_are_noticed() {
+        let mut states = States::default();
+        let mut replica = |node, index, digest| states.replica(node, GroupId(3), index, digest);
+        assert_eq!((replica(0, 5, 1), replica(1, 6, 2), replica(1, 5, 1)), (Ok(()), Ok(()), Ok(())));
+        assert!(replica(2, 6, 1).is_err());
+        assert_eq!(states.compared, 2);
     }
 
     #[test]
