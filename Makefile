@@ -49,7 +49,7 @@ test: setup
 ## make plants  hunt the planted mistakes that take the simulator more than 200 seeds to find
 .PHONY: plants
 plants:
-	$(CARGO) test $(SIMULATED:%=-p %) --test sharpness -- --ignored --nocapture
+	$(CARGO) test $(SIMULATED:%=-p %) --test rare -- --nocapture
 
 ## make soak-sim   the simulator over SOAK_SEEDS seeds (10000) of 60 virtual seconds, half on 3 nodes, half on 5
 SOAK_SEED ?= 1

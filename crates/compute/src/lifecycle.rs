@@ -275,8 +275,7 @@ mod tests {
     #[test]
     fn a_start_while_a_stop_is_under_way_is_not_undone_by_reports_of_the_run_before() {
         let failed = || VmReportEvent::Failed { reason: "no hypervisor".into() };
-        for end in
-            [VmReportEvent::Stopped, failed(), killed(), VmReportEvent::Exited { reason: GUEST_SHUTDOWN.into() }]
+        for end in [VmReportEvent::Stopped, failed(), killed(), VmReportEvent::Exited { reason: GUEST_SHUTDOWN.into() }]
         {
             let mut vm = pending();
             assign(&mut vm, NodeId(1), VmEpoch(1), String::new(), Wall(1));

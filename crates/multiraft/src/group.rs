@@ -16,6 +16,7 @@ use base::limits::RAFT_MESSAGE_BYTES_MAX;
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
+use raft::eraftpb::EntryType;
 use raft::{RawNode, Ready, StateRole};
 use wire::{Entry, EntryKind, HardState, Membership, RaftMessage, RaftMessageKind, SnapshotMeta};
 
@@ -46,6 +47,7 @@ struct Outstanding {
     round: u64,
     seq: u64,
     number: u64,
+    commit: u64,
 }
 
 /// A checkpoint on its way to the disk.
@@ -67,6 +69,8 @@ pub(crate) struct Group {
     timeout: (u64, usize),
     /// The hard state that was last handed out.
     emitted: HardState,
+    /// The commit index that is durable here.
+    pub(crate) durable_commit: u64,
     write_seq: u64,
     vote_seq: u64,
     durable_seq: u64,
@@ -111,6 +115,7 @@ impl Group {
             seed: config.seed,
             raw,
             timeout: (u64::MAX, 0),
+            durable_commit: emitted.commit,
             emitted,
             write_seq: 0,
             vote_seq: 0,
@@ -290,6 +295,7 @@ impl Group {
         while self.outstanding.front().is_some_and(|write| write.round <= round) {
             let Some(write) = self.outstanding.pop_front() else { break };
             self.durable_seq = write.seq;
+            self.durable_commit = write.commit;
             number = number.max(write.number);
         }
         if number > 0 {
@@ -305,6 +311,7 @@ impl Group {
         }
         let Some(install) = self.install.take() else { return };
         self.durable_seq = install.seq;
+        self.durable_commit = install.index;
         self.installed_index = Some(index);
         if !install.carries_entries {
             self.raw.on_persist_ready(install.number);
@@ -413,7 +420,12 @@ impl Group {
         }
         self.surface(out);
         let Some(write) = write else { return false };
-        self.outstanding.push_back(Outstanding { round, seq: write.seq, number: write.number });
+        self.outstanding.push_back(Outstanding {
+            round,
+            seq: write.seq,
+            number: write.number,
+            commit: self.emitted.commit,
+        });
         if planted(Plant::LeaderCountsUndurable) && self.raw.raft.state == StateRole::Leader {
             self.raw.on_persist_ready(write.number);
         }
@@ -426,6 +438,9 @@ impl Group {
         (raft.term, raft.vote) != (self.emitted.term, self.emitted.vote.0)
     }
 
+    /// What the crate asks for. A commit index goes to disk with whatever else is written, except that of a change of
+    /// members, which is written at once: a replica that forgot in a crash who decides would ask those who decided
+    /// before, and of them one may be gone for good.
     fn one_ready(&mut self, write: &mut Option<Write>, out: &mut Output) {
         let mut ready = self.raw.ready();
         let number = ready.number();
@@ -446,7 +461,8 @@ impl Group {
         if let Some(meta) = snapshot {
             self.begin_install(meta, state, number, !entries.is_empty(), out);
         }
-        if !entries.is_empty() || self.vote_changed() {
+        let new_members = committed.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        if !entries.is_empty() || self.vote_changed() || new_members && !planted(Plant::MembersCommitNotSaved) {
             mark_if(Mark::WriteWaitedForInstall, || self.install.is_some());
             let mut deferred = self.deferred.take();
             let target = if self.install.is_some() { &mut deferred } else { &mut *write };
@@ -549,7 +565,11 @@ impl Group {
         if promises && planted(Plant::ForgetPersistedMessages) {
             return;
         }
-        if planted(if promises { Plant::AcknowledgeBeforeDurable } else { Plant::TermNeedNotBeDurable }) {
+        let leaves_early = match promises {
+            true => planted(Plant::AcknowledgeBeforeDurable),
+            false => planted(Plant::TermNeedNotBeDurable) || planted(Plant::VoteNotAwaited),
+        };
+        if leaves_early {
             gate = 0;
         }
         if gate <= self.durable_seq {
@@ -649,7 +669,7 @@ impl Group {
     fn current_role(&self) -> RoleChange {
         let raft = &self.raw.raft;
         let durable = self.vote_seq <= self.durable_seq && !self.vote_changed();
-        let lead_early = planted(Plant::LeadBeforeDurable);
+        let lead_early = planted(Plant::LeadBeforeDurable) || planted(Plant::VoteNotAwaited);
         let (role, leader) = match raft.state {
             StateRole::Leader if !durable && !lead_early => {
                 mark(Mark::LeaderBeforeItsTermWasDurable);

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use base::GroupId;
 use base::simulation::Mark;
-use base::{SplitMix64, hash64};
+use base::{GroupId, NodeId, SplitMix64, hash64};
 use engine::{Effect, Request, Target};
 use journal::DiskOpKind;
 use multiraft::Role;
@@ -296,12 +295,26 @@ impl World {
     fn may_rot(&self, node: NodeIx) -> bool {
         let sound = self.nodes.iter().all(|it| !it.retired && !it.disk.is_rotten());
         let (it, now) = (&self.nodes[node], self.queue.now);
-        // A replica that was given out does not vote until it has caught up.
-        let spared = |group: &GroupId| self.checks.members.spares_one(*group);
-        let enough = self.checks.commands.last().is_some_and(|state| {
-            spared(&GroupId::META) && state.partitions.values().all(|partition| spared(&partition.group))
-        });
-        sound && enough && self.nodes.len() >= 3 && self.formed() && it.recovered && it.runs() && it.disk.quiet(now)
+        let quiet = self.formed() && it.recovered && it.runs() && it.disk.quiet(now);
+        sound && quiet && self.nodes.len() >= 3 && self.spares_any()
+    }
+
+    /// Whether every group goes on without any one of its replicas. One that was given out does not vote until it has
+    /// caught up, and all others must know, for good, that it does.
+    fn spares_any(&self) -> bool {
+        let knows = |id: NodeId, group: GroupId, index: u64| {
+            let core = self.places.get(&id).and_then(|place| self.nodes[*place].core.as_ref());
+            core.and_then(|core| core.raft_status(group)).is_some_and(|status| status.durable_commit >= index)
+        };
+        let spared = |group: GroupId, hosts: Vec<NodeId>| {
+            let index = self.checks.members.spares_one(group);
+            index.is_some_and(|index| hosts.into_iter().all(|id| knows(id, group, index)))
+        };
+        self.checks.commands.last().is_some_and(|state| {
+            let hosts = |partition: &metadata::PartitionRecord| partition.replicas.iter().map(|it| it.node).collect();
+            spared(GroupId::META, state.nodes.keys().copied().collect())
+                && state.partitions.values().all(|partition| spared(partition.group, hosts(partition)))
+        })
     }
 
     fn choose_bit(&mut self, node: NodeIx, salt: u64) {

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use base::simulation::Plant;
+
 use crate::check::Violation;
 use crate::config::SimConfig;
 use crate::mistake::Mistake;
@@ -34,6 +36,38 @@ impl Hunt {
         let (seed, _) = self.found.as_ref()?;
         Some(replay_command(&SimConfig { seed: *seed, ..self.cfg.clone() }))
     }
+}
+
+/// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
+const RARE: [Plant; 5] = [
+    Plant::CampaignBeforeLogDurable,
+    Plant::SegmentReusedEarly,
+    Plant::RequestNamesReused,
+    Plant::UnknownReplicaRemoved,
+    Plant::MembersNotTold,
+];
+
+/// Whether it takes long to find.
+#[must_use]
+pub fn is_rare(mistake: Mistake) -> bool {
+    matches!(mistake, Mistake::Code(plant) if RARE.contains(&plant))
+}
+
+/// Hunts some of the mistakes on all cores, and prints what came of it: how many, and which were not found in so many
+/// seeds.
+#[must_use]
+pub fn hunt_all(seeds_max: u64, which: impl Fn(Mistake) -> bool) -> (usize, Vec<&'static str>) {
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (mut hunted, mut hidden) = (0, Vec::new());
+    for mistake in Mistake::all().filter(|mistake| which(*mistake)) {
+        let hunt = hunt(&SimConfig::with_mistake(mistake, 1), seeds_max, jobs);
+        println!("{hunt}");
+        hunted += 1;
+        if hunt.found.is_none() {
+            hidden.push(mistake.name());
+        }
+    }
+    (hunted, hidden)
 }
 
 /// Runs seeds from `cfg.seed` on with the mistake that `cfg` plants, until one fails or `seeds_max` did not.

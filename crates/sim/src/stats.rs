@@ -164,11 +164,7 @@ impl fmt::Display for Stats {
             "frames              {} ({} lost, {} doubled), {} unsynced writes at risk in crashes",
             self.frames, self.frames_lost, self.frames_doubled, self.writes_torn
         )?;
-        writeln!(
-            f,
-            "stopped for good    {} nodes, because of a bit that flipped",
-            self.retired
-        )?;
+        writeln!(f, "stopped for good    {} nodes, because of a bit that flipped", self.retired)?;
         writeln!(
             f,
             "judged              {} states, {} operations on {} contended names ({} undecided), {} repeated commands",

@@ -1,5 +1,6 @@
 //! The checkers can fail: each mistake planted in the simulator's own seams ends in a violation.
 
+use sim::plants::{hunt_all, is_rare};
 use sim::{Fault, FaultSet, Mistake, Seam, SimConfig, sweep};
 
 /// Runs seeds with the mistake until one fails, and says which invariant broke.
@@ -85,41 +86,9 @@ fn entries_changed_on_their_way_are_caught() {
     check(Seam::FlippedEntries, &[], &["log matching", "partitions", "no node stops by itself", "nothing panics"]);
 }
 
-/// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them, and
-/// docs/simulation-plants.md says after how many seeds each is found.
-const RARE: [&str; 5] = [
-    "campaign-before-log-durable",
-    "segment-reused-early",
-    "request-names-reused",
-    "unknown-replica-removed",
-    "members-not-told",
-];
-
-/// How many mistakes were hunted, and which of them were not found.
-fn hunt_all(seeds_max: u64, which: impl Fn(&str) -> bool) -> (usize, Vec<&'static str>) {
-    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let code = Mistake::all().filter(|mistake| matches!(mistake, Mistake::Code(_)) && which(mistake.name()));
-    let hunts = code.map(|mistake| {
-        let hunt = sim::plants::hunt(&SimConfig::with_mistake(mistake, 1), seeds_max, jobs);
-        println!("{hunt}");
-        hunt
-    });
-    let hunts: Vec<_> = hunts.collect();
-    let hidden = hunts.iter().filter(|hunt| hunt.found.is_none()).map(|hunt| hunt.mistake.name());
-    (hunts.len(), hidden.collect())
-}
-
 #[test]
 fn mistakes_in_the_code_are_caught() {
-    let (hunted, hidden) = hunt_all(200, |name| !RARE.contains(&name));
+    let (hunted, hidden) = hunt_all(200, |mistake| matches!(mistake, Mistake::Code(_)) && !is_rare(mistake));
     assert!(hidden.is_empty(), "not found in 200 seeds: {hidden:?}");
     assert!(hunted >= 30, "only {hunted} mistakes are hunted");
-}
-
-#[test]
-#[ignore = "takes minutes: make plants"]
-fn rare_mistakes_in_the_code_are_caught() {
-    let (hunted, hidden) = hunt_all(2_000, |name| RARE.contains(&name));
-    assert!(hidden.is_empty(), "not found in 2,000 seeds: {hidden:?}");
-    assert_eq!(hunted, RARE.len(), "one is not called so any more");
 }

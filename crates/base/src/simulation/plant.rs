@@ -5,6 +5,8 @@ super::table! {
     Plant {
         TermNeedNotBeDurable "term-need-not-be-durable"
             "What leaders send leaves before their term and vote are durable.",
+        VoteNotAwaited "vote-not-awaited"
+            "Leaders lead, and their messages leave, before their term and vote are durable: the `raft` crate by itself.",
         ForgetPersistedMessages "forget-persisted-messages"
             "What waits for the disk is never sent: no votes, no acknowledgements.",
         AcknowledgeBeforeDurable "acknowledge-before-durable"
@@ -33,6 +35,8 @@ super::table! {
             "A leader counts itself among those who have an entry before its disk does.",
         ConflictingSuffixKept "conflicting-suffix-kept"
             "Entries that contradict the leader's stay in the log.",
+        MembersCommitNotSaved "members-commit-not-saved"
+            "That a change of members is committed goes to disk with the next write, which may never come.",
         ReadsTrustLease "reads-trust-lease"
             "A read point is answered without asking a quorum.",
 

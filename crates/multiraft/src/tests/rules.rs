@@ -133,9 +133,9 @@ fn a_single_voter_that_loses_power_before_its_vote_is_durable_makes_no_second_hi
     for after_ms in (5..500).step_by(5) {
         crash_between_campaign_and_persist(after_ms).unwrap();
     }
-    let forked = (5..500).step_by(5).find_map(|after_ms| {
-        with_plant(Plant::TermNeedNotBeDurable, || crash_between_campaign_and_persist(after_ms)).err()
-    });
+    let forked = (5..500)
+        .step_by(5)
+        .find_map(|after_ms| with_plant(Plant::VoteNotAwaited, || crash_between_campaign_and_persist(after_ms)).err());
     assert!(forked.is_some_and(|error| error.contains("where another applied")));
 }
 
@@ -467,19 +467,50 @@ fn one_voter_becomes_three_and_three_become_one_whoever_leads() {
         let steps: Vec<_> = gone.iter().map(|id| step(MembershipOp::Remove, *id)).collect();
         cluster.change(leader, &steps).unwrap();
         let alone = |cluster: &Cluster| {
-            cluster.leader() == Some(heir) && cluster.status(heir).unwrap().membership.voters == ids(&[heir])
+            let members = cluster.status(heir).unwrap().membership;
+            cluster.leader() == Some(heir) && members.voters == ids(&[heir]) && members.voters_outgoing.is_empty()
         };
-        cluster.run_until(6_000, "one voter, that leads", alone).unwrap();
+        cluster.run_until(6_000, "one voter, that leads, not joint", alone).unwrap();
         assert_ne!(cluster.status(leader).unwrap().role, Role::Leader);
         for id in gone {
             cluster.crash(id, 0);
         }
         write(&mut cluster, heir, 3, 8);
-        assert!(matches!(
-            cluster.change(heir, &[step(MembershipOp::Remove, heir)]),
-            Err(ProposeError::Invalid("the change leaves no voters"))
-        ));
+        let refused = cluster.change(heir, &[step(MembershipOp::Remove, heir)]);
+        assert!(matches!(refused, Err(ProposeError::Invalid("the change leaves no voters"))), "{seed}: {refused:?}");
     }
+}
+
+/// One voter becomes three, nothing is written any more, all lose power, and the first one does not come back.
+fn lose_the_first_after_growing() -> Result<(), String> {
+    let mut cluster = Cluster::new(1, &[1], &[]);
+    cluster.start(1, true);
+    cluster.run_until(1_000, "a leader", has_leader)?;
+    for id in [2, 3] {
+        cluster.add_blank(id);
+        cluster.change(1, &[step(MembershipOp::AddLearner, id)]).expect("nothing else is changed");
+        cluster.run_until(3_000, "the learner catches up", Cluster::converged)?;
+    }
+    cluster.change(1, &[step(MembershipOp::AddVoter, 2), step(MembershipOp::AddVoter, 3)]).expect("one change");
+    let three = |cluster: &Cluster, id| {
+        let members = cluster.status(id).expect("it runs").membership;
+        members.voters == ids(&[1, 2, 3]) && members.voters_outgoing.is_empty()
+    };
+    cluster.run_until(3_000, "all have three voters", |cluster| (1..=3).all(|id| three(cluster, id)))?;
+    cluster.run(1_000)?;
+    for id in 1..=3 {
+        cluster.crash(id, 0);
+    }
+    cluster.start(2, false);
+    cluster.start(3, false);
+    cluster.run_until(10_000, "a leader without the first", |cluster| [Some(2), Some(3)].contains(&cluster.leader()))
+}
+
+#[test]
+fn who_decides_is_not_forgotten_in_a_crash() {
+    assert_eq!(lose_the_first_after_growing(), Ok(()));
+    let forgot = with_plant(Plant::MembersCommitNotSaved, lose_the_first_after_growing);
+    assert!(forgot.is_err_and(|error| error.contains("a leader without the first")));
 }
 
 #[test]

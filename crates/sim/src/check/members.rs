@@ -146,11 +146,12 @@ impl Members {
         Ok(())
     }
 
-    /// Whether a group goes on without any one of its replicas: at least three vote, and nothing is being changed.
+    /// Whether a group goes on without any one of its replicas: at least three vote, and nothing is being changed. The
+    /// index from which that holds: whoever has forgotten that it is committed asks those who voted before.
     #[must_use]
-    pub fn spares_one(&self, group: GroupId) -> bool {
-        let last = self.configurations.get(&group).and_then(|all| all.last_key_value());
-        last.is_some_and(|(_, it)| it.voters.len() >= 3 && it.outgoing.is_empty())
+    pub fn spares_one(&self, group: GroupId) -> Option<u64> {
+        let (index, last) = self.configurations.get(&group)?.last_key_value()?;
+        (last.voters.len() >= 3 && last.outgoing.is_empty()).then_some(*index)
     }
 
     /// A node that has applied a group up to `applied` has this configuration.
