@@ -137,7 +137,6 @@ mod tests {
             first_index: 2,
             last_index: 1000,
             persisted: 1000,
-            durable_commit: 1000,
             membership: Membership {
                 voters: ids(voters.to_vec()),
                 learners: ids(learners.iter().map(|l| l.0).collect()),

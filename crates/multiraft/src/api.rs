@@ -65,9 +65,6 @@ pub struct GroupStatus {
     pub last_index: u64,
     /// Highest index that is durable here.
     pub persisted: u64,
-    /// Highest index of which it is durable here that it is committed; at least that of the last change of members
-    /// applied, but for a write that is under way.
-    pub durable_commit: u64,
     pub membership: Membership,
     /// As leader: what each replica is known to have.
     pub progress: Vec<ReplicaProgress>,

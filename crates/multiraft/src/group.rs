@@ -47,7 +47,6 @@ struct Outstanding {
     round: u64,
     seq: u64,
     number: u64,
-    commit: u64,
 }
 
 /// A checkpoint on its way to the disk.
@@ -69,8 +68,6 @@ pub(crate) struct Group {
     timeout: (u64, usize),
     /// The hard state that was last handed out.
     emitted: HardState,
-    /// The commit index that is durable here.
-    pub(crate) durable_commit: u64,
     write_seq: u64,
     vote_seq: u64,
     durable_seq: u64,
@@ -115,7 +112,6 @@ impl Group {
             seed: config.seed,
             raw,
             timeout: (u64::MAX, 0),
-            durable_commit: emitted.commit,
             emitted,
             write_seq: 0,
             vote_seq: 0,
@@ -295,7 +291,6 @@ impl Group {
         while self.outstanding.front().is_some_and(|write| write.round <= round) {
             let Some(write) = self.outstanding.pop_front() else { break };
             self.durable_seq = write.seq;
-            self.durable_commit = write.commit;
             number = number.max(write.number);
         }
         if number > 0 {
@@ -311,7 +306,6 @@ impl Group {
         }
         let Some(install) = self.install.take() else { return };
         self.durable_seq = install.seq;
-        self.durable_commit = install.index;
         self.installed_index = Some(index);
         if !install.carries_entries {
             self.raw.on_persist_ready(install.number);
@@ -420,12 +414,7 @@ impl Group {
         }
         self.surface(out);
         let Some(write) = write else { return false };
-        self.outstanding.push_back(Outstanding {
-            round,
-            seq: write.seq,
-            number: write.number,
-            commit: self.emitted.commit,
-        });
+        self.outstanding.push_back(Outstanding { round, seq: write.seq, number: write.number });
         if planted(Plant::LeaderCountsUndurable) && self.raw.raft.state == StateRole::Leader {
             self.raw.on_persist_ready(write.number);
         }

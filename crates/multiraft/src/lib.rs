@@ -374,7 +374,6 @@ impl MultiRaft {
             first_index: replica.log().first(),
             last_index: raft.raft_log.last_index(),
             persisted: raft.raft_log.persisted,
-            durable_commit: replica.durable_commit,
             membership: replica.membership.clone(),
             progress,
         })

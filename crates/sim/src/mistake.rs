@@ -154,6 +154,8 @@ impl SimConfig {
             Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
             // A member must be away while another joins, and whoever knows both must stop leading.
             Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
+            // A group must have grown, and its first node must be gone for good.
+            Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot, Fault::PowerLoss, Fault::Join]),
             // Where others vote, their answers come after the log is durable.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {

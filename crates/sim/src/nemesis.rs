@@ -295,16 +295,16 @@ impl World {
     fn may_rot(&self, node: NodeIx) -> bool {
         let sound = self.nodes.iter().all(|it| !it.retired && !it.disk.is_rotten());
         let (it, now) = (&self.nodes[node], self.queue.now);
-        let quiet = self.formed() && it.recovered && it.runs() && it.disk.quiet(now);
+        let quiet = self.formed() && it.recovered && it.runs() && self.nodes.iter().all(|it| it.disk.quiet(now));
         sound && quiet && self.nodes.len() >= 3 && self.spares_any()
     }
 
     /// Whether every group goes on without any one of its replicas. One that was given out does not vote until it has
-    /// caught up, and all others must know, for good, that it does.
+    /// caught up, and all others must know that it does: they have written that down by the time at which bits flip.
     fn spares_any(&self) -> bool {
         let knows = |id: NodeId, group: GroupId, index: u64| {
             let core = self.places.get(&id).and_then(|place| self.nodes[*place].core.as_ref());
-            core.and_then(|core| core.raft_status(group)).is_some_and(|status| status.durable_commit >= index)
+            core.and_then(|core| core.raft_status(group)).is_some_and(|status| status.applied >= index)
         };
         let spared = |group: GroupId, hosts: Vec<NodeId>| {
             let index = self.checks.members.spares_one(group);

@@ -39,8 +39,9 @@ impl Hunt {
 }
 
 /// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
-const RARE: [Plant; 5] = [
+const RARE: [Plant; 6] = [
     Plant::CampaignBeforeLogDurable,
+    Plant::CheckpointIndexTooLow,
     Plant::SegmentReusedEarly,
     Plant::RequestNamesReused,
     Plant::UnknownReplicaRemoved,
