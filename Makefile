@@ -66,7 +66,7 @@ bench: setup
 	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example figures
 	$(CARGO) run --release -p vmm --example boot_time -- 10 1 $(TARGET_DIR)/images
 
-## make ci      what must pass before a change lands: formatting, tidy, clippy, then `make test`
+## make ci      what must pass before a change lands: formatting, tidy, clippy, `make test`, `make plants`
 .PHONY: ci
 ci: setup
 	$(CARGO) xtask ci

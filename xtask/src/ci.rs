@@ -11,6 +11,8 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["fmt", "--all", "--check"])?;
     crate::tidy::run(root)?;
     cargo(root, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    // Not among all targets: it is no test of `cargo test`.
+    cargo(root, &["clippy", "-p", "sim", "--test", "rare", "--quiet", "--", "-D", "warnings"])?;
     // The integration tests start the built binary, which `cargo test` alone does not build.
     make(root, "test")?;
     make(root, "plants")

@@ -15,8 +15,9 @@ impl NodeCore {
     /// Applies one committed entry. An error is fatal: an entry is never skipped.
     pub(crate) fn apply_entry(&mut self, group: GroupId, entry: &Entry) {
         let Some(replica) = self.groups.get_mut(&group) else { return };
-        if entry.index <= replica.applied {
-            return self.fatal(format!("group {group}: entry {} would be applied twice", entry.index));
+        if entry.index != replica.applied + 1 {
+            let (index, applied) = (entry.index, replica.applied);
+            return self.fatal(format!("group {group}: entry {index} is to be applied behind entry {applied}"));
         }
         let mut result = None;
         match &mut replica.machine {

@@ -183,6 +183,7 @@ impl NodeCore {
         if std::mem::take(&mut self.partitions_due) {
             self.sync_partitions();
         }
+        self.follow_leaders();
         self.drive_session();
         self.drive_membership();
         self.drive_planner();

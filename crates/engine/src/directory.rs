@@ -240,6 +240,11 @@ impl Leaders {
         self.beliefs.get(&group).map_or(0, |belief| belief.term)
     }
 
+    /// Groups of which something is to be told.
+    pub fn changed(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.changed.iter().copied()
+    }
+
     /// What is to be told: changes, and leaders whose node fell silent or was heard of again.
     pub fn take_changed(&mut self, peers: &Peers, now: Mono) -> Vec<LeaderInfo> {
         let due = self.checked.is_none_or(|at| now.since(at) >= Millis(250));

@@ -4,7 +4,7 @@ use base::limits::EARLY_VOTES_MAX;
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Incarnation, NodeId, ReplicaId};
 use journal::{GroupAppend, Round};
-use multiraft::{Output, Role, RoleChange};
+use multiraft::{Output, Refused, Role, RoleChange};
 use wire::{Channel, Membership, PeerMessage, RaftMessage, RaftMessageKind};
 
 use crate::Effect;
@@ -54,8 +54,17 @@ impl NodeCore {
             }
             return;
         }
-        // Refusals are the expected fate of late and stray messages; `multiraft` counts them.
-        let _ = self.raft.step(group, message);
+        self.step(group, message);
+    }
+
+    /// Refusals are the expected fate of late and stray messages. One is not: the proof that this node's log is lost.
+    fn step(&mut self, group: GroupId, message: RaftMessage) {
+        if let Err(lost @ Refused::LogLost { .. }) = self.raft.step(group, message) {
+            self.fatal(format!(
+                "group {group}: {lost}: this node's data was lost or replaced by an older copy. Wipe the data directory and \
+                 join anew with a token"
+            ));
+        }
     }
 
     /// A replica runs from now on: it answers whoever asked for its vote before. The first replica of a new group
@@ -64,7 +73,7 @@ impl NodeCore {
     pub(crate) fn answer_early_vote(&mut self, group: GroupId) {
         if let Some(message) = self.early_votes.remove(&group) {
             mark(Mark::EarlyVoteAnswered);
-            let _ = self.raft.step(group, message);
+            self.step(group, message);
         }
     }
 

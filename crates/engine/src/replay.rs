@@ -5,7 +5,7 @@ use base::GroupId;
 use base::limits::LOG_READ_BYTES_MAX;
 use base::simulation::{Mark, Plant, mark, planted};
 use multiraft::GroupInit;
-use wire::{Entry, EntryKind, Membership, MembershipChange, MembershipOp};
+use wire::{Entry, EntryKind, MembershipChange};
 
 use crate::core::NodeCore;
 use crate::groups::GroupStage;
@@ -49,7 +49,11 @@ impl NodeCore {
             }
             if log_entry.kind == EntryKind::Membership && !planted(Plant::MembershipLostOnRestart) {
                 match wire::decode::<MembershipChange>(&log_entry.data) {
-                    Ok(change) => apply_membership(&mut entry.membership, &change),
+                    Ok(change) => {
+                        if let Some(after) = multiraft::changed(&entry.membership, &change) {
+                            entry.membership = after;
+                        }
+                    }
                     Err(error) => return self.fatal(format!("group {group}: membership entry unreadable: {error}")),
                 }
             }
@@ -89,77 +93,5 @@ impl NodeCore {
             }
             self.recovered();
         }
-    }
-}
-
-/// What a membership entry does to a membership: as the `raft` crate's `confchange` (Raft section 6; more than one
-/// step enters a joint configuration that the leader leaves by itself).
-pub(crate) fn apply_membership(membership: &mut Membership, change: &MembershipChange) {
-    if change.steps.is_empty() {
-        membership.learners.append(&mut membership.learners_next);
-        membership.voters_outgoing.clear();
-        membership.auto_leave = false;
-        return sort(membership);
-    }
-    if change.steps.len() > 1 {
-        membership.voters_outgoing = membership.voters.clone();
-        membership.auto_leave = true;
-    }
-    for step in &change.steps {
-        let replica = step.replica;
-        membership.voters.retain(|r| *r != replica);
-        membership.learners.retain(|r| *r != replica);
-        membership.learners_next.retain(|r| *r != replica);
-        match step.op {
-            MembershipOp::AddVoter => membership.voters.push(replica),
-            MembershipOp::AddLearner if membership.voters_outgoing.contains(&replica) => {
-                membership.learners_next.push(replica);
-            }
-            MembershipOp::AddLearner => membership.learners.push(replica),
-            MembershipOp::Remove => {}
-        }
-    }
-    sort(membership);
-}
-
-fn sort(membership: &mut Membership) {
-    membership.voters.sort_unstable();
-    membership.learners.sort_unstable();
-    membership.learners_next.sort_unstable();
-    membership.voters_outgoing.sort_unstable();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use base::ReplicaId;
-    use wire::MembershipStep;
-
-    fn ids(of: &[u64]) -> Vec<ReplicaId> {
-        of.iter().copied().map(ReplicaId).collect()
-    }
-
-    #[test]
-    fn one_voter_becomes_three_through_a_joint_configuration() {
-        let mut membership = Membership { voters: ids(&[1]), learners: ids(&[2, 3]), ..Membership::default() };
-        let promote = |replica| MembershipStep { op: MembershipOp::AddVoter, replica: ReplicaId(replica) };
-        apply_membership(&mut membership, &MembershipChange { steps: vec![promote(2), promote(3)] });
-        assert_eq!(membership.voters, ids(&[1, 2, 3]));
-        assert_eq!((membership.voters_outgoing.clone(), membership.auto_leave), (ids(&[1]), true));
-        apply_membership(&mut membership, &MembershipChange::default());
-        assert_eq!(membership, Membership { voters: ids(&[1, 2, 3]), ..Membership::default() });
-    }
-
-    #[test]
-    fn a_voter_demoted_in_a_joint_change_becomes_a_learner_when_it_ends() {
-        let mut membership = Membership { voters: ids(&[1, 2]), ..Membership::default() };
-        let steps = vec![
-            MembershipStep { op: MembershipOp::AddLearner, replica: ReplicaId(1) },
-            MembershipStep { op: MembershipOp::AddVoter, replica: ReplicaId(3) },
-        ];
-        apply_membership(&mut membership, &MembershipChange { steps });
-        assert_eq!(membership.learners_next, ids(&[1]));
-        apply_membership(&mut membership, &MembershipChange::default());
-        assert_eq!(membership, Membership { voters: ids(&[2, 3]), learners: ids(&[1]), ..Membership::default() });
     }
 }

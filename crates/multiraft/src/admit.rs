@@ -33,6 +33,7 @@ impl Group {
         }
         self.admit_sender(message)?;
         check_shape(message).map_err(Refused::Invalid)?;
+        self.check_own_log(message)?;
         self.check_content(message, electable).map_err(Refused::Invalid)
     }
 
@@ -55,15 +56,19 @@ impl Group {
         if stranger { Err(Refused::Stranger) } else { Ok(()) }
     }
 
+    /// A leader's heartbeat never goes beyond what this replica acknowledged to be durable.
+    fn check_own_log(&self, message: &RaftMessage) -> Result<(), Refused> {
+        let raft = &self.raw.raft;
+        let (acknowledged, last) = (message.commit, raft.raft_log.last_index());
+        let heartbeat = message.kind == RaftMessageKind::Heartbeat && message.term >= raft.term;
+        if heartbeat && acknowledged > last { Err(Refused::LogLost { acknowledged, last }) } else { Ok(()) }
+    }
+
     fn check_content(&self, message: &RaftMessage, electable: bool) -> Result<(), &'static str> {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         let current = message.term == raft.term;
         match message.kind {
-            RaftMessageKind::Heartbeat if message.term >= raft.term && message.commit > last => {
-                // A leader's heartbeat never goes beyond what this replica acknowledged (to be durable).
-                Err("commit past the last index: acknowledged entries are lost")
-            }
             RaftMessageKind::AppendResponse if current && !message.reject && message.index > last => {
                 Err("acknowledges entries that were never sent")
             }

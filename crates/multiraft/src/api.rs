@@ -200,6 +200,10 @@ pub enum Refused {
     Stranger,
     #[error("would break an invariant: {0}")]
     Invalid(&'static str),
+    /// This replica acknowledged more than it has: what its node wrote is gone. It must not go on: in an election it
+    /// would speak for a log that is not its own.
+    #[error("the group's leader knows that this replica has entries up to {acknowledged}; it has them up to {last}")]
+    LogLost { acknowledged: u64, last: u64 },
 }
 
 /// A proposal's place in the log.

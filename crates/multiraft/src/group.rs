@@ -451,7 +451,8 @@ impl Group {
             self.begin_install(meta, state, number, !entries.is_empty(), out);
         }
         let new_members = committed.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
-        if !entries.is_empty() || self.vote_changed() || new_members && !planted(Plant::MembersCommitNotSaved) {
+        let unsaved = new_members && state.commit > self.emitted.commit && !planted(Plant::MembersCommitNotSaved);
+        if !entries.is_empty() || self.vote_changed() || unsaved {
             mark_if(Mark::WriteWaitedForInstall, || self.install.is_some());
             let mut deferred = self.deferred.take();
             let target = if self.install.is_some() { &mut deferred } else { &mut *write };

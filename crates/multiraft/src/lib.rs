@@ -31,6 +31,7 @@ mod group;
 mod init;
 mod log;
 mod marks;
+mod membership;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +44,7 @@ use base::{GroupId, Now, ReplicaId};
 use bytes::Bytes;
 use clock::{Beat, TickClock};
 use group::Group;
+pub use membership::changed;
 use raft::eraftpb::{Message, MessageType};
 use raft::{ProgressState, SnapshotStatus, StateRole};
 use wire::{Entry, EntryKind, MembershipChange, RaftMessage};

@@ -287,10 +287,10 @@ impl VirtualDisk {
         true
     }
 
-    /// Whether a bit has flipped that is still there, in whatever its file is now.
+    /// Whether a bit has flipped that is still there, in whatever its file is now. In a spare it is nobody's.
     #[must_use]
     pub fn is_rotten(&self) -> bool {
-        self.files.values().any(|file| file.durable.flipped.is_some())
+        self.files.iter().any(|(id, file)| !matches!(id, FileId::Spare(_)) && file.durable.flipped.is_some())
     }
 
     /// What flipped is again as it was.
@@ -549,6 +549,44 @@ mod tests {
         assert!(submit(5, DiskOpKind::Read { file: FILE, offset: 0, len: 10 }).is_err(), "reads what is being written");
         assert!(submit(6, DiskOpKind::Remove { file: FILE }).is_err());
         assert!(submit(7, DiskOpKind::Read { file: FILE, offset: 2048, len: 10 }).is_ok());
+    }
+
+    #[test]
+    fn a_bit_that_flipped_stays_until_it_is_written_over_or_flips_back() {
+        let mut disk = VirtualDisk::new(1);
+        run(&mut disk, 1, DiskOpKind::Create { file: FILE, len: 1024 }).expect("created");
+        run(&mut disk, 2, write(0, 0x55, 1024, true)).expect("written");
+        let bit = disk.some_bit(7).expect("there are bits");
+        assert!(!disk.is_rotten() && disk.flip(&bit) && disk.is_rotten());
+        let changed: Vec<_> = content(&mut disk, 3).iter().copied().filter(|byte| *byte != 0x55).collect();
+        assert_eq!(changed, [0x55 ^ bit.mask]);
+        assert!(!disk.flip(&bit), "what stands around it is another");
+        disk.flip_back();
+        assert!(!disk.is_rotten() && content(&mut disk, 4).iter().all(|byte| *byte == 0x55));
+
+        assert!(disk.flip(&bit));
+        run(&mut disk, 5, DiskOpKind::Rename { from: FILE, to: FileId::Spare(9) }).expect("renamed");
+        assert!(!disk.is_rotten(), "nobody reads a spare");
+        run(&mut disk, 6, DiskOpKind::Rename { from: FileId::Spare(9), to: FILE }).expect("renamed");
+        assert!(disk.is_rotten(), "it came along");
+        run(&mut disk, 7, write(0, 1, 1024, false)).expect("written");
+        assert!(disk.is_rotten(), "not on the disk yet");
+        run(&mut disk, 8, write(0, 1, 1024, true)).expect("written");
+        assert!(!disk.is_rotten());
+    }
+
+    #[test]
+    fn of_two_bad_moods_the_worse_counts_and_it_is_quiet_a_second_after_the_last() {
+        let (slow, full) =
+            (DiskMood { slow: 5, ..DiskMood::default() }, DiskMood { full: true, ..DiskMood::default() });
+        assert_eq!(slow.worse(full), DiskMood { slow: 5, full: true, ..DiskMood::default() });
+        let mut disk = VirtualDisk::new(1);
+        disk.set_mood(slow.worse(full), ms(5_000));
+        disk.set_mood(full, ms(6_000));
+        assert!(!disk.quiet(ms(9_000)));
+        disk.set_mood(DiskMood::default(), ms(9_000));
+        disk.set_mood(DiskMood::default(), ms(9_500));
+        assert!(!disk.quiet(ms(9_999)) && disk.quiet(ms(10_000)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use compute::{GUEST_SHUTDOWN, VmReport, VmReportEvent};
 use engine::{Effect, Event};
 use journal::{DiskOpKind, FileId, OpId};
+use metadata::{Command, CommandEnvelope, Metadata};
 use multiraft::Role;
 use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
@@ -214,6 +215,22 @@ impl World {
             let verdict = self.checks.members.tables(before.as_ref(), state);
             self.check("replicas have one owner", verdict);
         }
+        self.took_note(entry, before.as_ref());
+    }
+
+    /// If the entry is a report that a guest powered itself off: whether the cluster took it for a stop.
+    fn took_note(&mut self, entry: &Entry, before: Option<&Metadata>) {
+        let Ok(CommandEnvelope { command: Command::ReportVm { report, .. }, .. }) = wire::decode(&entry.data) else {
+            return;
+        };
+        if matches!(&report.event, VmReportEvent::Exited { reason } if reason == GUEST_SHUTDOWN) {
+            let runs = |state: &Metadata| {
+                state.vms.get(&report.vm).is_some_and(|vm| vm.desired == compute::VmDesired::Running)
+            };
+            let stopped = before.is_some_and(runs) && !self.checks.commands.last().is_some_and(runs);
+            let start = (report.vm, report.epoch, report.incarnation);
+            self.checks.names.power_off_told(start, stopped, self.queue.now);
+        }
     }
 
     /// A node's configuration of a group is what the committed entries say.
@@ -362,7 +379,8 @@ impl World {
         let Some(state) = self.checks.commands.last().filter(|_| off) else { return };
         if let Some(vm) = state.vms.get(&report.vm) {
             let name = vm.name.clone();
-            self.checks.names.powered_off(&name, self.queue.now);
+            let start = (report.vm, report.epoch, report.incarnation);
+            self.checks.names.powered_off(&name, start, self.queue.now);
         }
         self.stats.fault("power-off");
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{GroupId, NodeId};
 use compute::{VmDesired, VmPhase, VmRecord};
 use engine::{GroupView, Reply};
+use multiraft::Role;
 
 use crate::check::{Judged, Violation};
 use crate::node::{HOST_MEMORY_MIB, SimNode};
@@ -214,6 +215,9 @@ impl World {
         if let Some(what) = self.nodes.iter().find_map(foreign_replicas).or_else(|| self.unsettled_group()) {
             return Some(what);
         }
+        if let Some(what) = self.nodes.iter().find_map(untold_voters) {
+            return Some(what);
+        }
         if let Some(state) = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata) {
             if !state.outbox.is_empty() {
                 return Some(format!("{} events wait in the outbox", state.outbox.len()));
@@ -290,6 +294,18 @@ impl World {
             self.check("events are published once, in order", verdict);
         }
     }
+}
+
+/// A group that a node leads, and of which the table names other voters than Raft has.
+fn untold_voters(node: &SimNode) -> Option<String> {
+    let core = node.core.as_ref()?;
+    core.metadata().partitions.values().find_map(|partition| {
+        let status = core.raft_status(partition.group).filter(|status| status.role == Role::Leader)?;
+        let told: BTreeSet<_> = partition.replicas.iter().filter(|it| it.voter).map(|it| it.replica).collect();
+        let voters: BTreeSet<_> = status.membership.voters.iter().copied().collect();
+        let group = partition.group;
+        (told != voters).then(|| format!("the table says that {told:?} vote in group {group}; {voters:?} do"))
+    })
 }
 
 /// Groups that a node has and should not have, or the other way round.

@@ -102,14 +102,14 @@ impl World {
             Shot::Duplicate { per_million, lasts } => {
                 self.bad_weather(lasts, Weather { duplicates: per_million, ..Weather::default() });
             }
-            Shot::Reset { one, other } => self.reset(one, other),
+            Shot::Reset { one, other } => return self.reset(one, other),
             Shot::Flap { one, other, period, lasts } => {
                 let until = self.queue.now + lasts;
                 self.queue.after(0, Ev::Flap { one, other, period, until });
             }
             Shot::Partition { blocked, lasts } => self.partition(blocked, lasts),
             Shot::Crash { node, moment: Moment::Now, all, end } => {
-                let running = self.nodes[node].runs();
+                let running = self.nodes.iter().any(|it| (all || it.ix == node) && it.core.is_some());
                 self.strike(node, all, 0, end);
                 return running;
             }
@@ -122,7 +122,7 @@ impl World {
                 self.nemesis.armed.push(Armed::At { mark, blow, lasts, again });
                 return false;
             }
-            Shot::Pause { node, lasts } => self.freeze(node, lasts),
+            Shot::Pause { node, lasts } => return self.freeze(node, lasts),
             Shot::SlowDisk { node, by, lasts } => {
                 self.bad_disk(node, lasts, DiskMood { slow: by, ..DiskMood::default() });
             }
@@ -218,7 +218,7 @@ impl World {
             Blow::Crash => self.strike(node, false, us(400), End { killed: false, back_in: lasts, again: 0 }),
             Blow::Kill => self.strike(node, false, us(400), End { killed: true, back_in: lasts, again: 0 }),
             Blow::CrashAll => self.strike(node, true, us(400), End { killed: false, back_in: lasts, again: 0 }),
-            Blow::Pause => self.freeze(node, lasts),
+            Blow::Pause => drop(self.freeze(node, lasts)),
             Blow::StuckDisk => self.stick(node, lasts),
             Blow::Isolate => {
                 let others = (0..self.nodes.len()).filter(|peer| *peer != node);
@@ -300,7 +300,8 @@ impl World {
     }
 
     /// Whether every group goes on without any one of its replicas. One that was given out does not vote until it has
-    /// caught up, and all others must know that it does: they have written that down by the time at which bits flip.
+    /// caught up, and all others must know that it does. (They must have written it down, too: that is a write that is
+    /// under way at worst, on disks that work.)
     fn spares_any(&self) -> bool {
         let knows = |id: NodeId, group: GroupId, index: u64| {
             let core = self.places.get(&id).and_then(|place| self.nodes[*place].core.as_ref());

@@ -39,7 +39,7 @@ impl Hunt {
 }
 
 /// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
-const RARE: [Plant; 6] = [
+pub const RARE: [Plant; 6] = [
     Plant::CampaignBeforeLogDurable,
     Plant::CheckpointIndexTooLow,
     Plant::SegmentReusedEarly,
@@ -112,7 +112,8 @@ pub fn markdown(hunts: &[Hunt]) -> String {
          A simulator that never fails proves nothing. So mistakes are planted, one at a time: in the product's own code, \
          at the place that keeps a rule (`if planted(Plant::...)`, constant `false` outside of the simulator's build), \
          and in the simulator's seams. Each table says after how many seeds, counted from 1, a checker objected, and \
-         which one. `cargo test -p sim --test sharpness` holds the simulator to it; the tables are what\n\n\
+         which one. `cargo test -p sim --test sharpness` holds the simulator to it, and `make plants` for those that take \
+         more than 200 seeds; the tables are what\n\n\
          ```\nmuster-sim plants --markdown > docs/simulation-plants.md\n```\n\n\
          wrote.\n\n\
          ## In the product's code\n\n{HEAD}{}\n\

@@ -33,6 +33,7 @@ pub struct Stats {
     pub commits: u64,
     pub snapshots_installed: u64,
     pub states_compared: u64,
+    pub replicas_compared: u64,
     pub elections: u64,
     pub elections_meta: u64,
     pub max_term: u64,
@@ -66,6 +67,7 @@ impl Stats {
         self.commits = checks.logs.commits;
         self.snapshots_installed = checks.logs.jumps;
         self.states_compared = checks.states.compared;
+        self.replicas_compared = checks.states.replicas_compared;
         self.elections = checks.elections.won_in_all();
         self.elections_meta = checks.elections.won(GroupId::META);
         self.commands_repeated = checks.commands.repeats;
@@ -80,7 +82,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 25] = [
+        let sums: [(&mut u64, u64); 26] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -100,6 +102,7 @@ impl Stats {
             (&mut self.names, other.names),
             (&mut self.names_operations, other.names_operations),
             (&mut self.names_undecided, other.names_undecided),
+            (&mut self.replicas_compared, other.replicas_compared),
             (&mut self.commands_repeated, other.commands_repeated),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
@@ -167,8 +170,14 @@ impl fmt::Display for Stats {
         writeln!(f, "stopped for good    {} nodes, because of a bit that flipped", self.retired)?;
         writeln!(
             f,
-            "judged              {} states, {} operations on {} contended names ({} undecided), {} repeated commands",
-            self.states_compared, self.names_operations, self.names, self.names_undecided, self.commands_repeated
+            "judged              {} states of __meta, {} of partitions, {} operations on {} contended names ({} undecided), \
+             {} repeated commands",
+            self.states_compared,
+            self.replicas_compared,
+            self.names_operations,
+            self.names,
+            self.names_undecided,
+            self.commands_repeated
         )?;
         writeln!(f, "marks               {} of {} states reached", self.marks.len(), Mark::ALL.len())?;
         write!(

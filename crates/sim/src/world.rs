@@ -267,16 +267,16 @@ impl World {
         self.requests_lost(node);
     }
 
-    /// Freezes a process; one that is frozen already goes on when the last reason is over.
-    pub fn freeze(&mut self, node: NodeIx, duration: Nanos) {
+    /// Freezes a process; one that is frozen already goes on when the last reason is over. Whether there is one.
+    pub fn freeze(&mut self, node: NodeIx, duration: Nanos) -> bool {
         let it = &mut self.nodes[node];
         if it.core.is_none() {
-            return;
+            return false;
         }
         it.frozen_until = it.frozen_until.max(self.queue.now + duration);
         self.queue.after(duration, Ev::Resume { node });
         if it.frozen {
-            return;
+            return true;
         }
         self.trace.node(self.queue.now, node, || format!("freezes for {} ms", duration / 1_000_000));
         self.mark_freeze(node);
@@ -287,6 +287,7 @@ impl World {
                 self.idle_soon(node, peer);
             }
         }
+        true
     }
 
     fn resume(&mut self, node: NodeIx) {
@@ -390,10 +391,11 @@ impl World {
         self.dial_soon(one, other);
     }
 
-    /// A connection breaks and both sides see it at once.
-    pub fn reset(&mut self, one: NodeIx, other: NodeIx) {
+    /// A connection breaks and both sides see it at once. Whether there was one.
+    pub fn reset(&mut self, one: NodeIx, other: NodeIx) -> bool {
         let link = self.net.link(one, other);
-        if link.alive {
+        let alive = link.alive;
+        if alive {
             link.alive = false;
             let session = link.session;
             self.trace.line(self.queue.now, "net", || format!("the connection of n{one} and n{other} breaks"));
@@ -402,6 +404,7 @@ impl World {
             }
             self.dial_soon(one, other);
         }
+        alive
     }
 
     fn notice(&mut self, node: NodeIx, peer: NodeIx, session: u64) {

@@ -1,12 +1,14 @@
-//! A joiner of `__meta`, message by message: orders of events that runs by chance hardly meet.
+//! A joiner of `__meta`, message by message: orders of events that runs by chance hardly meet, and what a node must not
+//! survive.
 
 use base::{ClusterId, GroupId, Incarnation, Mono, NodeId, Now, ReplicaId, Wall, limits};
 use bytes::Bytes;
 use engine::{CoreConfig, Effect, Event, Formation, NodeCore};
-use metadata::{Metadata, ReplicaRecord};
+use metadata::{Command, CommandEnvelope, Metadata, ReplicaRecord};
 use sim::disk::VirtualDisk;
 use wire::{
-    CheckpointChunk, JoinAccepted, Member, Membership, PeerMessage, RaftMessage, RaftMessageKind, SnapshotMeta,
+    CheckpointChunk, Entry, EntryKind, JoinAccepted, Member, Membership, PeerMessage, RaftMessage, RaftMessageKind,
+    SnapshotMeta,
 };
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -22,6 +24,8 @@ struct Joiner {
     core: NodeCore,
     disk: VirtualDisk,
     now: Now,
+    /// Why it stopped.
+    stopped: Option<String>,
 }
 
 impl Joiner {
@@ -34,12 +38,16 @@ impl Joiner {
             members: vec![member(LEADER.0), member(JOINER.0)],
             meta_replicas: vec![LEADER.1, JOINER.1],
         };
+        Joiner::with(Formation::Join(Box::new(accepted)), CLUSTER, VirtualDisk::new(1), 1)
+    }
+
+    fn with(formation: Formation, cluster: ClusterId, disk: VirtualDisk, incarnation: u64) -> Joiner {
         let now = Now { mono: Mono(0), wall: Wall(0) };
         let config = CoreConfig {
             me: member(JOINER.0),
-            cluster: CLUSTER,
-            formation: Formation::Join(Box::new(accepted)),
-            incarnation: Incarnation(1),
+            cluster,
+            formation,
+            incarnation: Incarnation(incarnation),
             seed: 1,
             segment_bytes: 1 << 20,
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
@@ -49,9 +57,19 @@ impl Joiner {
             checkpoint_part_bytes: 1 << 10,
             observe: false,
         };
-        let mut joiner = Joiner { core: NodeCore::new(config, now), disk: VirtualDisk::new(1), now };
+        let mut joiner = Joiner { core: NodeCore::new(config, now), disk, now, stopped: None };
         joiner.settle();
         joiner
+    }
+
+    /// Its process ends, and another one begins on the same disk.
+    fn restart(self, cluster: ClusterId) -> Joiner {
+        Joiner::with(Formation::Restart, cluster, self.disk, 2)
+    }
+
+    /// Why it stopped.
+    fn last_words(&self) -> &str {
+        self.stopped.as_deref().expect("it stopped")
     }
 
     /// Flushes, and carries out what is asked of the disk, until nothing more is asked.
@@ -61,7 +79,7 @@ impl Joiner {
             for effect in self.core.flush(self.now) {
                 match effect {
                     Effect::Disk(op) => operations.push(op),
-                    Effect::Fatal(reason) => panic!("the joiner stops: {reason}"),
+                    Effect::Fatal(reason) => self.stopped = Some(reason),
                     _ => {}
                 }
             }
@@ -80,6 +98,13 @@ impl Joiner {
     fn hear(&mut self, message: PeerMessage) {
         self.core.handle(self.now, Event::Peer { from: LEADER.0, messages: vec![message] });
         self.settle();
+    }
+
+    /// The leader of `term` sends entries behind `index`, and says that they are committed.
+    fn append(&mut self, term: u64, index: u64, entries: Vec<Entry>) {
+        let commit = index + entries.len() as u64;
+        let append = message(RaftMessageKind::Append, term);
+        self.raft(RaftMessage { log_term: 1, index, entries, commit, ..append });
     }
 
     fn raft(&mut self, message: RaftMessage) {
@@ -130,12 +155,72 @@ fn message(kind: RaftMessageKind, term: u64) -> RaftMessage {
     }
 }
 
+/// One that has installed the checkpoint at index 100, of term 1.
+fn installed() -> Joiner {
+    let mut joiner = Joiner::start();
+    joiner.offer(1, 100);
+    joiner.deliver(100);
+    assert_eq!((joiner.core.metadata().applied, joiner.stopped.as_deref()), (100, None));
+    joiner
+}
+
+fn entry(index: u64, kind: EntryKind, data: Bytes) -> Entry {
+    Entry { index, term: 1, kind, data }
+}
+
+fn command(index: u64) -> Entry {
+    let command = Command::RevokeToken { token_id: 9 };
+    let envelope = CommandEnvelope { origin: None, wall: Wall(1), command };
+    entry(index, EntryKind::Command, wire::encode(&envelope))
+}
+
 #[test]
 fn a_checkpoint_that_was_pulled_is_installed() {
     let mut joiner = Joiner::start();
     joiner.offer(5, 100);
     joiner.deliver(100);
     assert_eq!(joiner.core.metadata().applied, 100);
+}
+
+#[test]
+fn an_entry_that_cannot_be_applied_stops_the_node_and_nothing_behind_it_is_applied() {
+    let garbage = entry(102, EntryKind::Command, Bytes::from_static(b"no command"));
+    let batch = entry(102, EntryKind::Batch, Bytes::from_static(b"no place for a batch"));
+    for bad in [garbage, batch] {
+        let mut joiner = installed();
+        joiner.append(1, 100, vec![command(101), bad, command(103)]);
+        assert!(joiner.last_words().starts_with("__meta entry 102: "), "{:?}", joiner.stopped);
+        assert_eq!(joiner.core.metadata().applied, 101);
+        // It is no better after a restart: nothing is skipped.
+        let mut joiner = joiner.restart(CLUSTER);
+        joiner.append(1, 103, vec![command(104)]);
+        assert!(joiner.last_words().starts_with("__meta entry 102: "), "{:?}", joiner.stopped);
+        assert_eq!(joiner.core.metadata().applied, 101);
+    }
+}
+
+#[test]
+fn a_replica_that_lost_what_it_acknowledged_says_so_and_stops() {
+    let mut joiner = installed();
+    joiner.append(1, 100, vec![command(101)]);
+    let heartbeat = |commit| RaftMessage { commit, ..message(RaftMessageKind::Heartbeat, 1) };
+    joiner.raft(heartbeat(101));
+    assert_eq!(joiner.stopped, None);
+    joiner.raft(heartbeat(102));
+    assert!(joiner.last_words().contains("entries up to 102; it has them up to 101"), "{:?}", joiner.stopped);
+}
+
+#[test]
+fn a_member_with_an_empty_journal_does_not_start() {
+    let joiner = Joiner::with(Formation::Restart, CLUSTER, VirtualDisk::new(1), 2);
+    assert!(joiner.last_words().contains("the journal is empty, but this node was a member"), "{:?}", joiner.stopped);
+}
+
+#[test]
+fn a_journal_of_another_cluster_is_refused() {
+    let joiner = installed().restart(ClusterId([8; 16]));
+    assert!(joiner.last_words().contains("do not belong together"), "{:?}", joiner.stopped);
+    assert_eq!(installed().restart(CLUSTER).stopped, None);
 }
 
 #[test]

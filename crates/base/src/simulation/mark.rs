@@ -275,6 +275,8 @@ super::table! {
             "The connection broke over which a request had been passed on.",
         ForwardRepeated "forward-repeated"
             "A request was passed on again because no answer came.",
+        ForwardFollowedLeader "forward-followed-leader"
+            "A request was passed on to a new leader before the one that was asked first had answered.",
         LeaderUnlearned "leader-unlearned"
             "A node that was believed to lead refused, and is not believed to lead any more.",
         DeadlineWithoutLeader "deadline-without-leader"

@@ -1,14 +1,16 @@
 //! Requests between nodes: passed on to the one that can carry them out, and their answers.
 
+use std::collections::BTreeMap;
+
 use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, Millis, NodeId};
 use metadata::CommandOrigin;
 use minicbor::{Decode, Encode};
 use wire::{Channel, Forward, ForwardReply, PeerMessage};
 
-use super::{Origin, Pending, Wait, error};
+use super::{Origin, Pending, Wait, error, may_repeat};
 use crate::core::{NodeCore, Stage};
-use crate::{Reply, Request, RequestError};
+use crate::{Reply, Request, RequestError, Target};
 
 /// Forwarded requests above this size take the bulk channel.
 const CONTROL_BYTES_MAX: usize = 16 << 10;
@@ -105,6 +107,28 @@ impl NodeCore {
         self.resolve(key, outcome);
     }
 
+    /// Another node leads than the one that was asked: what does no harm if it is done twice goes there at once. The one
+    /// that was asked is often dead, and that shows only later.
+    pub(crate) fn follow_leaders(&mut self) {
+        let led: BTreeMap<GroupId, NodeId> =
+            self.leaders.changed().filter_map(|group| Some((group, self.leaders.leader(group)?))).collect();
+        if led.is_empty() {
+            return;
+        }
+        let elsewhere = |pending: &Pending| match (&pending.wait, pending.target) {
+            (Wait::Forwarded { to, .. }, Target::Leader(group)) => {
+                may_repeat(&pending.request) && led.get(&group).is_some_and(|leader| leader != to)
+            }
+            _ => false,
+        };
+        let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| elsewhere(p)).map(|(key, _)| *key).collect();
+        for key in keys {
+            mark(Mark::ForwardFollowedLeader);
+            self.try_again(key, true);
+            self.advance(key);
+        }
+    }
+
     pub(crate) fn retry_forwarded_to(&mut self, node: NodeId) {
         let waits = |p: &Pending| matches!(p.wait, Wait::Forwarded { to, .. } if to == node);
         let keys: Vec<_> = self.requests.pending.iter().filter(|(_, p)| waits(p)).map(|(key, _)| *key).collect();
@@ -122,7 +146,6 @@ mod tests {
     use metadata::Command;
 
     use super::*;
-    use crate::Target;
     use crate::requests::tests::{at, core, refusals};
 
     fn reply(id: u64, outcome: Result<Reply, RequestError>) -> ForwardReply {
@@ -180,6 +203,37 @@ mod tests {
         core.now = at(3_000);
         core.requests_tick();
         assert_eq!(core.requests.pending[&key].sends.len(), 2, "sent 100 ms ago");
+    }
+
+    #[test]
+    fn a_request_follows_the_leader_from_a_node_that_does_not_answer() {
+        let mut core = core();
+        let meta = GroupId::META;
+        for node in [2, 3] {
+            core.peer_up(NodeId(node), base::Incarnation(1));
+        }
+        core.leaders.learn(meta, 2, Some(NodeId(2)));
+        core.take_request(RequestId(1), at(60_000).mono, Target::Leader(meta), Request::ReadPoint);
+        core.take_request(RequestId(2), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
+        let step_down = Request::TransferLeader { group: meta, to: NodeId(3) };
+        core.take_request(RequestId(3), at(60_000).mono, Target::Leader(meta), step_down);
+        let asked = |core: &mut NodeCore| {
+            let sends = std::mem::take(&mut core.sends);
+            let forwards = |messages: &Vec<PeerMessage>| {
+                messages.iter().filter(|message| matches!(message, PeerMessage::Forward(_))).count()
+            };
+            sends.iter().map(|((to, _), messages)| (to.0, forwards(messages))).filter(|it| it.1 > 0).collect::<Vec<_>>()
+        };
+        core.follow_leaders();
+        assert_eq!(asked(&mut core), [(2, 3)]);
+        core.leaders.learn(meta, 3, None);
+        core.follow_leaders();
+        assert_eq!(asked(&mut core), [], "nobody else leads yet");
+        core.leaders.learn(meta, 3, Some(NodeId(3)));
+        core.follow_leaders();
+        assert_eq!(asked(&mut core), [(3, 1)], "neither what is for that node nor what may not be done twice");
+        core.follow_leaders();
+        assert_eq!(asked(&mut core), [], "it is where it belongs");
     }
 
     #[test]

@@ -422,6 +422,7 @@ impl Cluster {
             let before = node.disk.rounds.back().map_or(0, |round| round.done_ms);
             let done_ms = before.max(now_ms + wait);
             assert!(node.disk.install.is_none(), "a round beside an install");
+            assert!(append.hard_state.is_some() || !append.entries.is_empty(), "a round for nothing");
             node.disk.rounds.push_back(Round { number: output.round, done_ms, append });
         }
         for install in output.installs {

@@ -301,14 +301,17 @@ fn what_would_break_the_log_is_refused() {
     let good = message(&cluster, RaftMessageKind::Append, leader, follower);
     let entry = wire::Entry { index: good.index + 1, term: good.term, kind: EntryKind::Batch, data: Bytes::new() };
     let bad: Vec<(&str, RaftMessage)> = vec![
-        (
-            "commit past the last index",
-            RaftMessage { kind: RaftMessageKind::Heartbeat, commit: good.index + 1, ..good.clone() },
-        ),
         ("gap", RaftMessage { entries: vec![wire::Entry { index: good.index + 2, ..entry.clone() }], ..good.clone() }),
         (
             "terms of entries",
             RaftMessage { entries: vec![wire::Entry { term: good.term + 1, ..entry.clone() }], ..good.clone() },
+        ),
+        (
+            "a noop that carries",
+            RaftMessage {
+                entries: vec![wire::Entry { kind: EntryKind::Noop, data: Bytes::from_static(b"x"), ..entry.clone() }],
+                ..good.clone()
+            },
         ),
         ("cannot be", RaftMessage { log_term: 0, index: good.index + 5, ..good.clone() }),
         ("no term", RaftMessage { term: 0, ..good.clone() }),
@@ -334,6 +337,9 @@ fn what_would_break_the_log_is_refused() {
             other => panic!("{what}: {other:?}"),
         }
     }
+    let beyond = RaftMessage { kind: RaftMessageKind::Heartbeat, commit: good.index + 1, ..good.clone() };
+    let lost = Refused::LogLost { acknowledged: good.index + 1, last: good.index };
+    assert_eq!(cluster.raft(follower).step(GROUP, beyond), Err(lost));
     let wrong = RaftMessage { to: ReplicaId(leader), ..good.clone() };
     assert_eq!(cluster.raft(follower).step(GROUP, wrong), Err(Refused::WrongReplica));
     assert_eq!(cluster.status(follower), before, "a refused message changed something");
@@ -482,8 +488,8 @@ fn one_voter_becomes_three_and_three_become_one_whoever_leads() {
 }
 
 /// One voter becomes three, nothing is written any more, all lose power, and the first one does not come back.
-fn lose_the_first_after_growing() -> Result<(), String> {
-    let mut cluster = Cluster::new(1, &[1], &[]);
+fn lose_the_first_after_growing(seed: u64) -> Result<(), String> {
+    let mut cluster = Cluster::new(seed, &[1], &[]);
     cluster.start(1, true);
     cluster.run_until(1_000, "a leader", has_leader)?;
     for id in [2, 3] {
@@ -506,11 +512,35 @@ fn lose_the_first_after_growing() -> Result<(), String> {
     cluster.run_until(10_000, "a leader without the first", |cluster| [Some(2), Some(3)].contains(&cluster.leader()))
 }
 
+/// Three voters become one, nothing is written any more, all lose power, and only that one comes back.
+fn lose_the_others_after_shrinking(seed: u64) -> Result<(), String> {
+    let (mut cluster, leader) = led(seed);
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let steps: Vec<_> = others.iter().map(|id| step(MembershipOp::Remove, *id)).collect();
+    cluster.change(leader, &steps).expect("nothing else is changed");
+    let alone = |cluster: &Cluster| {
+        let members = cluster.status(leader).expect("it runs").membership;
+        members.voters == ids(&[leader]) && members.voters_outgoing.is_empty()
+    };
+    cluster.run_until(3_000, "one voter, not joint", alone)?;
+    cluster.run(1_000)?;
+    for id in 1..=3 {
+        cluster.crash(id, 0);
+    }
+    cluster.start(leader, false);
+    cluster.run_until(10_000, "a leader without the others", |cluster| cluster.leader() == Some(leader))
+}
+
 #[test]
 fn who_decides_is_not_forgotten_in_a_crash() {
-    assert_eq!(lose_the_first_after_growing(), Ok(()));
-    let forgot = with_plant(Plant::MembersCommitNotSaved, lose_the_first_after_growing);
+    for seed in 0..10 {
+        assert_eq!(lose_the_first_after_growing(seed), Ok(()), "seed {seed}");
+        assert_eq!(lose_the_others_after_shrinking(seed), Ok(()), "seed {seed}");
+    }
+    let forgot = with_plant(Plant::MembersCommitNotSaved, || lose_the_first_after_growing(1));
     assert!(forgot.is_err_and(|error| error.contains("a leader without the first")));
+    let forgot = with_plant(Plant::MembersCommitNotSaved, || lose_the_others_after_shrinking(1));
+    assert!(forgot.is_err_and(|error| error.contains("a leader without the others")));
 }
 
 #[test]

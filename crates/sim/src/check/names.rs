@@ -1,7 +1,9 @@
 //! Names that several clients contend for: what they were told of topics and VMs of one name could have come from one
 //! copy of the cluster's state (see [`super::linear`]).
 
-use base::{TopicId, VmId};
+use std::collections::BTreeMap;
+
+use base::{TopicId, VmEpoch, VmId, VmIncarnation};
 use compute::{VmDesired, VmRecord};
 use metadata::Metadata;
 
@@ -19,7 +21,12 @@ const GUEST: usize = usize::MAX - 1;
 pub struct Names {
     topics: History<String, TopicOp, TopicTold>,
     machines: History<String, MachineOp, MachineTold>,
+    /// Machines that powered themselves off, and of which the cluster has not taken note.
+    power_offs: BTreeMap<Start, OperationId>,
 }
+
+/// One run of a VM.
+pub type Start = (VmId, VmEpoch, VmIncarnation);
 
 /// What came of judging all names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,10 +113,21 @@ impl Names {
         self.machines.answered(asked, told, now);
     }
 
-    /// A machine of that name powers itself off: whether, and when, the cluster takes that for a stop is open.
-    pub fn powered_off(&mut self, name: &str, now: Nanos) {
+    /// A start of a machine of that name powers itself off: whether, and when, the cluster takes that for a stop is open
+    /// until [`Names::power_off_told`].
+    pub fn powered_off(&mut self, name: &str, start: Start, now: Nanos) {
         if CONTENDED.contains(&name) {
-            self.machines.begin(name.to_owned(), GUEST, MachineOp::Stop, now);
+            let asked = self.machines.begin(name.to_owned(), GUEST, MachineOp::Stop, now);
+            self.power_offs.insert(start, asked);
+        }
+    }
+
+    /// The cluster took note of the end of that start, and took it for a stop, or not.
+    pub fn power_off_told(&mut self, start: Start, stopped: bool, now: Nanos) {
+        match self.power_offs.remove(&start) {
+            Some(asked) if stopped => self.machines.answered(asked, MachineTold::Done, now),
+            Some(asked) => self.machines.refused(asked),
+            None => {}
         }
     }
 
@@ -209,8 +227,7 @@ impl Model for Topic {
 /// nobody knows yet.
 ///
 /// Left out is whatever is not a user's word: phases, assignments and restarts happen by themselves, and none of them
-/// changes what is wanted. A guest that powers itself off does, and counts as one who asks for a stop and is told
-/// nothing. A VM that nobody has yet is gone at once when it is deleted; another one goes when its node has said that it
+/// changes what is wanted. A guest that powers itself off does, and counts as one who asks for a stop. A VM that nobody has yet is gone at once when it is deleted; another one goes when its node has said that it
 /// is removed.
 struct Machine;
 

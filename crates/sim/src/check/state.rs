@@ -16,9 +16,10 @@ pub struct States {
     replicas: BTreeMap<(GroupId, u64), (u64, NodeIx)>,
     acked: BTreeMap<u64, AckedCommand>,
     acked_index: u64,
-    /// States of nodes that were compared: of `__meta` with the replayed one, of partitions with that of another
-    /// replica, or of an earlier process.
+    /// States of `__meta` that were compared with the replayed one.
     pub compared: u64,
+    /// States of partitions that were compared with that of another replica, or of an earlier process.
+    pub replicas_compared: u64,
 }
 
 /// What a client was told of a command.
@@ -73,7 +74,7 @@ impl States {
             self.replicas.insert((group, index), (digest, node));
             return Ok(());
         };
-        self.compared += 1;
+        self.replicas_compared += 1;
         if *known == digest {
             return Ok(());
         }
@@ -219,7 +220,7 @@ mod tests {
         let mut replica = |node, index, digest| states.replica(node, GroupId(3), index, digest);
         assert_eq!((replica(0, 5, 1), replica(1, 6, 2), replica(1, 5, 1)), (Ok(()), Ok(()), Ok(())));
         assert!(replica(2, 6, 1).is_err());
-        assert_eq!(states.compared, 2);
+        assert_eq!(states.replicas_compared, 2);
     }
 
     #[test]
