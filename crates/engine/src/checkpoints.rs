@@ -66,8 +66,7 @@ impl NodeCore {
             return;
         }
         mark_if(Mark::CheckpointWithRound, || !group.rounds.is_empty());
-        let (above, below) = (planted(Plant::CheckpointIndexTooHigh), planted(Plant::CheckpointIndexTooLow));
-        let index = group.applied + u64::from(above) - u64::from(below);
+        let index = group.applied + u64::from(planted(Plant::CheckpointIndexTooHigh));
         let meta = SnapshotMeta { index, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
         let checkpoint = Checkpoint {

@@ -79,7 +79,7 @@ impl NodeCore {
             first_index: recovered.first_index,
             last_index: recovered.last_index,
             term_runs: recovered.term_runs,
-            applied: entry.applied,
+            applied: entry.applied - u64::from(planted(Plant::AppliedAgainAtRestart)),
             unapplied,
             campaign: single,
         });

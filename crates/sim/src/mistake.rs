@@ -154,6 +154,9 @@ impl SimConfig {
             Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
             // A member must be away while another joins, and whoever knows both must stop leading.
             Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
+            // The answer to a joiner must be lost.
+            Mistake::Code(Plant::AdmittedTwice) => some(&[Fault::Join, Fault::Partition]),
+            Mistake::Code(Plant::SpeculateThoughRefused) => some(&[Fault::Transfer, Fault::Crash]),
             // A group must have grown, and its first node must be gone for good.
             Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot, Fault::PowerLoss, Fault::Join]),
             // Where others vote, their answers come after the log is durable.
@@ -166,7 +169,9 @@ impl SimConfig {
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
         let nodes = if alone { 1 } else { 3 };
-        SimConfig { seconds: 8, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
+        // A pause must end just when a disk has been stuck for not quite long enough to be noticed.
+        let seconds = if mistake == Mistake::Code(Plant::CampaignBeforeLogDurable) { 60 } else { 8 };
+        SimConfig { seconds, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
     }
 }
 

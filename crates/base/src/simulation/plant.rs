@@ -97,8 +97,8 @@ super::table! {
             "A restarted replica has the members of its checkpoint, without the changes behind it.",
         CheckpointIndexTooHigh "checkpoint-index-too-high"
             "A checkpoint claims one entry more than it holds.",
-        CheckpointIndexTooLow "checkpoint-index-too-low"
-            "A checkpoint claims one entry less than it holds: the next process applies that one twice.",
+        AppliedAgainAtRestart "applied-again-at-restart"
+            "Raft is told of one entry less than a restarted replica has applied, and hands that one out again.",
         JoinerFormsItsOwn "joiner-forms-its-own"
             "A node that joins begins as the only voter of a cluster of its own.",
         UnknownReplicaRemoved "unknown-replica-removed"
