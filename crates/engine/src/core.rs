@@ -19,6 +19,10 @@ use crate::session::Session;
 use crate::vms::VmSide;
 use crate::{CoreConfig, Effect, Event, Formation};
 
+/// Passes of Raft and journal in one flush. Each may cause more work (a persisted round commits entries, a commit makes
+/// proposals); this is far above what one flush needs, and keeps a mistake from turning into a hang.
+const PASSES_MAX: usize = 64;
+
 /// How far this process has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
@@ -144,9 +148,7 @@ impl NodeCore {
             self.stage = Stage::Recovering;
             self.journal.start();
         }
-        // Each pass may cause more work (a persisted round commits entries, a commit makes proposals); the bound is
-        // far above what one flush needs and keeps a mistake from turning into a hang.
-        for _ in 0..64 {
+        for _ in 0..PASSES_MAX {
             let journal = self.pump_journal();
             let raft = self.pump_raft();
             if !(journal || raft) || self.stage == Stage::Stopped {
@@ -191,8 +193,8 @@ impl NodeCore {
         self.drive_outbox();
         self.drive_checkpoints();
         // Proposals made just now leave with this flush.
-        while self.pump_raft() || self.pump_journal() {
-            if self.stage == Stage::Stopped {
+        for _ in 0..PASSES_MAX {
+            if !(self.pump_raft() || self.pump_journal()) || self.stage == Stage::Stopped {
                 return;
             }
         }

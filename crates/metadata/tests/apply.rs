@@ -223,8 +223,17 @@ fn the_state_survives_its_own_encoding() {
     cluster.join(2);
     cluster.apply(topic("t", None));
     cluster.apply(Command::CreateVm { name: "web".into(), spec: spec() });
-    cluster.apply(Command::OpenSession { node: NodeId(1), incarnation: Incarnation(1) });
-    let bytes = cluster.state.encode();
+    let open = Command::OpenSession { node: NodeId(1), incarnation: Incarnation(1) };
+    let CommandResult::SessionOpened { session } = cluster.apply(open) else { panic!("no session") };
+    cluster.send(Some(CommandOrigin { session, sequence: 1, acknowledged: 0 }), topic("u", None));
+    cluster.apply(Command::CreateToken { secret_hash: token_hash(&[9; 32]), expires: Wall(1000), uses: 1 });
+    (cluster.state.outbox_dropped, cluster.state.cluster_incarnation) = (3, Incarnation(2));
+    let state = &cluster.state;
+    let tables = [&state.nodes.len(), &state.topics.len(), &state.partitions.len(), &state.vms.len()];
+    let others = [&state.vm_names.len(), &state.tokens.len(), &state.sessions[&session].results.len()];
+    // What is empty is equal though it was forgotten.
+    assert!(tables.iter().chain(&others).all(|len| **len > 0) && !state.outbox.is_empty(), "{state:?}");
+    let bytes = state.encode();
     assert_eq!(Metadata::decode(&bytes), Ok(cluster.state));
     for cut in 0..bytes.len() {
         assert!(Metadata::decode(&bytes[..cut]).is_err(), "cut at {cut}");

@@ -42,6 +42,8 @@ pub struct Finale {
     disturbed_until: Nanos,
     /// The term of every group whose leader has accepted a write, as of then.
     terms: Option<BTreeMap<GroupId, u64>>,
+    /// The ends of the logs when all nodes were equal for the first time.
+    logs: Option<BTreeMap<GroupId, u64>>,
     formed_before: bool,
     accepted_nodes: BTreeSet<NodeIx>,
     accepted_groups: BTreeSet<GroupId>,
@@ -169,8 +171,9 @@ impl World {
         self.watch_terms();
         let watches = self.cfg.seed.is_multiple_of(WATCHES) && self.queue.now < since + WATCH;
         match self.differences() {
-            None if watches => {}
+            None if watches => self.watch_logs(),
             None => {
+                self.watch_logs();
                 self.done = true;
                 self.final_checks();
             }
@@ -179,6 +182,24 @@ impl World {
                 self.fail("all nodes converge within 10 s after the last write", what);
             }
             Some(_) => {}
+        }
+    }
+
+    /// Once all are equal and nobody asks for anything, no log grows: whatever follows from an entry comes to an end.
+    fn watch_logs(&mut self) {
+        if self.finale.terms.is_none() {
+            return;
+        }
+        let state = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::status);
+        let ends = state.into_iter().flat_map(|status| status.groups).map(|view| (view.group, view.last_index));
+        let ends: BTreeMap<GroupId, u64> = ends.collect();
+        match &self.finale.logs {
+            None => self.finale.logs = Some(ends),
+            Some(before) if *before == ends => {}
+            Some(before) => {
+                let what = format!("the logs ended at {before:?}, and end at {ends:?}: {}", self.describe());
+                self.fail("a cluster that nobody asks for anything writes nothing", what);
+            }
         }
     }
 

@@ -1,11 +1,16 @@
 //! A journal that is not as it was written.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use testkit::{Cluster, Folder, Start, wait_until};
 
 use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_shared, numbered};
+
+/// Large records that push others out of a node's memory.
+const LATER: usize = 200;
 
 #[test]
 fn a_damaged_record_keeps_the_node_from_starting_and_is_named() {
@@ -36,6 +41,39 @@ fn a_damaged_record_keeps_the_node_from_starting_and_is_named() {
         node.start(&Start::Up)?;
         node.wait_ready(PATIENCE)?;
         ensure!(node.kcat().consume("t")?.len() == 101, "records are missing");
+        Ok(())
+    });
+}
+
+#[test]
+fn damage_that_is_found_while_a_node_runs_ends_it_and_is_named() {
+    let _machine = machine_shared();
+    Folder::scenario("corrupt-running", |folder| {
+        let mut cluster = Cluster::start(folder, 1)?;
+        let node = &mut cluster.nodes[0];
+        let marked = b"a value that is easy to find in a file";
+        node.kcat().produce("t", [(&b"k"[..], &marked[..])], &[], &[])?;
+        // So much comes later that the first record is on disk only.
+        let large = "x".repeat(200_000);
+        let later: Vec<_> = (0..LATER).map(|n| (b"k".to_vec(), format!("{n}{large}").into_bytes())).collect();
+        node.kcat().produce("t", borrowed(&later), &[], &[])?;
+
+        let (file, offset) = find(&node.data_dir, marked)?.context("no file of the data directory holds the record")?;
+        let opened = std::fs::File::options().read(true).write(true).open(&file)?;
+        opened.write_all_at(&[marked[0] ^ 0x01], u64::try_from(offset)?)?;
+        let kcat = node.kcat().with_limit(Duration::from_secs(10));
+        let ended = std::thread::scope(|scope| {
+            let reader = scope.spawn(move || kcat.consume("t"));
+            let ended = node.wait_for_end(PATIENCE);
+            ended.map(|ended| (ended, reader.join()))
+        });
+        let (ended, read) = ended?;
+        let text = node.log();
+        ensure!(!ended.status.success(), "it ended as if nothing were wrong:\n{text}");
+        ensure!(!matches!(&read, Ok(Ok(records)) if records.len() == LATER + 1), "the damaged record was served");
+        let name = file.file_name().context("a file without a name")?.to_string_lossy();
+        ensure!(text.contains(&format!("{name} is damaged at byte")), "the file {name} is not named:\n{text}");
+        ensure!(names_place(&text, offset), "no offset in the message is near {offset}:\n{text}");
         Ok(())
     });
 }

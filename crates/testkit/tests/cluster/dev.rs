@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -12,6 +13,9 @@ use crate::support::{PATIENCE, machine_shared};
 /// The default addresses.
 const API: &str = "127.0.0.1:7400";
 const KAFKA: &str = "127.0.0.1:9092";
+/// Held by whoever starts nodes on the host's own ports next to the default ones: two that look for free ones at the same
+/// moment find the same.
+static PORTS_OF_THE_HOST: Mutex<()> = Mutex::new(());
 /// From the start of the demo to its last line: the image is made on the way.
 const DEMO_LIMIT: Duration = Duration::from_secs(90);
 
@@ -42,6 +46,7 @@ fn dev_starts_three_nodes_on_the_default_ports_and_starts_them_again() {
 #[test]
 fn the_demo_greets_shows_the_status_and_stays_until_ctrl_c() {
     let _machine = machine_shared();
+    let _ports = PORTS_OF_THE_HOST.lock().unwrap_or_else(PoisonError::into_inner);
     Folder::scenario("demo", |folder| {
         // On the host's network: the image's kernel is downloaded. So not on the default ports, which may be taken.
         let ports = Cluster::prepare(folder, 1)?.nodes.remove(0);
@@ -64,6 +69,7 @@ fn the_demo_greets_shows_the_status_and_stays_until_ctrl_c() {
 #[test]
 fn the_demo_finds_a_hypervisor_that_was_installed_since_it_ran_last() {
     let _machine = machine_shared();
+    let _ports = PORTS_OF_THE_HOST.lock().unwrap_or_else(PoisonError::into_inner);
     Folder::scenario("demo-again", |folder| {
         let ports = Cluster::prepare(folder, 1)?.nodes.remove(0);
         let data_dir = folder.path().join("data");

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 use testkit::{Cluster, Finished, Folder, Node, Start, wait_until};
 
-use crate::support::{PATIENCE, machine_shared};
+use crate::support::{PATIENCE, machine_shared, wait_tolerant};
 
 /// A token made for a minute has expired after this at the latest.
 const EXPIRY_LIMIT: Duration = Duration::from_secs(70);
@@ -53,6 +53,26 @@ fn tokens_that_are_used_up_revoked_damaged_or_expired_admit_nobody() {
         cluster.add()?.start(&Start::Join(fresh))?;
         cluster.wait_ready(PATIENCE)?;
         ensure!(cluster.nodes[0].members()?.len() == 3, "the members are {:?}", cluster.nodes[0].members()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn who_asks_to_join_while_nobody_leads_is_admitted_by_the_next_leader() {
+    let _machine = machine_shared();
+    Folder::scenario("join-without-leader", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let token = cluster.token(1)?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        cluster.nodes[leader].kill()?;
+        cluster.add()?.start(&Start::Join(token))?;
+        cluster.nodes[3].wait_ready(PATIENCE)?;
+        // The one that was away learns of it.
+        cluster.nodes[leader].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        let members = cluster.nodes[leader].members()?;
+        ensure!(members.len() == 4, "the members are {members:?}");
         Ok(())
     });
 }
