@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{GroupId, Millis, Mono, NodeId, VmEpoch};
 use compute::{Host, Placement, VmDesired, VmPhase, place};
 use metadata::Command;
@@ -112,7 +112,7 @@ impl NodeCore {
                     let epoch = VmEpoch(vm.epoch.0 + 1);
                     commands.push(Command::AssignVm { vm: vm.id, node, epoch, placement: why });
                 }
-                Placement::Nowhere { reason } if reason != vm.reason => {
+                Placement::Nowhere { reason } if reason != vm.reason || planted(Plant::ReasonsRepeated) => {
                     mark(Mark::NoNodeForVm);
                     commands.push(Command::ExplainVm { vm: vm.id, reason });
                 }

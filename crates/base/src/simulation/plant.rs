@@ -111,6 +111,8 @@ super::table! {
             "Events are published without their sequence: again by each leader that does not know better.",
         OutboxIgnoresFailures "outbox-ignores-failures"
             "An event counts as published though its publication failed.",
+        ReasonsRepeated "reasons-repeated"
+            "Why a VM waits is written down again though it was written down before.",
         OlderLeaderBelieved "older-leader-believed"
             "News of a leader is believed though a later one is known.",
         MembersNotTold "members-not-told"
