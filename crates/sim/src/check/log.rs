@@ -21,8 +21,6 @@ pub struct Logs {
     pub commits: u64,
     /// Cursors that jumped: installed snapshots.
     pub jumps: u64,
-    /// Entries looked for in the logs of new leaders.
-    pub looked_for: u64,
     /// The logs of the leaders of all terms, as they were when they began to lead.
     led: BTreeMap<(GroupId, u64), Led>,
 }
@@ -152,7 +150,6 @@ impl Logs {
         self.led.insert((group, held.term), Led { node, held, terms });
         let Some(log) = self.applied.get(&group) else { return Ok(()) };
         for (index, known) in log.range(held.first_index..).filter(|(_, known)| known.committed_in < held.term) {
-            self.looked_for += 1;
             let found = term_at(*index).filter(|_| *index <= held.last_index);
             if found != Some(known.term) {
                 return Err(format!(
@@ -169,11 +166,10 @@ impl Logs {
     ///
     /// # Errors
     /// One of them began to lead without it.
-    pub fn led_without(&mut self, group: GroupId, index: u64) -> Result<(), String> {
+    pub fn led_without(&self, group: GroupId, index: u64) -> Result<(), String> {
         let Some(known) = self.applied.get(&group).and_then(|log| log.get(&index)) else { return Ok(()) };
         let later = (group, known.committed_in.saturating_add(1))..=(group, u64::MAX);
         for (_, led) in self.led.range(later).filter(|(_, led)| led.held.first_index <= index) {
-            self.looked_for += 1;
             let found = led.term_at(index);
             if found != Some(known.term) {
                 return Err(format!(
