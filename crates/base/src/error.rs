@@ -67,6 +67,8 @@ codes! {
     LeaderChanged = 20 "leader_changed",
     /// A producer's sequence does not follow on what the partition has: something before it is missing.
     OutOfOrder = 21 "out_of_order",
+    /// Who asks was a member of the cluster and is none any more.
+    Expelled = 22 "expelled",
 }
 
 impl fmt::Display for ErrorCode {

@@ -177,6 +177,12 @@ pub const TOPIC_READY_WAIT: Millis = Millis(3_000);
 
 /// Nodes in one cluster.
 pub const NODES_MAX: usize = 512;
+/// Former members that are remembered, so that they can be told what became of them.
+pub const NODES_DEPARTED_MAX: usize = 1_024;
+/// A member that was silent for this long is lost, by default: its replicas are made anew elsewhere.
+pub const NODE_LOST_AFTER: Millis = Millis(10 * 60_000);
+/// Replicas of partitions that are being made at once, in the whole cluster.
+pub const REPLICAS_BUILDING_MAX: usize = 64;
 /// Voters of `__meta`, at most.
 pub const META_VOTERS_MAX: usize = 5;
 /// Events waiting in the outbox; above it new ones are dropped and counted.

@@ -100,6 +100,43 @@ pub fn delete(vm: &mut VmRecord, now: Wall) -> Outcome {
     enter(vm, VmPhase::Deleting, String::new(), now)
 }
 
+/// Its node is to be free of it. A node that is `dead` is not waited for; otherwise it is stopped there first. Wherever
+/// it is placed next, it runs under the next epoch.
+pub fn evict(vm: &mut VmRecord, epoch: VmEpoch, dead: bool, reason: &str, now: Wall) -> Outcome {
+    if vm.assignment.is_none_or(|assignment| assignment.epoch != epoch) {
+        let reason = format!("VM {} is not assigned under epoch {epoch}", vm.name);
+        return Outcome::Refused(ErrorCode::StaleEpoch, reason);
+    }
+    match (vm.desired, vm.phase) {
+        (VmDesired::Deleted, _) if dead => Outcome::Gone,
+        // Its node removes it anyway.
+        (VmDesired::Deleted, _) => Outcome::Same,
+        (VmDesired::Running, VmPhase::Failed) | (_, VmPhase::Stopped) => {
+            (vm.assignment, vm.leaves) = (None, false);
+            Outcome::Changed
+        }
+        _ if dead => unassigned(vm, reason, now),
+        _ if vm.leaves => Outcome::Same,
+        (_, VmPhase::Stopping) => {
+            vm.leaves = true;
+            Outcome::Same
+        }
+        _ => {
+            vm.leaves = true;
+            enter(vm, VmPhase::Stopping, reason.to_owned(), now)
+        }
+    }
+}
+
+/// It runs nowhere, and belongs to no node.
+fn unassigned(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
+    mark(Mark::VmMovedAway);
+    vm.assignment = None;
+    vm.leaves = false;
+    let phase = if vm.desired == VmDesired::Running { VmPhase::Pending } else { VmPhase::Stopped };
+    enter(vm, phase, reason.to_owned(), now)
+}
+
 /// A node says what happened. Nothing is believed under another epoch or incarnation than the current one.
 pub fn report(vm: &mut VmRecord, node: NodeId, report: &VmReport, now: Wall) -> Outcome {
     let current = vm.assignment == Some(Assignment { node, epoch: report.epoch });
@@ -154,6 +191,10 @@ fn stopped(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
     match (vm.desired, vm.phase) {
         // The node's removal report follows.
         (VmDesired::Deleted, _) => Outcome::Same,
+        (VmDesired::Running, VmPhase::Stopping) if vm.leaves => {
+            let reason = vm.reason.clone();
+            unassigned(vm, &reason, now)
+        }
         // Started again while the stop was under way.
         (VmDesired::Running, VmPhase::Stopping) => {
             mark(Mark::VmStartedAgainWhileStopping);
@@ -201,6 +242,7 @@ mod tests {
             restarts: 0,
             epoch: VmEpoch(0),
             placement: String::new(),
+            leaves: false,
         }
     }
 
@@ -289,6 +331,39 @@ mod tests {
             assert_eq!(say(&mut vm, 1, 2, VmReportEvent::Stopped, 9), Outcome::Same);
             assert_eq!((vm.phase, vm.desired), (VmPhase::Failed, VmDesired::Running), "its users still want it");
         }
+    }
+
+    #[test]
+    fn a_vm_that_is_to_leave_a_node_stops_there_before_it_is_placed_anew() {
+        let mut vm = running();
+        assert!(matches!(evict(&mut vm, VmEpoch(2), false, "", Wall(4)), Outcome::Refused(ErrorCode::StaleEpoch, _)));
+        assert_eq!(evict(&mut vm, VmEpoch(1), false, "node a is draining", Wall(4)), Outcome::Changed);
+        assert_eq!(evict(&mut vm, VmEpoch(1), false, "node a is draining", Wall(5)), Outcome::Same);
+        assert!(matches!(assign(&mut vm, NodeId(2), VmEpoch(2), String::new(), Wall(5)), Outcome::Refused(..)));
+        assert_eq!(say(&mut vm, 1, 1, VmReportEvent::Stopped, 6), Outcome::Changed);
+        assert_eq!((vm.phase, vm.assignment, vm.desired), (VmPhase::Pending, None, VmDesired::Running));
+        assert_eq!(vm.reason, "node a is draining");
+        assert_eq!(assign(&mut vm, NodeId(2), VmEpoch(2), String::new(), Wall(7)), Outcome::Changed);
+        assert!(!vm.leaves);
+        assert!(matches!(say(&mut vm, 1, 1, VmReportEvent::Ready, 8), Outcome::Refused(ErrorCode::StaleEpoch, _)));
+    }
+
+    #[test]
+    fn a_dead_node_is_not_waited_for() {
+        let mut vm = running();
+        assert_eq!(evict(&mut vm, VmEpoch(1), true, "", Wall(4)), Outcome::Changed);
+        assert_eq!((vm.phase, vm.assignment), (VmPhase::Pending, None));
+        let mut deleted = running();
+        delete(&mut deleted, Wall(4));
+        assert_eq!(evict(&mut deleted, VmEpoch(1), false, "", Wall(5)), Outcome::Same);
+        assert_eq!(evict(&mut deleted, VmEpoch(1), true, "", Wall(5)), Outcome::Gone);
+        let mut stopped = running();
+        stop(&mut stopped, Wall(4));
+        say(&mut stopped, 1, 1, VmReportEvent::Stopped, 5);
+        assert_eq!(evict(&mut stopped, VmEpoch(1), false, "", Wall(6)), Outcome::Changed);
+        assert_eq!((stopped.phase, stopped.assignment), (VmPhase::Stopped, None));
+        assert_eq!(start(&mut stopped, Wall(7)), Outcome::Changed);
+        assert_eq!(stopped.phase, VmPhase::Pending);
     }
 
     #[test]

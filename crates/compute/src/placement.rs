@@ -9,6 +9,8 @@ use crate::VmSpec;
 pub struct Host {
     pub node: NodeId,
     pub name: String,
+    /// Why it takes no VMs at all, such as `draining`.
+    pub closed: Option<String>,
     /// Heard of lately.
     pub reachable: bool,
     /// Empty: no VM can run here.
@@ -79,6 +81,9 @@ fn refusal(spec: &VmSpec, host: &Host) -> Option<String> {
     if spec.node.is_some_and(|wanted| wanted != host.node) {
         return Some("not the node asked for".into());
     }
+    if host.closed.is_some() {
+        return host.closed.clone();
+    }
     if host.hypervisors.is_empty() {
         return Some("offers no hypervisor".into());
     }
@@ -99,6 +104,7 @@ mod tests {
         Host {
             node: NodeId(node),
             name: format!("n{node}"),
+            closed: None,
             reachable: true,
             hypervisors: vec!["qemu 7.2".into()],
             cores: 4,
@@ -129,8 +135,9 @@ mod tests {
     fn every_refusal_is_told() {
         let mut dead = host(2, 1000, 0);
         dead.reachable = false;
-        let reason = chosen(&spec(600), &[host(1, 1000, 500), dead]).expect_err("nowhere to go");
-        assert_eq!(reason, "no node can take it: n1: 500 MiB free, 600 MiB needed; n2: unreachable");
+        let drained = Host { closed: Some("draining".into()), ..host(3, 1000, 0) };
+        let reason = chosen(&spec(600), &[host(1, 1000, 500), dead, drained]).expect_err("nowhere to go");
+        assert_eq!(reason, "no node can take it: n1: 500 MiB free, 600 MiB needed; n2: unreachable; n3: draining");
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Reconciler {
         let current = local.is_some_and(|l| l.epoch == vm.epoch && l.incarnation == vm.incarnation);
         match vm.desired {
             VmDesired::Deleted => match known {
-                Some(LocalVm { state: Local::Removing | Local::Gone, .. }) => None,
+                // What was asked under an earlier assignment does not answer for this one.
+                Some(LocalVm { state: Local::Removing | Local::Gone, epoch, .. }) if epoch == vm.epoch => None,
                 _ => Some(self.act(vm, Local::Removing, VmAction::Remove { vm: vm.id, epoch: vm.epoch })),
             },
             VmDesired::Stopped => match local.map(|l| l.state) {
@@ -188,6 +189,7 @@ mod tests {
             restarts: 0,
             epoch: VmEpoch(1),
             placement: String::new(),
+            leaves: false,
         }
     }
 

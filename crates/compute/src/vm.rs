@@ -125,6 +125,10 @@ pub struct VmRecord {
     /// Why it was placed where it is.
     #[n(12)]
     pub placement: String,
+    /// Its node is to be free of it: once it has stopped there, it is placed anew.
+    #[n(13)]
+    #[cbor(default)]
+    pub leaves: bool,
 }
 
 /// What a node's reconciler asks its hypervisor to do.

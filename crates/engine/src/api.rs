@@ -34,6 +34,9 @@ pub struct CoreConfig {
     pub checkpoint_keep_entries: u64,
     /// Bytes of a checkpoint sent in one message; [`base::limits::CHECKPOINT_CHUNK_BYTES`].
     pub checkpoint_part_bytes: usize,
+    /// A member that was silent for this long is lost, and its replicas are made anew elsewhere;
+    /// [`base::limits::NODE_LOST_AFTER`] by default.
+    pub node_lost_after: base::Millis,
     /// Emit [`Effect::Applied`] and [`Effect::Role`] for checkers.
     pub observe: bool,
 }
@@ -79,6 +82,10 @@ pub enum Event {
         deadline: Mono,
         target: Target,
         request: Request,
+    },
+    /// A member refuses this node as one that is no member any more.
+    Expelled {
+        by: NodeId,
     },
     /// The hypervisor side reports.
     Vm(VmReport),
@@ -371,7 +378,11 @@ pub enum Effect {
     /// The cluster's state changed; a cheap clone.
     Metadata(Box<Metadata>),
     /// The members are these from now on, this node among them: nobody else is connected.
-    Members(Vec<Member>),
+    Members {
+        members: Vec<Member>,
+        /// Former members: they are told so when they call.
+        departed: Vec<(NodeId, base::EndpointId)>,
+    },
     Vm(VmAction),
     /// Somebody asks for the tasks of this node's supervision tree; answer with [`Event::Answered`].
     ListTasks {
@@ -397,6 +408,12 @@ pub enum Effect {
         replica: ReplicaId,
         role: Role,
         term: u64,
+    },
+    /// The cluster has forgotten this node: it stops, and what runs on it.
+    Departed {
+        /// It was asked to leave.
+        asked: bool,
+        reason: String,
     },
     /// The node must stop, and say why.
     Fatal(String),

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, NodeId, Now};
 use journal::{Journal, JournalConfig, RecoveredGroup};
-use metadata::Metadata;
+use base::simulation::{Mark, mark};
+use metadata::{Metadata, NodeLifecycle};
 use multiraft::{MultiRaft, MultiRaftConfig};
 use wire::{Channel, PeerMessage, RaftMessage};
 
@@ -136,6 +137,7 @@ impl NodeCore {
             Event::PeerUp { node, incarnation } => self.peer_up(node, incarnation),
             Event::PeerDown { node } => self.peer_down(node),
             Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
+            Event::Expelled { by } => self.expelled(by),
             Event::Vm(report) => self.take_vm_report(report),
             Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }
@@ -214,7 +216,8 @@ impl NodeCore {
             return;
         }
         if let Some(members) = self.peers.take_changed(self.config.me.node, &self.metadata) {
-            self.effects.push(Effect::Members(members));
+            let departed = self.metadata.departed.values().map(|it| (it.node, it.endpoint)).collect();
+            self.effects.push(Effect::Members { members, departed });
         }
         if std::mem::take(&mut self.metadata_changed) {
             self.effects.push(Effect::Metadata(Box::new(self.metadata.clone())));
@@ -240,6 +243,26 @@ impl NodeCore {
             self.fail_all_requests(&reason);
             self.effects.push(Effect::Fatal(reason));
         }
+    }
+
+    /// A member says that the cluster has forgotten this node.
+    fn expelled(&mut self, by: NodeId) {
+        mark(Mark::NodeExpelled);
+        let leaving = |record: &metadata::NodeRecord| record.lifecycle == NodeLifecycle::Leaving;
+        if self.stage == Stage::Stopped {
+            return;
+        }
+        let asked = self.metadata.nodes.get(&self.me()).is_some_and(leaving);
+        let reason = match asked {
+            true => "this node has left the cluster".to_owned(),
+            false => format!(
+                "node {by} says that this node was removed from the cluster: its data is of no use any more. To have it \
+                 again, wipe the data directory and join anew with a token"
+            ),
+        };
+        self.stage = Stage::Stopped;
+        self.fail_all_requests(&reason);
+        self.effects.push(Effect::Departed { asked, reason });
     }
 
     pub(crate) fn me(&self) -> NodeId {

@@ -157,6 +157,9 @@ impl Peers {
             for node in metadata.nodes.keys() {
                 self.known.entry(*node).or_default();
             }
+            let gone = |node: &NodeId| before.contains_key(node) && !metadata.nodes.contains_key(node);
+            self.known.retain(|node, _| !gone(node));
+            self.introduced.retain(|_, node| !gone(node));
         }
     }
 
@@ -293,7 +296,13 @@ mod tests {
     fn table(applied: u64, nodes: &[u64]) -> Metadata {
         let mut metadata = Metadata::bootstrap(base::ClusterId([1; 16]), member(0), base::Wall(0));
         let record =
-            |node: &u64| NodeRecord { member: member(*node), meta_replica: ReplicaId(*node), joined: base::Wall(0) };
+            |node: &u64| NodeRecord {
+                member: member(*node),
+                meta_replica: ReplicaId(*node),
+                joined: base::Wall(0),
+                lifecycle: metadata::NodeLifecycle::Active,
+                successor: None,
+            };
         metadata.nodes = nodes.iter().map(|node| (NodeId(*node), record(node))).collect();
         metadata.applied = applied;
         metadata

@@ -1,11 +1,18 @@
-//! Who belongs to which group: `__meta`'s voters at 1, 3 or 5, and partitions that grow onto new nodes. Learners
-//! first; they become voters when they have caught up; one change at a time.
+//! Who belongs to which group: `__meta`'s voters at 1, 3 or 5, and partitions that grow onto new nodes and leave those
+//! that go. Learners first; they become voters when they have caught up, in one change with those whose place they take;
+//! one change at a time.
+//!
+//! A voter that goes becomes a learner first and is removed in a second change. By then a majority of those who stay has
+//! on its disk that the first one is committed (decision 0010), so that whoever was removed is not needed any more.
+
+use std::collections::BTreeSet;
 
 use base::limits::META_VOTERS_MAX;
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{GroupId, Millis, ReplicaId};
-use metadata::Command;
-use multiraft::GroupStatus;
-use wire::{MembershipChange, MembershipOp, MembershipStep};
+use metadata::{Command, NodeLifecycle};
+use multiraft::{GroupStatus, ReplicaProgress};
+use wire::{Membership, MembershipChange, MembershipOp, MembershipStep};
 
 use crate::core::NodeCore;
 use crate::requests::Internal;
@@ -24,28 +31,81 @@ pub(crate) fn meta_voter_target(nodes: usize) -> usize {
     if most.is_multiple_of(2) { most - 1 } else { most }
 }
 
-/// The next change that brings a group towards its replicas, of which `voters` are to vote. `None`: nothing to do now.
-fn next_change(status: &GroupStatus, replicas: &[ReplicaId], voters: usize) -> Option<MembershipChange> {
-    let membership = &status.membership;
-    if !membership.voters_outgoing.is_empty() {
+/// What a group is to become.
+#[derive(Debug, Default)]
+struct Goal {
+    /// All that are to be in it.
+    members: Vec<ReplicaId>,
+    /// Those of them that are to vote, if there is a choice.
+    electors: Vec<ReplicaId>,
+    /// Those that go on voting only where there are not enough electors.
+    tolerated: Vec<ReplicaId>,
+    /// So many are to vote.
+    voters: usize,
+}
+
+/// The next step towards it.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Change(MembershipChange),
+    /// The leader is not to vote any more: another one has to take over before it can go.
+    GiveWayTo(ReplicaId),
+}
+
+fn change(steps: impl IntoIterator<Item = (MembershipOp, ReplicaId)>) -> Step {
+    let steps = steps.into_iter().map(|(op, replica)| MembershipStep { op, replica }).collect();
+    Step::Change(MembershipChange { steps })
+}
+
+/// The next step that brings a group towards its goal. `None`: nothing to do now.
+fn next_step(status: &GroupStatus, goal: &Goal) -> Option<Step> {
+    let Membership { voters, learners, voters_outgoing, .. } = &status.membership;
+    if !voters_outgoing.is_empty() {
         return None; // The leader is leaving a joint configuration.
     }
-    let known = |replica: &ReplicaId| membership.voters.contains(replica) || membership.learners.contains(replica);
-    if let Some(new) = replicas.iter().find(|replica| !known(replica)) {
-        let steps = vec![MembershipStep { op: MembershipOp::AddLearner, replica: *new }];
-        return Some(MembershipChange { steps });
+    if let Some(new) = goal.members.iter().find(|replica| !voters.contains(replica) && !learners.contains(replica)) {
+        return Some(change([(MembershipOp::AddLearner, *new)]));
     }
-    let missing = voters.saturating_sub(membership.voters.len());
-    let ready: Vec<_> = status
-        .progress
-        .iter()
-        .filter(|p| membership.learners.contains(&p.replica) && replicas.contains(&p.replica))
-        .filter(|p| p.active && !p.snapshot && p.matched + CAUGHT_UP_ENTRIES >= status.commit && p.matched > 0)
-        .map(|p| MembershipStep { op: MembershipOp::AddVoter, replica: p.replica })
-        .take(missing)
-        .collect();
-    // All at once, so that the group never rests at an even number of voters on its way to an odd one.
-    (missing > 0 && ready.len() == missing).then_some(MembershipChange { steps: ready })
+    if let Some(old) = learners.iter().find(|replica| !goal.members.contains(replica)) {
+        return Some(change([(MembershipOp::Remove, *old)]));
+    }
+    let chosen = chosen_voters(status, goal)?;
+    let promoted = chosen.iter().filter(|replica| !voters.contains(replica)).map(|r| (MembershipOp::AddVoter, *r));
+    let demoted = voters.iter().filter(|replica| !chosen.contains(replica)).map(|r| (MembershipOp::AddLearner, *r));
+    if chosen.contains(&status.replica) {
+        // All at once, so that the group never rests at an even number of voters on its way to an odd one, nor at fewer.
+        let steps: Vec<_> = promoted.chain(demoted).collect();
+        return (!steps.is_empty()).then(|| change(steps));
+    }
+    let successor = |p: &&ReplicaProgress| voters.contains(&p.replica) && chosen.contains(&p.replica) && p.active;
+    match status.progress.iter().filter(successor).max_by_key(|p| p.matched) {
+        Some(best) => Some(Step::GiveWayTo(best.replica)),
+        None if chosen.iter().any(|replica| voters.contains(replica)) => None,
+        None => Some(change(promoted)),
+    }
+}
+
+/// Who is to vote, if there are enough that can.
+fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId>> {
+    let voters = &status.membership.voters;
+    let progress = |replica: &ReplicaId| status.progress.iter().find(|p| p.replica == *replica);
+    let active = |replica: &ReplicaId| progress(replica).is_some_and(|p| p.active);
+    let caught_up = |replica: &ReplicaId| {
+        let close = |p: &ReplicaProgress| p.matched > 0 && p.matched + CAUGHT_UP_ENTRIES >= status.commit;
+        progress(replica).is_some_and(|p| p.active && !p.snapshot && close(p))
+    };
+    let able = |replica: &&ReplicaId| {
+        voters.contains(replica) || planted(Plant::LearnersPromotedAtOnce) || caught_up(replica)
+    };
+    let mut electors: Vec<ReplicaId> = goal.electors.iter().filter(able).copied().collect();
+    // Who leads, votes already and is heard of is not replaced without need.
+    electors.sort_by_key(|r| (*r != status.replica, !voters.contains(r), !active(r)));
+    let tolerated = goal.tolerated.iter().filter(|replica| voters.contains(replica)).copied();
+    let chosen: BTreeSet<_> = electors.into_iter().chain(tolerated).take(goal.voters).collect();
+    // Whoever goes is needed as long as too many of those who stay are not there.
+    let well = chosen.iter().filter(|replica| active(replica)).count();
+    let decides = well > chosen.len() / 2 || planted(Plant::VotersDroppedTooEarly);
+    (goal.voters > 0 && chosen.len() == goal.voters && decides).then_some(chosen)
 }
 
 impl NodeCore {
@@ -57,65 +117,123 @@ impl NodeCore {
         self.planner.membership_at = Some(self.now.mono);
         self.drive_meta_members();
         self.drive_partition_members();
+        self.hand_over_when_drained();
     }
 
     fn drive_meta_members(&mut self) {
-        if !self.groups.get(&GroupId::META).is_some_and(|g| g.active) {
-            return;
+        let Some(meta) = self.groups.get(&GroupId::META).filter(|g| g.active) else { return };
+        let mut goal = Goal::default();
+        for record in self.metadata.nodes.values() {
+            let (replica, lifecycle) = (record.meta_replica, record.lifecycle);
+            if lifecycle.holds_replicas() {
+                goal.electors.push(replica);
+            } else if lifecycle == NodeLifecycle::Lost && meta.membership.voters.contains(&replica) {
+                goal.tolerated.push(replica);
+            }
+            // Whoever goes hears of it to the end.
+            if lifecycle.stays() || !self.metadata.is_vacant(record.member.node) {
+                goal.members.push(replica);
+            }
         }
-        let replicas: Vec<_> = self.metadata.nodes.values().map(|node| node.meta_replica).collect();
-        self.change_members(GroupId::META, &replicas, meta_voter_target(replicas.len()));
+        goal.voters = meta_voter_target(goal.electors.len() + goal.tolerated.len());
+        self.change_members(GroupId::META, &goal);
     }
 
     fn drive_partition_members(&mut self) {
-        let growing: Vec<_> = self
-            .metadata
-            .partitions
-            .values()
-            .filter(|p| p.replicas.iter().any(|r| !r.voter))
-            .map(|p| p.group)
-            .filter(|group| self.groups.get(group).is_some_and(|g| g.active))
-            .collect();
-        for group in growing {
+        for group in self.unsettled_partitions() {
             let Some(partition) = self.metadata.partitions.get(&group) else { continue };
-            let replicas: Vec<_> = partition.replicas.iter().map(|r| r.replica).collect();
-            let told: Vec<_> = partition.replicas.iter().filter(|r| r.voter).map(|r| r.replica).collect();
-            // Until all replicas of the target are there, they only learn.
-            let all = replicas.len() >= self.metadata.replica_target(partition);
-            let voters = if all { replicas.len() } else { told.len() };
-            self.change_members(group, &replicas, voters);
-            self.tell_promotions(group, &told);
+            let plan = self.metadata.replica_plan(partition);
+            let goal = Goal {
+                members: partition.replicas.iter().filter(|r| !r.retired).map(|r| r.replica).collect(),
+                // Until all replicas of the target are there, they only learn.
+                voters: plan.keep.len() + plan.missing,
+                electors: plan.keep.iter().map(|r| r.replica).collect(),
+                tolerated: Vec::new(),
+            };
+            self.change_members(group, &goal);
+            self.tell_members(group);
         }
     }
 
-    fn change_members(&mut self, group: GroupId, replicas: &[ReplicaId], voters: usize) {
+    /// Groups that this node leads and whose members are not yet those that the table wants, or not those that it shows.
+    fn unsettled_partitions(&self) -> Vec<GroupId> {
+        let led = self.groups.iter().filter(|(group, replica)| **group != GroupId::META && replica.active);
+        let unsettled = |(group, replica): &(&GroupId, &crate::groups::Group)| {
+            let Some(partition) = self.metadata.partitions.get(*group) else { return false };
+            let Membership { voters, learners, voters_outgoing, .. } = &replica.membership;
+            let as_told = |r: &metadata::ReplicaRecord| r.voter && !r.retired && voters.contains(&r.replica);
+            let same = voters.len() == partition.replicas.len() && partition.replicas.iter().all(as_told);
+            !(same && learners.is_empty() && voters_outgoing.is_empty())
+        };
+        led.filter(unsettled).map(|(group, _)| *group).collect()
+    }
+
+    fn change_members(&mut self, group: GroupId, goal: &Goal) {
         let Some(status) = self.raft.status(group) else { return };
-        if let Some(change) = next_change(&status, replicas, voters) {
-            // Refused while another change is under way; the next look comes soon.
-            let _ = self.raft.propose_membership(group, status.term, &change);
+        match next_step(&status, goal) {
+            Some(Step::Change(change)) => {
+                let demotes = |s: &MembershipStep| {
+                    s.op == MembershipOp::AddLearner && status.membership.voters.contains(&s.replica)
+                };
+                let promotes = change.steps.iter().any(|s| s.op == MembershipOp::AddVoter);
+                let alone = promotes && !goal.electors.contains(&status.replica);
+                // Refused while another change is under way; the next look comes soon.
+                if self.raft.propose_membership(group, status.term, &change).is_ok() {
+                    if change.steps.iter().any(demotes) {
+                        mark(Mark::VoterDemoted);
+                    }
+                    if alone {
+                        mark(Mark::LeaderHadNoSuccessor);
+                    }
+                }
+            }
+            Some(Step::GiveWayTo(successor)) => {
+                mark(Mark::LeaderGaveWay);
+                self.raft.transfer_leader(group, successor);
+            }
+            None => {}
         }
     }
 
     /// The table of members follows what Raft has decided.
-    fn tell_promotions(&mut self, group: GroupId, told: &[ReplicaId]) {
-        let Some(entry) = self.groups.get(&group) else { return };
-        if !entry.membership.voters_outgoing.is_empty() || self.planner.telling(group) {
+    fn tell_members(&mut self, group: GroupId) {
+        let (Some(entry), Some(partition)) = (self.groups.get(&group), self.metadata.partitions.get(&group)) else {
+            return;
+        };
+        let Membership { voters, learners, voters_outgoing, .. } = &entry.membership;
+        if !voters_outgoing.is_empty() || self.planner.telling(group) {
             return;
         }
-        let promoted = entry.membership.voters.iter().find(|replica| !told.contains(replica)).copied();
-        if let Some(replica) = promoted {
-            self.planner.promotion_being_told(group);
-            let command = Request::Command(Command::ReplicaVoter { group, replica });
-            self.ask(Internal::Promoted(group), Target::Leader(GroupId::META), command);
+        let news = partition.replicas.iter().find_map(|r| {
+            let replica = r.replica;
+            match (voters.contains(&replica), r.voter) {
+                (votes, told) if votes != told => Some(Command::ReplicaVoter { group, replica, demoted: !votes }),
+                (false, _) if r.retired && !learners.contains(&replica) => {
+                    Some(Command::RemoveReplica { group, replica })
+                }
+                _ => None,
+            }
+        });
+        if let Some(command) = news {
+            self.planner.members_being_told(group);
+            self.ask(Internal::MembersTold(group), Target::Leader(GroupId::META), Request::Command(command));
         }
+    }
+
+    /// Whether a node's replica of `__meta` has left the group, of which this node is the leader.
+    pub(crate) fn left_meta(&self, replica: ReplicaId) -> bool {
+        self.groups.get(&GroupId::META).is_some_and(|meta| {
+            let Membership { voters, learners, voters_outgoing, learners_next, .. } = &meta.membership;
+            let mut all = voters.iter().chain(learners).chain(voters_outgoing).chain(learners_next);
+            voters_outgoing.is_empty() && !all.any(|known| *known == replica)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use multiraft::{ReplicaProgress, Role};
-    use wire::Membership;
+    use multiraft::Role;
 
     fn status(voters: &[u64], learners: &[(u64, u64)]) -> GroupStatus {
         let ids = |of: Vec<u64>| of.into_iter().map(ReplicaId).collect::<Vec<_>>();
@@ -146,11 +264,37 @@ mod tests {
         }
     }
 
-    fn steps(status: &GroupStatus, replicas: &[u64], voters: usize) -> Vec<(MembershipOp, u64)> {
-        let replicas: Vec<_> = replicas.iter().copied().map(ReplicaId).collect();
-        let change = next_change(status, &replicas, voters).unwrap_or_default();
-        change.steps.iter().map(|s| (s.op, s.replica.0)).collect()
+    fn ids(of: &[u64]) -> Vec<ReplicaId> {
+        of.iter().copied().map(ReplicaId).collect()
     }
+
+    fn goal(members: &[u64], voters: usize) -> Goal {
+        Goal { members: ids(members), electors: ids(members), tolerated: Vec::new(), voters }
+    }
+
+    fn steps(status: &GroupStatus, goal: &Goal) -> Vec<(MembershipOp, u64)> {
+        match next_step(status, goal) {
+            Some(Step::Change(change)) => change.steps.iter().map(|s| (s.op, s.replica.0)).collect(),
+            None => Vec::new(),
+            Some(Step::GiveWayTo(replica)) => panic!("the leader is to give way to {replica}"),
+        }
+    }
+
+    /// Of voters and learners; the first voter leads.
+    fn led(voters: &[u64], learners: &[(u64, u64)]) -> GroupStatus {
+        let mut status = status(voters, learners);
+        let voter = |replica: &u64| ReplicaProgress {
+            replica: ReplicaId(*replica),
+            matched: 1000,
+            active: true,
+            snapshot: false,
+        };
+        status.progress.extend(voters.iter().map(voter));
+        status.replica = ReplicaId(voters[0]);
+        status
+    }
+
+    use MembershipOp::{AddLearner, AddVoter, Remove};
 
     #[test]
     fn voters_are_one_three_or_five() {
@@ -160,14 +304,74 @@ mod tests {
 
     #[test]
     fn newcomers_learn_first_one_by_one() {
-        assert_eq!(steps(&status(&[1], &[]), &[1, 2, 3], 3), [(MembershipOp::AddLearner, 2)]);
+        assert_eq!(steps(&status(&[1], &[]), &goal(&[1, 2, 3], 3)), [(AddLearner, 2)]);
     }
 
     #[test]
     fn learners_are_promoted_together_when_all_have_caught_up() {
-        assert_eq!(steps(&status(&[1], &[(2, 1000), (3, 10)]), &[1, 2, 3], 3), []);
+        assert_eq!(steps(&status(&[1], &[(2, 1000), (3, 10)]), &goal(&[1, 2, 3], 3)), []);
         let ready = status(&[1], &[(2, 1000), (3, 990)]);
-        assert_eq!(steps(&ready, &[1, 2, 3], 3), [(MembershipOp::AddVoter, 2), (MembershipOp::AddVoter, 3)]);
-        assert_eq!(steps(&status(&[1], &[(2, 1000)]), &[1, 2], 1), [], "an even number adds no fault tolerance");
+        assert_eq!(steps(&ready, &goal(&[1, 2, 3], 3)), [(AddVoter, 2), (AddVoter, 3)]);
+        assert_eq!(steps(&status(&[1], &[(2, 1000)]), &goal(&[1, 2], 1)), [], "an even number adds no fault tolerance");
+    }
+
+    #[test]
+    fn whoever_goes_is_replaced_in_one_change_and_removed_in_a_second_one() {
+        let mut goal = goal(&[1, 2, 4], 3);
+        assert_eq!(steps(&led(&[1, 2, 3], &[]), &goal), [(AddLearner, 4)]);
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 10)]), &goal), [], "it has not caught up");
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000)]), &goal), [(AddVoter, 4), (AddLearner, 3)]);
+        assert_eq!(steps(&led(&[1, 2, 4], &[(3, 0)]), &goal), [(Remove, 3)], "wherever it is");
+        assert_eq!(steps(&led(&[1, 2, 4], &[]), &goal), []);
+        goal.members.push(ReplicaId(3));
+        assert_eq!(steps(&led(&[1, 2, 4], &[(3, 0)]), &goal), [], "it is to learn to the end");
+    }
+
+    #[test]
+    fn without_a_substitute_the_others_go_on_with_an_odd_number() {
+        assert_eq!(steps(&led(&[1, 2, 3], &[]), &goal(&[1, 2], 1)), [(AddLearner, 2), (AddLearner, 3)]);
+    }
+
+    #[test]
+    fn a_voter_that_goes_is_needed_while_one_that_stays_is_silent() {
+        let mut status = led(&[1, 2, 3], &[]);
+        let two = goal(&[1, 2], 2);
+        assert_eq!(steps(&status, &two), [(AddLearner, 3)]);
+        status.progress.iter_mut().for_each(|p| p.active = p.replica != ReplicaId(2));
+        assert_eq!(steps(&status, &two), [], "one of two decides nothing");
+    }
+
+    #[test]
+    fn a_leader_that_goes_gives_way_first() {
+        let status = led(&[3, 1, 2], &[(4, 1000)]);
+        let goal = goal(&[1, 2, 4], 3);
+        assert!(matches!(next_step(&status, &goal), Some(Step::GiveWayTo(ReplicaId(1 | 2)))));
+        let mut alone = status.clone();
+        alone.progress.iter_mut().for_each(|p| p.active = p.replica == ReplicaId(3) || p.replica == ReplicaId(4));
+        assert_eq!(next_step(&alone, &goal), None, "nobody hears it");
+    }
+
+    #[test]
+    fn the_only_voter_makes_another_one_before_it_gives_way() {
+        let goal = goal(&[1], 1);
+        assert_eq!(steps(&led(&[3], &[]), &goal), [(AddLearner, 1)]);
+        assert_eq!(steps(&led(&[3], &[(1, 1000)]), &goal), [(AddVoter, 1)]);
+        assert_eq!(next_step(&led(&[3, 1], &[]), &goal), Some(Step::GiveWayTo(ReplicaId(1))));
+        assert_eq!(steps(&led(&[1, 3], &[]), &goal), [(AddLearner, 3)]);
+        assert_eq!(steps(&led(&[1], &[(3, 1000)]), &goal), [(Remove, 3)]);
+    }
+
+    #[test]
+    fn a_lost_voter_is_replaced_where_there_is_somebody_and_kept_where_there_is_not() {
+        let lost = |members: &[u64], electors: &[u64], voters| Goal {
+            members: ids(members),
+            electors: ids(electors),
+            tolerated: ids(&[3]),
+            voters,
+        };
+        assert_eq!(steps(&led(&[1, 2, 3], &[]), &lost(&[1, 2, 3], &[1, 2], 3)), []);
+        let four = lost(&[1, 2, 3, 4], &[1, 2, 4], 3);
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000)]), &four), [(AddVoter, 4), (AddLearner, 3)]);
+        assert_eq!(steps(&led(&[1, 2, 4], &[(3, 0)]), &four), []);
     }
 }

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::limits::REPLICAS_BUILDING_MAX;
 use base::simulation::{Mark, Plant, mark, planted};
 use base::{GroupId, Millis, Mono, NodeId, VmEpoch};
 use compute::{Host, Placement, VmDesired, VmPhase, place};
-use metadata::Command;
+use metadata::{Command, NodeLifecycle};
 
 use crate::core::NodeCore;
 
@@ -25,8 +26,10 @@ pub(crate) struct Planner {
     ran: Option<Mono>,
     ran_for: u64,
     pub membership_at: Option<Mono>,
-    /// Groups whose promotion is being told to `__meta`.
+    /// Groups of which a change of members is being told to `__meta`.
     telling: BTreeSet<GroupId>,
+    /// Since when this node plans, as leader of `__meta`.
+    since: Option<Mono>,
 }
 
 impl Planner {
@@ -42,11 +45,11 @@ impl Planner {
         self.telling.contains(&group)
     }
 
-    pub fn promotion_being_told(&mut self, group: GroupId) {
+    pub fn members_being_told(&mut self, group: GroupId) {
         self.telling.insert(group);
     }
 
-    pub fn promotion_told(&mut self, group: GroupId) {
+    pub fn members_told(&mut self, group: GroupId) {
         self.telling.remove(&group);
     }
 }
@@ -64,35 +67,105 @@ impl NodeCore {
         }
         self.planner.ran = Some(self.now.mono);
         self.planner.ran_for = self.metadata.applied;
-        let mut commands = self.plan_replicas();
+        let mut commands = self.plan_nodes();
+        commands.extend(self.plan_retirements());
+        commands.extend(self.plan_replicas());
+        commands.extend(self.plan_evictions());
         commands.extend(self.plan_vms());
         for command in commands.into_iter().take(DECISIONS_MAX) {
             self.propose_command(None, None, command);
         }
     }
 
-    /// Partitions below their target get a replica on the reachable node with the fewest, one at a time each.
-    fn plan_replicas(&self) -> Vec<Command> {
-        let mut load: BTreeMap<NodeId, usize> = self.metadata.nodes.keys().map(|node| (*node, 0)).collect();
-        for replica in self.metadata.partitions.values().flat_map(|p| &p.replicas) {
-            *load.entry(replica.node).or_default() += 1;
+    /// Members that are lost, that are back, or that can be forgotten.
+    fn plan_nodes(&mut self) -> Vec<Command> {
+        let now = self.now.mono;
+        let since = *self.planner.since.get_or_insert(now);
+        let mut commands = Vec::new();
+        for record in self.metadata.nodes.values() {
+            let node = record.member.node;
+            if node == self.me() {
+                continue;
+            }
+            // What the leader before this one saw is not known: the time starts in full.
+            let watched = now.since(since);
+            let silence = self.peers.silence(node, now).map_or(watched, |silence| silence.min(watched));
+            match record.lifecycle {
+                NodeLifecycle::Active if silence >= self.config.node_lost_after => {
+                    mark(Mark::NodeLost);
+                    commands.push(Command::NodeLost { node, lost: true });
+                }
+                NodeLifecycle::Lost if self.peers.reachable(node, now) => {
+                    mark(Mark::LostNodeReturned);
+                    commands.push(Command::NodeLost { node, lost: false });
+                }
+                NodeLifecycle::Leaving | NodeLifecycle::Removing
+                    if self.left_meta(record.meta_replica) && self.metadata.is_vacant(node) =>
+                {
+                    commands.push(Command::ForgetNode { node });
+                }
+                _ => {}
+            }
         }
+        commands
+    }
+
+    /// Replicas that their partitions can do without: on nodes that go or are lost, or too many.
+    fn plan_retirements(&self) -> Vec<Command> {
+        let spare = self.metadata.partitions.values().flat_map(|partition| {
+            let plan = self.metadata.replica_plan(partition);
+            plan.spare.into_iter().map(|replica| Command::RetireReplica { group: partition.group, replica })
+        });
+        spare.take(DECISIONS_MAX).collect()
+    }
+
+    /// Partitions below their target get a replica on the reachable node with the fewest, one at a time each, and not more
+    /// at once than the cluster makes in its spare time.
+    fn plan_replicas(&self) -> Vec<Command> {
         let me = self.me();
+        let reachable = |node: &NodeId| *node == me || self.peers.reachable(*node, self.now.mono);
+        let active = |node: &&metadata::NodeRecord| node.lifecycle == NodeLifecycle::Active;
+        let nodes = self.metadata.nodes.values().filter(active).map(|node| node.member.node);
+        let mut load: BTreeMap<NodeId, usize> = nodes.filter(reachable).map(|node| (node, 0)).collect();
+        let mut building = 0;
+        for replica in self.metadata.partitions.values().flat_map(|p| &p.replicas) {
+            if let Some(count) = load.get_mut(&replica.node) {
+                *count += 1;
+                building += usize::from(!replica.voter && !replica.retired);
+            }
+        }
         let mut commands = Vec::new();
         for partition in self.metadata.partitions.values() {
-            if commands.len() >= DECISIONS_MAX {
+            if building + commands.len() >= REPLICAS_BUILDING_MAX {
                 break;
             }
-            if partition.replicas.len() >= self.metadata.replica_target(partition) {
+            if self.metadata.replica_plan(partition).missing == 0 {
                 continue;
             }
             let holds = |node: &NodeId| partition.replicas.iter().any(|r| r.node == *node);
-            let reachable = |node: &NodeId| *node == me || self.peers.reachable(*node, self.now.mono);
-            let candidates = load.iter().filter(|(node, _)| !holds(node) && reachable(node));
-            let best = candidates.min_by_key(|(node, count)| (**count, **node)).map(|(node, _)| *node);
+            let candidates = load.iter().filter(|(node, _)| !holds(node));
+            let replaced = partition.replicas.iter().filter_map(|r| self.metadata.nodes.get(&r.node)?.successor);
+            let successors: Vec<NodeId> = replaced.collect();
+            let best = candidates.min_by_key(|(node, count)| (!successors.contains(node), **count, **node));
+            let best = best.map(|(node, _)| *node);
             if let Some(node) = best {
                 *load.entry(node).or_default() += 1;
                 commands.push(Command::AddReplica { group: partition.group, node });
+            }
+        }
+        commands
+    }
+
+    /// VMs on nodes that are to be free of them.
+    fn plan_evictions(&self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        for vm in self.metadata.vms.values() {
+            let Some(assignment) = vm.assignment else { continue };
+            let Some(node) = self.metadata.nodes.get(&assignment.node) else { continue };
+            let dead = node.lifecycle == NodeLifecycle::Removing;
+            let under_way = vm.leaves || vm.desired == VmDesired::Deleted;
+            if node.lifecycle.hands_over() && (dead || !under_way) {
+                commands.push(Command::EvictVm { vm: vm.id, epoch: assignment.epoch });
             }
         }
         commands
@@ -130,6 +203,7 @@ impl NodeCore {
             let host = Host {
                 node,
                 name: member.name.clone(),
+                closed: (record.lifecycle != NodeLifecycle::Active).then(|| record.lifecycle.as_str().to_owned()),
                 reachable: node == me || self.peers.reachable(node, self.now.mono),
                 hypervisors: member.capabilities.hypervisors.clone(),
                 cores: member.capabilities.cores,

@@ -240,6 +240,29 @@ impl NodeCore {
         }
     }
 
+    /// A node that drains, or goes, leads nothing that others can lead. It stays electable: it may be the only one that can
+    /// be elected, and then it hands over again.
+    pub(crate) fn hand_over_when_drained(&mut self) {
+        let serves = |node: NodeId| {
+            self.metadata.nodes.get(&node).is_none_or(|record| !record.lifecycle.hands_over())
+        };
+        if serves(self.me()) {
+            return;
+        }
+        let on_serving = |group: GroupId, replica: &ReplicaId| {
+            node_of(&self.metadata, &self.peers, group, *replica).is_some_and(serves)
+        };
+        let moves: Vec<_> = self
+            .led()
+            .into_iter()
+            .filter_map(|group| Some((group, self.furthest(group, |replica| on_serving(group, replica))?)))
+            .collect();
+        for (group, best) in moves {
+            mark(Mark::DrainedNodeHandedOver);
+            self.raft.transfer_leader(group, best);
+        }
+    }
+
     /// Moves leaderships to voters with space on their disks, where these are enough to commit: elsewhere a new leader
     /// would take writes to no end, which this one refuses with the reason.
     pub(crate) fn hand_over_to_space(&mut self) {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{DRIVER_QUESTIONS_MAX, READ_POINTS_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
-use base::{ErrorCode, GroupId, Incarnation, Mono, NodeId, RequestId};
+use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
 use multiraft::{Proposal, Role};
@@ -20,6 +20,9 @@ use crate::core::{NodeCore, Stage};
 use crate::groups::{Awaited, Group, Waiter};
 use crate::once::Once;
 use crate::{Effect, Event, Reply, Request, RequestError, Target};
+
+/// Who was silent for this long has no replicas born on it: some rounds of gossip ([`base::limits::GOSSIP_INTERVAL`]).
+const BIRTH_SILENCE: Millis = Millis(500);
 
 /// Who is to be answered by whoever carries a request out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +50,7 @@ pub(crate) enum Internal {
     VmReport,
     VmBarrier,
     Publish { sequence: u64 },
-    Promoted(GroupId),
+    MembersTold(GroupId),
 }
 
 /// Where a pending request stands.
@@ -278,7 +281,9 @@ impl NodeCore {
             let refusal = self.not_leader(GroupId::META);
             return reply(self, refusal);
         };
-        let data = wire::encode(&CommandEnvelope { origin: command, wall: self.now.wall, command: body });
+        let gives_birth = matches!(body, Command::CreateTopic { .. } | Command::CreateVm { .. });
+        let silent = if gives_birth { self.silent_nodes() } else { Vec::new() };
+        let data = wire::encode(&CommandEnvelope { origin: command, wall: self.now.wall, command: body, silent });
         if data.len() > base::limits::COMMAND_BYTES_MAX {
             let message = format!("the command has {} bytes, more than is allowed", data.len());
             return reply(self, error(ErrorCode::TooLarge, message));
@@ -295,6 +300,14 @@ impl NodeCore {
                 reply(self, refusal);
             }
         }
+    }
+
+    /// Members that have not been heard of for some rounds of gossip.
+    fn silent_nodes(&self) -> Vec<NodeId> {
+        let silent = |node: &NodeId| {
+            *node != self.me() && self.peers.silence(*node, self.now.mono).is_none_or(|silence| silence >= BIRTH_SILENCE)
+        };
+        self.metadata.nodes.keys().copied().filter(silent).collect()
     }
 
     pub(crate) fn not_leader(&self, group: GroupId) -> RequestError {
@@ -465,7 +478,7 @@ impl NodeCore {
             Internal::VmReport => self.vm_report_done(request, outcome),
             Internal::VmBarrier => self.vm_barrier_done(outcome.is_ok()),
             Internal::Publish { sequence } => self.published(sequence, outcome.is_ok()),
-            Internal::Promoted(group) => self.planner.promotion_told(group),
+            Internal::MembersTold(group) => self.planner.members_told(group),
         }
     }
 
@@ -651,7 +664,7 @@ fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, Reque
 
 #[cfg(test)]
 pub(super) mod tests {
-    use base::{ClusterId, Millis, Now, Wall};
+    use base::{ClusterId, Now, Wall};
     use wire::Member;
 
     use super::*;
@@ -675,6 +688,7 @@ pub(super) mod tests {
             checkpoint_entries: 100,
             checkpoint_keep_entries: 10,
             checkpoint_part_bytes: 1 << 10,
+            node_lost_after: base::limits::NODE_LOST_AFTER,
             observe: false,
         };
         let mut core = NodeCore::new(config, at(0));

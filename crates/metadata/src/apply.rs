@@ -1,16 +1,18 @@
 //! Applying a command: exactly once per session and sequence, then one module per subject.
 
-use base::{ErrorCode, TopicId, Wall, hash64};
+use base::{ErrorCode, NodeId, TopicId, Wall, hash64};
 
 use crate::{Command, CommandEnvelope, CommandResult, Metadata};
 
 /// What every command may need besides its own fields.
 #[derive(Clone, Copy)]
-pub(crate) struct Context {
+pub(crate) struct Context<'a> {
     /// Index of the entry.
     pub index: u64,
     /// The proposing leader's clock.
     pub now: Wall,
+    /// Nothing is born on these.
+    pub silent: &'a [NodeId],
 }
 
 pub(crate) fn refuse(code: ErrorCode, message: impl Into<String>) -> CommandResult {
@@ -23,7 +25,7 @@ impl Metadata {
     pub fn apply(&mut self, index: u64, envelope: &CommandEnvelope) -> CommandResult {
         debug_assert!(index > self.applied, "index {index} applied twice");
         self.applied = index;
-        let context = Context { index, now: envelope.wall };
+        let context = Context { index, now: envelope.wall, silent: &envelope.silent };
         let Some(origin) = envelope.origin else {
             return self.dispatch(context, &envelope.command);
         };
@@ -57,7 +59,14 @@ impl Metadata {
             }
             Command::DeleteTopic { name } => self.delete_topic(context, name),
             Command::AddReplica { group, node } => self.add_replica(*group, *node),
-            Command::ReplicaVoter { group, replica } => self.replica_voter(*group, *replica),
+            Command::ReplicaVoter { group, replica, demoted } => self.replica_voter(*group, *replica, !demoted),
+            Command::RetireReplica { group, replica } => self.retire_replica(*group, *replica),
+            Command::RemoveReplica { group, replica } => self.remove_replica(*group, *replica),
+            Command::DrainNode { node, drain } => self.drain_node(context, *node, *drain),
+            Command::RemoveNode { node, dead, successor } => self.remove_node(context, *node, *dead, *successor),
+            Command::NodeLost { node, lost } => self.node_lost(context, *node, *lost),
+            Command::ForgetNode { node } => self.forget_node(context, *node),
+            Command::EvictVm { vm, epoch } => self.evict_vm(context, *vm, *epoch),
             Command::CreateVm { name, spec } => self.create_vm(context, name, spec),
             Command::StopVm { name } => self.change_vm(context, name, |vm| compute::lifecycle::stop(vm, context.now)),
             Command::StartVm { name } => self.change_vm(context, name, |vm| compute::lifecycle::start(vm, context.now)),

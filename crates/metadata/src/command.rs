@@ -16,6 +16,18 @@ pub struct CommandEnvelope {
     pub wall: Wall,
     #[n(2)]
     pub command: Command,
+    /// Nodes that the leader had not heard of for a while when it was proposed: nothing is born on them.
+    #[n(3)]
+    #[cbor(default)]
+    pub silent: Vec<NodeId>,
+}
+
+impl CommandEnvelope {
+    /// A command, proposed while all nodes are there.
+    #[must_use]
+    pub fn new(origin: Option<CommandOrigin>, wall: Wall, command: Command) -> CommandEnvelope {
+        CommandEnvelope { origin, wall, command, silent: Vec::new() }
+    }
 }
 
 /// A command's place in its session.
@@ -104,13 +116,16 @@ pub enum Command {
         #[n(1)]
         node: NodeId,
     },
-    /// A partition's leader says that a replica became a voter.
+    /// A partition's leader says that a replica became a voter, or is none any more.
     #[n(8)]
     ReplicaVoter {
         #[n(0)]
         group: GroupId,
         #[n(1)]
         replica: ReplicaId,
+        #[n(2)]
+        #[cbor(default)]
+        demoted: bool,
     },
     #[n(9)]
     CreateVm {
@@ -168,6 +183,65 @@ pub enum Command {
     TrimOutbox {
         #[n(0)]
         through: u64,
+    },
+    /// A member is to give up its work for a while, or takes it up again.
+    #[n(17)]
+    DrainNode {
+        #[n(0)]
+        node: NodeId,
+        /// `false`: it takes up its work again.
+        #[n(1)]
+        drain: bool,
+    },
+    /// A member is to go for good.
+    #[n(18)]
+    RemoveNode {
+        #[n(0)]
+        node: NodeId,
+        /// It runs no more, says an operator: what it did is done elsewhere without waiting for it.
+        #[n(1)]
+        dead: bool,
+        /// Who gets its replicas, if it can take them; otherwise whoever has the fewest.
+        #[n(2)]
+        successor: Option<NodeId>,
+    },
+    /// Planner: a member was not heard of for too long, or is heard of again.
+    #[n(19)]
+    NodeLost {
+        #[n(0)]
+        node: NodeId,
+        #[n(1)]
+        lost: bool,
+    },
+    /// Planner: nothing of the cluster is left on a member that goes.
+    #[n(20)]
+    ForgetNode {
+        #[n(0)]
+        node: NodeId,
+    },
+    /// A partition's leader says that the group has a retired replica no more.
+    #[n(21)]
+    RemoveReplica {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        replica: ReplicaId,
+    },
+    /// Planner: a VM leaves a node that is to be free of it (refused unless it is there under `epoch`).
+    #[n(22)]
+    EvictVm {
+        #[n(0)]
+        vm: VmId,
+        #[n(1)]
+        epoch: VmEpoch,
+    },
+    /// Planner: a partition can do without a replica (refused if it cannot). There is no way back.
+    #[n(23)]
+    RetireReplica {
+        #[n(0)]
+        group: GroupId,
+        #[n(1)]
+        replica: ReplicaId,
     },
 }
 

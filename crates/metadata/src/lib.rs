@@ -7,6 +7,7 @@
 
 mod apply;
 mod command;
+mod departures;
 mod nodes;
 mod outbox;
 mod partitions;
@@ -18,6 +19,7 @@ mod topics;
 mod vms;
 
 pub use command::*;
+pub use partitions::ReplicaPlan;
 pub use snapshot::SnapshotError;
 pub use state::*;
 pub use tokens::token_hash;

@@ -7,7 +7,7 @@ use serde_json::json;
 use wire::Member;
 
 use crate::apply::{Context, refuse};
-use crate::{CommandResult, EVENTS_TOPIC, Metadata, NodeRecord};
+use crate::{CommandResult, EVENTS_TOPIC, Metadata, NodeLifecycle, NodeRecord};
 
 impl Metadata {
     /// The state that a new cluster is born with: its first node, which holds the first replica of `__meta`, and the
@@ -15,7 +15,7 @@ impl Metadata {
     #[must_use]
     pub fn bootstrap(cluster: ClusterId, member: Member, now: Wall) -> Metadata {
         let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, ..Metadata::default() };
-        let context = Context { index: 1, now };
+        let context = Context { index: 1, now, silent: &[] };
         let node = metadata.insert_node(context, member);
         debug_assert_eq!(node, (NodeId(1), ReplicaId(1)));
         let created = metadata.create_topic(context, EVENTS_TOPIC, metadata.derived_topic_id(1), 1, None, &[]);
@@ -81,7 +81,14 @@ impl Metadata {
             "endpoint": member.address.endpoint.to_string(),
         });
         self.publish(context, &member.name, event);
-        self.nodes.insert(node, NodeRecord { member, meta_replica, joined: context.now });
+        let record = NodeRecord {
+            member,
+            meta_replica,
+            joined: context.now,
+            lifecycle: NodeLifecycle::Active,
+            successor: None,
+        };
+        self.nodes.insert(node, record);
         (node, meta_replica)
     }
 

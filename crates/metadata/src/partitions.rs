@@ -1,10 +1,22 @@
 //! Replicas of partitions, and how an elastic topic grows.
 
 use base::limits::ELASTIC_REPLICATION_FACTOR;
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, NodeId, ReplicaId};
 
 use crate::apply::refuse;
-use crate::{CommandResult, Metadata, PartitionRecord, ReplicaRecord};
+use crate::{CommandResult, Metadata, NodeLifecycle, NodeRecord, PartitionRecord, ReplicaRecord};
+
+/// What is to become of a partition's replicas.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReplicaPlan {
+    /// These count towards the target: voters first, then in the order in which they were made.
+    pub keep: Vec<ReplicaRecord>,
+    /// These can be retired: there are enough others.
+    pub spare: Vec<ReplicaId>,
+    /// So many are to be made.
+    pub missing: usize,
+}
 
 impl Metadata {
     /// Every group with an id up to this one exists or existed; a higher one is not known here yet.
@@ -17,14 +29,41 @@ impl Metadata {
     #[must_use]
     pub fn replica_target(&self, partition: &PartitionRecord) -> usize {
         match self.topics.get(&partition.topic).and_then(|topic| topic.replication_factor) {
-            Some(factor) => usize::from(factor),
-            None => ELASTIC_REPLICATION_FACTOR.min(self.nodes.len()),
+            Some(factor) => usize::from(factor).min(self.staying().count()),
+            None => ELASTIC_REPLICATION_FACTOR.min(self.staying().count()),
         }
     }
 
+    /// Members that are not on their way out.
+    pub fn staying(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().filter(|node| node.lifecycle.stays())
+    }
+
+    /// What is to become of the partition's replicas. Those on nodes that are lost or go are not spared before there are as
+    /// many others as there should be: so no group falls below its target on the way, and the only copy never goes.
+    #[must_use]
+    pub fn replica_plan(&self, partition: &PartitionRecord) -> ReplicaPlan {
+        let target = self.replica_target(partition);
+        let holds = |r: &ReplicaRecord| self.nodes.get(&r.node).is_some_and(|node| node.lifecycle.holds_replicas());
+        let mut keep: Vec<ReplicaRecord> =
+            partition.replicas.iter().filter(|r| !r.retired && holds(r)).copied().collect();
+        // Of too many (a lost node came back) the newest goes, and first those that do not vote yet.
+        keep.sort_by_key(|r| (!r.voter, r.replica));
+        keep.truncate(target);
+        let enough = keep.len() >= target && !keep.is_empty();
+        let others = partition.replicas.iter().filter(|r| !r.retired && !keep.contains(r));
+        let spare = others.filter(|_| enough).map(|r| r.replica).collect();
+        ReplicaPlan { missing: target.saturating_sub(keep.len()), keep, spare }
+    }
+
     pub(crate) fn add_replica(&mut self, group: GroupId, node: NodeId) -> CommandResult {
-        if !self.nodes.contains_key(&node) {
-            return refuse(ErrorCode::NotFound, format!("node {node} is not a member"));
+        match self.nodes.get(&node).map(|node| node.lifecycle) {
+            None => return refuse(ErrorCode::NotFound, format!("node {node} is not a member")),
+            Some(NodeLifecycle::Active) => {}
+            Some(other) => {
+                let message = format!("node {node} is {}: it gets no replicas", other.as_str());
+                return refuse(ErrorCode::FailedPrecondition, message);
+            }
         }
         let Some(partition) = self.partitions.get(&group) else {
             return refuse(ErrorCode::NotFound, format!("there is no group {group}"));
@@ -32,24 +71,53 @@ impl Metadata {
         if partition.replicas.iter().any(|replica| replica.node == node) {
             return refuse(ErrorCode::AlreadyExists, format!("node {node} has a replica of group {group}"));
         }
-        if partition.replicas.len() >= self.replica_target(partition) {
+        if self.replica_plan(partition).missing == 0 {
             return refuse(ErrorCode::FailedPrecondition, format!("group {group} has all its replicas"));
         }
         let replica = self.next_replica();
         if let Some(partition) = self.partitions.get_mut(&group) {
-            partition.replicas.push(ReplicaRecord { replica, node, voter: false });
+            partition.replicas.push(ReplicaRecord { replica, node, voter: false, retired: false });
         }
         CommandResult::ReplicaAdded { replica }
     }
 
-    pub(crate) fn replica_voter(&mut self, group: GroupId, replica: ReplicaId) -> CommandResult {
+    pub(crate) fn replica_voter(&mut self, group: GroupId, replica: ReplicaId, voter: bool) -> CommandResult {
         let record = self.partitions.get_mut(&group).and_then(|p| p.replicas.iter_mut().find(|r| r.replica == replica));
         match record {
             Some(record) => {
-                record.voter = true;
+                record.voter = voter;
                 CommandResult::Done
             }
             None => refuse(ErrorCode::NotFound, format!("group {group} has no replica {replica}")),
         }
+    }
+
+    pub(crate) fn retire_replica(&mut self, group: GroupId, replica: ReplicaId) -> CommandResult {
+        let Some(partition) = self.partitions.get(&group) else {
+            return refuse(ErrorCode::NotFound, format!("there is no group {group}"));
+        };
+        if !self.replica_plan(partition).spare.contains(&replica) {
+            let message = format!("replica {replica} of group {group} cannot be spared");
+            return refuse(ErrorCode::FailedPrecondition, message);
+        }
+        let record = self.partitions.get_mut(&group).and_then(|p| p.replicas.iter_mut().find(|r| r.replica == replica));
+        if let Some(record) = record {
+            record.retired = true;
+        }
+        CommandResult::Done
+    }
+
+    pub(crate) fn remove_replica(&mut self, group: GroupId, replica: ReplicaId) -> CommandResult {
+        let Some(partition) = self.partitions.get_mut(&group) else {
+            return refuse(ErrorCode::NotFound, format!("there is no group {group}"));
+        };
+        // Once retired it is never taken into the group again, so this cannot come too late.
+        if !partition.replicas.iter().any(|r| r.replica == replica && r.retired) {
+            let message = format!("group {group} has no replica {replica} that was retired");
+            return refuse(ErrorCode::FailedPrecondition, message);
+        }
+        mark(Mark::ReplicaLeft);
+        partition.replicas.retain(|r| r.replica != replica);
+        CommandResult::Done
     }
 }

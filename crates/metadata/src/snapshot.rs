@@ -8,7 +8,7 @@ use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
 
 use crate::state::NextIds;
-use crate::{Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord};
+use crate::{DepartedNode, Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord};
 
 /// A checkpoint that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +43,9 @@ struct Snapshot {
     outbox_next: u64,
     #[n(12)]
     outbox_dropped: u64,
+    #[n(13)]
+    #[cbor(default)]
+    departed: BTreeMap<NodeId, DepartedNode>,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -67,6 +70,7 @@ impl Metadata {
             outbox: table(&self.outbox),
             outbox_next: self.outbox_next,
             outbox_dropped: self.outbox_dropped,
+            departed: table(&self.departed),
         })
     }
 
@@ -90,6 +94,7 @@ impl Metadata {
             outbox: snapshot.outbox.into_iter().collect(),
             outbox_next: snapshot.outbox_next,
             outbox_dropped: snapshot.outbox_dropped,
+            departed: snapshot.departed.into_iter().collect(),
             next: snapshot.next,
         })
     }

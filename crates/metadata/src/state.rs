@@ -1,6 +1,6 @@
 //! The replicated state: tables that share structure, so that a clone is cheap.
 
-use base::{ClusterId, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmId, Wall};
+use base::{ClusterId, EndpointId, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmId, Wall};
 use compute::VmRecord;
 use imbl::OrdMap;
 use minicbor::{Decode, Encode};
@@ -25,6 +25,9 @@ pub struct Metadata {
     pub outbox_next: u64,
     /// Events lost because the outbox was full.
     pub outbox_dropped: u64,
+    /// Former members, so that they are told why nobody speaks to them: the last
+    /// [`base::limits::NODES_DEPARTED_MAX`] of them.
+    pub departed: OrdMap<NodeId, DepartedNode>,
     pub(crate) next: NextIds,
 }
 
@@ -55,6 +58,87 @@ pub struct NodeRecord {
     pub meta_replica: ReplicaId,
     #[n(2)]
     pub joined: Wall,
+    #[n(3)]
+    #[cbor(default)]
+    pub lifecycle: NodeLifecycle,
+    /// Of one that goes: who is to get its replicas.
+    #[n(4)]
+    pub successor: Option<NodeId>,
+}
+
+/// What the cluster does with a member.
+///
+/// ```text
+///          drain
+///   Active ◀─────▶ Draining      any ── leave ──▶ Leaving ──┐
+///      ▲   resume                 │                  │      ├─▶ forgotten, once nothing is left on it
+///      └──▶ Lost                  └─ remove ─▶ Removing ────┘
+///       silent for long
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Encode, Decode)]
+#[cbor(index_only)]
+pub enum NodeLifecycle {
+    #[default]
+    #[n(0)]
+    Active,
+    /// Gets nothing new; leaderships and VMs move away, replicas stay.
+    #[n(1)]
+    Draining,
+    /// Silent for too long: its replicas are made anew elsewhere, where there is room, until it is heard of again.
+    #[n(2)]
+    Lost,
+    /// Everything moves away, and it takes part in that; then it is forgotten.
+    #[n(3)]
+    Leaving,
+    /// Dead, by an operator's word: as leaving, but nothing is expected of it.
+    #[n(4)]
+    Removing,
+}
+
+impl NodeLifecycle {
+    /// As people and programs see it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NodeLifecycle::Active => "active",
+            NodeLifecycle::Draining => "draining",
+            NodeLifecycle::Lost => "lost",
+            NodeLifecycle::Leaving => "leaving",
+            NodeLifecycle::Removing => "removing",
+        }
+    }
+
+    /// Whether it remains a member.
+    #[must_use]
+    pub fn stays(self) -> bool {
+        !matches!(self, NodeLifecycle::Leaving | NodeLifecycle::Removing)
+    }
+
+    /// Whether a replica on it counts as one of those that a group should have.
+    #[must_use]
+    pub fn holds_replicas(self) -> bool {
+        matches!(self, NodeLifecycle::Active | NodeLifecycle::Draining)
+    }
+
+    /// Whether it is to be free of VMs and leaderships.
+    #[must_use]
+    pub fn hands_over(self) -> bool {
+        matches!(self, NodeLifecycle::Draining | NodeLifecycle::Leaving | NodeLifecycle::Removing)
+    }
+}
+
+/// A former member.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct DepartedNode {
+    #[n(0)]
+    pub node: NodeId,
+    #[n(1)]
+    pub name: String,
+    #[n(2)]
+    pub endpoint: EndpointId,
+    /// When it was forgotten.
+    #[n(3)]
+    pub at: Wall,
 }
 
 /// A topic.
@@ -106,6 +190,10 @@ pub struct ReplicaRecord {
     /// Whether the group's leader reported it a voter (born voters are).
     #[n(2)]
     pub voter: bool,
+    /// It is to go, for good: as soon as the group has enough others.
+    #[n(3)]
+    #[cbor(default)]
+    pub retired: bool,
 }
 
 /// A join token, without its secret.

@@ -8,7 +8,7 @@ use serde_json::json;
 use stream::topic;
 
 use crate::apply::{Context, refuse};
-use crate::{CommandResult, EVENTS_TOPIC, Metadata, PartitionRecord, ReplicaRecord, TopicRecord};
+use crate::{CommandResult, EVENTS_TOPIC, Metadata, NodeLifecycle, PartitionRecord, ReplicaRecord, TopicRecord};
 
 /// The topic that holds the console of a VM.
 #[must_use]
@@ -57,7 +57,7 @@ impl Metadata {
         replication_factor: Option<u16>,
         config: &[(String, String)],
     ) -> CommandResult {
-        let nodes = self.nodes.len();
+        let nodes = self.staying().count();
         let asked = replication_factor.map_or(-1, i64::from);
         let checked = topic::check_name(name)
             .and_then(|()| topic::check_partitions(i64::from(partitions)))
@@ -69,7 +69,7 @@ impl Metadata {
         if self.topics.contains_key(name) {
             return refuse(ErrorCode::AlreadyExists, format!("topic {name} exists already"));
         }
-        let groups: Vec<_> = (0..partitions).map(|partition| self.create_partition(name, partition, factor)).collect();
+        let groups: Vec<_> = (0..partitions).map(|partition| self.create_partition(context, name, partition, factor)).collect();
         let record = TopicRecord {
             name: name.to_owned(),
             topic_id,
@@ -106,13 +106,13 @@ impl Metadata {
         CommandResult::Done
     }
 
-    fn create_partition(&mut self, topic: &str, partition: u32, factor: usize) -> GroupId {
+    fn create_partition(&mut self, context: Context, topic: &str, partition: u32, factor: usize) -> GroupId {
         self.next.group += 1;
         let group = GroupId(self.next.group);
         let replicas: Vec<_> = self
-            .emptiest_nodes(factor, group)
+            .emptiest_nodes(factor, group, context.silent)
             .into_iter()
-            .map(|node| ReplicaRecord { replica: self.next_replica(), node, voter: true })
+            .map(|node| ReplicaRecord { replica: self.next_replica(), node, voter: true, retired: false })
             .collect();
         let record = PartitionRecord {
             group,
@@ -126,9 +126,18 @@ impl Metadata {
         group
     }
 
-    /// `count` nodes with the fewest replicas, in an order that spreads the first places (preferred leaders).
-    fn emptiest_nodes(&self, count: usize, group: GroupId) -> Vec<NodeId> {
-        let mut load: BTreeMap<NodeId, (usize, usize)> = self.nodes.keys().map(|node| (*node, (0, 0))).collect();
+    /// `count` nodes with the fewest replicas, in an order that spreads the first places (preferred leaders). Those that
+    /// drain or are lost only where there are no others; those that are silent not at all, or the group might never have a
+    /// majority: it gets its other replicas when there is somebody to have them.
+    fn emptiest_nodes(&self, count: usize, group: GroupId, silent: &[NodeId]) -> Vec<NodeId> {
+        let nodes = || self.staying().map(|node| node.member.node);
+        let mut load: BTreeMap<NodeId, (usize, usize)> =
+            nodes().filter(|node| !silent.contains(node)).map(|node| (node, (0, 0))).collect();
+        if load.is_empty() {
+            load.extend(nodes().map(|node| (node, (0, 0))));
+        }
+        let shunned =
+            |node: &NodeId| self.nodes.get(node).is_none_or(|node| node.lifecycle != NodeLifecycle::Active);
         for partition in self.partitions.values() {
             for (place, replica) in partition.replicas.iter().enumerate() {
                 if let Some((all, first)) = load.get_mut(&replica.node) {
@@ -137,11 +146,12 @@ impl Metadata {
                 }
             }
         }
-        let mut nodes: Vec<_> = load.iter().map(|(node, (all, first))| (*all, *first, *node)).collect();
+        let mut nodes: Vec<_> =
+            load.iter().map(|(node, (all, first))| (shunned(node), *all, *first, *node)).collect();
         nodes.sort_unstable();
         nodes.truncate(count);
         // Among those chosen, whoever leads least comes first; ties rotate with the group.
-        nodes.sort_unstable_by_key(|(_, first, node)| (*first, (node.0 + group.0) % 64, *node));
-        nodes.into_iter().map(|(_, _, node)| node).collect()
+        nodes.sort_unstable_by_key(|(shunned, _, first, node)| (*shunned, *first, (node.0 + group.0) % 64, *node));
+        nodes.into_iter().map(|(_, _, _, node)| node).collect()
     }
 }

@@ -8,7 +8,7 @@ use compute::{VmDesired, VmPhase, VmRecord, VmReport, VmSpec};
 use serde_json::json;
 
 use crate::apply::{Context, refuse};
-use crate::{CommandResult, Metadata, console_topic};
+use crate::{CommandResult, Metadata, NodeLifecycle, console_topic};
 
 /// Whether the name can be a VM's: a DNS label (RFC 1123), for it is part of a host name and of a topic name.
 ///
@@ -76,6 +76,7 @@ impl Metadata {
             restarts: 0,
             epoch: VmEpoch(0),
             placement: String::new(),
+            leaves: false,
         };
         self.publish_vm(context, &record);
         self.vms.insert(id, record);
@@ -108,10 +109,28 @@ impl Metadata {
         epoch: VmEpoch,
         placement: String,
     ) -> CommandResult {
-        if !self.nodes.contains_key(&node) {
-            return refuse(ErrorCode::NotFound, format!("node {node} is not a member"));
+        match self.nodes.get(&node).map(|node| node.lifecycle) {
+            Some(NodeLifecycle::Active) => {}
+            Some(other) => {
+                let message = format!("node {node} is {}: it gets no VMs", other.as_str());
+                return refuse(ErrorCode::FailedPrecondition, message);
+            }
+            None => return refuse(ErrorCode::NotFound, format!("node {node} is not a member")),
         }
         self.change_vm_by_id(context, vm, |vm| lifecycle::assign(vm, node, epoch, placement, context.now))
+    }
+
+    pub(crate) fn evict_vm(&mut self, context: Context, vm: VmId, epoch: VmEpoch) -> CommandResult {
+        let host = self.vms.get(&vm).and_then(|vm| vm.assignment).and_then(|at| self.nodes.get(&at.node));
+        let Some((name, lifecycle)) = host.map(|node| (node.member.name.clone(), node.lifecycle)) else {
+            return refuse(ErrorCode::FailedPrecondition, format!("VM {vm} is on no node"));
+        };
+        if !lifecycle.hands_over() {
+            return refuse(ErrorCode::FailedPrecondition, format!("node {name} is {}", lifecycle.as_str()));
+        }
+        let dead = lifecycle == NodeLifecycle::Removing;
+        let reason = format!("node {name} is {}", lifecycle.as_str());
+        self.change_vm_by_id(context, vm, |vm| lifecycle::evict(vm, epoch, dead, &reason, context.now))
     }
 
     pub(crate) fn explain_vm(&mut self, context: Context, vm: VmId, reason: &str) -> CommandResult {

@@ -41,7 +41,7 @@ impl Cluster {
 
     fn send(&mut self, origin: Option<CommandOrigin>, command: Command) -> CommandResult {
         let index = self.state.applied + 1;
-        self.state.apply(index, &CommandEnvelope { origin, wall: Wall(self.now), command })
+        self.state.apply(index, &CommandEnvelope::new(origin, Wall(self.now), command))
     }
 
     fn join(&mut self, n: u8) -> CommandResult {
@@ -159,7 +159,7 @@ fn an_elastic_partition_takes_replicas_up_to_its_target() {
     cluster.join(2);
     let CommandResult::ReplicaAdded { replica } = cluster.apply(add(2)) else { panic!() };
     refused(&cluster.apply(add(2)), ErrorCode::AlreadyExists);
-    assert_eq!(cluster.apply(Command::ReplicaVoter { group, replica }), CommandResult::Done);
+    assert_eq!(cluster.apply(Command::ReplicaVoter { group, replica, demoted: false }), CommandResult::Done);
     assert!(cluster.state.partitions[&group].replicas.iter().all(|r| r.voter));
 }
 

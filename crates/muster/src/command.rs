@@ -163,6 +163,9 @@ fn node_flags(command: Command) -> Command {
                     .action(ArgAction::Append)
                     .help("Such as zone=a; may be given several times"),
             )
+            .arg(Arg::new("node-lost-after").long("node-lost-after").value_name("TIME").help(
+                "While it leads: make a silent node's replicas anew elsewhere after this long, such as 10m [default: 10m]",
+            ))
             .arg(parent_arg()),
     )
     .arg(advertise("kafka", "What Kafka clients are told to connect to"))

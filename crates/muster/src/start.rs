@@ -64,6 +64,9 @@ fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
             *told = Some(node::valid_advertise(&format!("--{flag}"), text).map_err(anyhow::Error::msg)?.to_owned());
         }
     }
+    if let Some(text) = args.get_one::<String>("node-lost-after") {
+        config.node_lost_after = Some(node::parse_duration("--node-lost-after", text).map_err(anyhow::Error::msg)?);
+    }
     config.kernel = args.get_one::<PathBuf>("kernel").cloned();
     Ok(config)
 }

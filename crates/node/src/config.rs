@@ -37,6 +37,9 @@ pub struct Config {
     pub join: Option<JoinToken>,
     /// Kernel of the built-in image, instead of one that is fetched on demand.
     pub kernel: Option<PathBuf>,
+    /// While this node leads the cluster: how long another one is silent until its replicas are made anew elsewhere;
+    /// [`base::limits::NODE_LOST_AFTER`] if not given.
+    pub node_lost_after: Option<base::Millis>,
 }
 
 /// A configuration that cannot be used: what is wrong, where, and what to write instead.
@@ -64,6 +67,7 @@ impl Config {
             labels: BTreeMap::new(),
             join: None,
             kernel: None,
+            node_lost_after: None,
         }
     }
 
@@ -133,6 +137,7 @@ impl Config {
             "peer_listen" => self.peer_listen = address()?,
             "kafka_advertise" => self.kafka_advertise = Some(valid_advertise(key, value)?.to_owned()),
             "api_advertise" => self.api_advertise = Some(valid_advertise(key, value)?.to_owned()),
+            "node_lost_after" => self.node_lost_after = Some(parse_duration(key, value)?),
             "join" => self.join = Some(value.parse().map_err(|error| format!("join: {error}"))?),
             _ => return Err(unknown_key(key)),
         }
@@ -186,6 +191,7 @@ const KEYS: &[&str] = &[
     "labels",
     "join",
     "kernel",
+    "node_lost_after",
 ];
 
 fn unknown_key(name: &str) -> String {
@@ -205,6 +211,7 @@ fn example(key: &str) -> &'static str {
         "kafka_advertise" => "\"kafka.example.org:9092\"",
         "api_advertise" => "\"node1.example.org:7400\"",
         "kernel" => "\"/boot/vmlinuz\"",
+        "node_lost_after" => "\"10m\"",
         _ => "\"muster1_...\"",
     }
 }
@@ -220,6 +227,25 @@ pub fn valid_name(name: &str) -> Result<&str, String> {
         return Ok(name);
     }
     Err(format!("{name:?} is not a node name: 1 to 63 lower-case letters, digits and \"-\" inside, such as \"node1\""))
+}
+
+/// A span of time as written on a command line: a number with `s`, `m` or `h`.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn parse_duration(key: &str, text: &str) -> Result<base::Millis, String> {
+    let split = text.len() - text.chars().last().map_or(0, char::len_utf8);
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => 0,
+    };
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds * 1_000)) {
+        Some(ms) if ms > 0 => Ok(base::Millis(ms)),
+        _ => Err(format!("{key} must be a number of seconds, minutes or hours, such as \"30s\", \"10m\" or \"2h\"")),
+    }
 }
 
 /// A label as written on a command line: `KEY=VALUE`.

@@ -236,7 +236,7 @@ mod tests {
         for (index, name) in [(2, "one"), (3, "two")] {
             let spec = VmSpec { cpus: 1, memory_mib: 128, image: "minimal".into(), node: None };
             let command = Command::CreateVm { name: name.into(), spec };
-            metadata.apply(index, &CommandEnvelope { origin: None, wall: Wall(0), command });
+            metadata.apply(index, &CommandEnvelope::new(None, Wall(0), command));
         }
         let groups = ["one", "two"].map(|name| metadata.topics[&console_topic(name)].partitions[0]);
         let (queue, asked) = mpsc::channel(64);

@@ -25,7 +25,15 @@ const TICK: Duration = Duration::from_millis(20);
 const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
 
 /// Why the core's thread ended.
-pub(crate) type End = Result<(), String>;
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The node was told to stop.
+    Stopped,
+    /// The cluster has forgotten the node; `asked`: as it was asked to.
+    Departed { asked: bool, reason: String },
+    /// The node cannot go on.
+    Fatal(String),
+}
 
 /// Everything that reaches the core, one queue per source, so that none starves another.
 pub(crate) struct Sources {
@@ -91,7 +99,7 @@ impl Driver {
             let (mut taken, mut requests_left, mut due) = (1, REQUESTS_PER_FLUSH_MAX, false);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return End::Stopped,
                 _ = tick.tick() => due = true,
                 Some(incoming) = self.sources.control.recv() => self.take_incoming(incoming),
                 Some(event) = self.sources.disk.recv() => self.core.handle(Clock.now(), event),
@@ -108,18 +116,22 @@ impl Driver {
                 ticked = Instant::now();
                 self.core.handle(Clock.now(), Event::Tick);
             }
-            for effect in self.core.flush(Clock.now()) {
-                self.carry_out(effect)?;
+            if let Err(end) = self.turn() {
+                return end;
             }
             if let Some(event) = self.answers.pop() {
                 self.core.handle(Clock.now(), event);
-                for effect in self.core.flush(Clock.now()) {
-                    self.carry_out(effect)?;
+                if let Err(end) = self.turn() {
+                    return end;
                 }
             }
             self.sinks.disk.hand_over();
             self.pass_on_vm_actions();
         }
+    }
+
+    fn turn(&mut self) -> Result<(), End> {
+        self.core.flush(Clock.now()).into_iter().try_for_each(|effect| self.carry_out(effect))
     }
 
     /// Takes one more event of those that wait, in the order of their urgency.
@@ -150,6 +162,7 @@ impl Driver {
             Incoming::Peer { from, messages, .. } => Event::Peer { from, messages },
             Incoming::Up { node, incarnation } => Event::PeerUp { node, incarnation },
             Incoming::Down { node } => Event::PeerDown { node },
+            Incoming::Expelled { by } => Event::Expelled { by },
             Incoming::Join { request, endpoint, reply } => {
                 // A full queue drops the reply, which refuses the stranger as busy.
                 let _ = self.sinks.joins.try_send(JoinCall { request, endpoint, reply });
@@ -167,7 +180,7 @@ impl Driver {
         self.core.handle(Clock.now(), event);
     }
 
-    fn carry_out(&mut self, effect: Effect) -> End {
+    fn carry_out(&mut self, effect: Effect) -> Result<(), End> {
         match effect {
             Effect::Disk(op) => self.sinks.disk.submit(op),
             Effect::Send { to, channel, messages } => self.sinks.transport.send(to, channel, messages),
@@ -179,13 +192,14 @@ impl Driver {
             }
             Effect::Publish { group, update } => {
                 if let Err(error) = self.sinks.views.reader_or_new(group).publish(update) {
-                    return Err(format!("partition group {group}: readers were told nonsense: {error}"));
+                    let reason = format!("partition group {group}: readers were told nonsense: {error}");
+                    return Err(End::Fatal(reason));
                 }
             }
             Effect::Unpublish { group } => self.sinks.views.remove(group),
             Effect::Leaders(changed) => self.sinks.views.set_leaders(changed),
             Effect::Metadata(metadata) => self.publish_metadata(*metadata),
-            Effect::Members(members) => self.connect(members),
+            Effect::Members { members, departed } => self.connect(members, departed),
             Effect::Vm(action) => {
                 self.vm_backlog.push_back(action);
                 self.pass_on_vm_actions();
@@ -202,14 +216,15 @@ impl Driver {
                     let _ = answers.send(Event::Answered { ticket, outcome }).await;
                 });
             }
-            Effect::Formed => (self.sinks.formed)()?,
+            Effect::Formed => (self.sinks.formed)().map_err(End::Fatal)?,
             Effect::Recovered => {
                 if let Some(recovered) = self.sinks.recovered.take() {
                     let _ = recovered.send(());
                 }
             }
             Effect::Applied { .. } | Effect::Role { .. } => {}
-            Effect::Fatal(reason) => return Err(reason),
+            Effect::Departed { asked, reason } => return Err(End::Departed { asked, reason }),
+            Effect::Fatal(reason) => return Err(End::Fatal(reason)),
         }
         Ok(())
     }
@@ -222,9 +237,10 @@ impl Driver {
         }
     }
 
-    fn connect(&self, members: Vec<wire::Member>) {
+    fn connect(&self, members: Vec<wire::Member>, departed: Vec<(base::NodeId, base::EndpointId)>) {
+        let departed = departed.into_iter().map(|(node, endpoint)| (endpoint, node)).collect();
         let members = members.into_iter().map(|it| (it.address.endpoint, (it.node, it.address))).collect();
-        if let Err(error) = self.sinks.transport.set_members(&Arc::new(members)) {
+        if let Err(error) = self.sinks.transport.set_members(&Arc::new(members), Arc::new(departed)) {
             tracing::warn!(%error, "a new member is not dialled");
         }
     }

@@ -32,6 +32,9 @@ pub enum NodeError {
     /// The core stopped: journal damaged, disk failed, or a state that cannot be.
     #[error("{0}")]
     Fatal(String),
+    /// The cluster has removed this node.
+    #[error("{0}")]
+    Expelled(String),
     /// A thread or task could not be started.
     #[error("cannot start {what}: {reason}")]
     Start { what: &'static str, reason: String },

@@ -86,6 +86,12 @@ pub fn run(config: Config, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
                 }
                 Ok(())
             }
+            Err(error @ NodeError::Expelled(_)) => {
+                // Its VMs are the cluster's, which runs them elsewhere by now.
+                node.vmm.shutdown(Duration::ZERO).await;
+                node.abandon().await;
+                Err(error)
+            }
             Err(error) => {
                 node.abandon().await;
                 Err(error)
@@ -94,6 +100,19 @@ pub fn run(config: Config, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// What the end of the core's thread means.
+fn ended_by_core(end: Result<End, oneshot::error::RecvError>) -> Result<(), NodeError> {
+    match end {
+        Ok(End::Departed { asked: true, reason }) => {
+            tracing::info!(reason, "the data directory is of no use any more");
+            Ok(())
+        }
+        Ok(End::Departed { asked: false, reason }) => Err(NodeError::Expelled(reason)),
+        Ok(End::Fatal(reason)) => Err(NodeError::Fatal(reason)),
+        Ok(End::Stopped) | Err(_) => Err(NodeError::Fatal("the core's thread ended".to_owned())),
+    }
 }
 
 /// Waits for a signal (`Ok`) or for the node to end by itself.
@@ -108,10 +127,7 @@ async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(
             // The core first: tasks that end because it did are not the reason.
             biased;
             end = &mut node.core_ended => {
-                return Err(NodeError::Fatal(match end {
-                    Ok(Err(reason)) => reason,
-                    _ => "the core's thread ended".to_owned(),
-                }));
+                return ended_by_core(end);
             }
             end = supervisor.ended() => {
                 return Err(NodeError::Fatal(format!("task {} was given up: {}", end.task, end.reason)));
@@ -310,7 +326,7 @@ fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord) {
     });
     if let Some(accepted) = &record.joined {
         let members = accepted.members.iter().map(|m| (m.address.endpoint, (m.node, m.address.clone()))).collect();
-        if let Err(error) = transport.set_members(&Arc::new(members)) {
+        if let Err(error) = transport.set_members(&Arc::new(members), Arc::default()) {
             tracing::warn!(%error, "a member is not dialled");
         }
     }
@@ -350,7 +366,7 @@ impl Parts {
         tasks::start(&tree, "vms/consoles", ended_by_node(lines))?;
         tasks::start(&tree, "joins", ended_by_node(join::take_calls(ground.handle.clone(), join_queue)))?;
 
-        let core_config = core_config(me, &record);
+        let core_config = core_config(config, me, &record);
         let sinks = Sinks {
             transport,
             disk: Disk::start(&ground.data.journal(), disk_done)?,
@@ -368,8 +384,8 @@ impl Parts {
         tokio::select! {
             _ = recovery => {}
             end = &mut core_ended => {
-                let reason = end.ok().and_then(Result::err).unwrap_or_else(|| "the core's thread ended".into());
-                return Err(NodeError::Fatal(reason));
+                // Nothing runs yet that would have to be stopped first.
+                return Err(ended_by_core(end).expect_err("the core was not told to stop"));
             }
         }
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
@@ -390,7 +406,7 @@ impl Parts {
     }
 }
 
-fn core_config(me: Member, record: &ClusterRecord) -> CoreConfig {
+fn core_config(config: &Config, me: Member, record: &ClusterRecord) -> CoreConfig {
     CoreConfig {
         me,
         cluster: record.cluster,
@@ -403,6 +419,7 @@ fn core_config(me: Member, record: &ClusterRecord) -> CoreConfig {
         checkpoint_entries: META_CHECKPOINT_ENTRIES,
         checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
         checkpoint_part_bytes: CHECKPOINT_CHUNK_BYTES,
+        node_lost_after: config.node_lost_after.unwrap_or(base::limits::NODE_LOST_AFTER),
         observe: false,
     }
 }
@@ -446,7 +463,8 @@ fn start_core(
         let driver = Driver::new(core, handle, sources, sinks);
         // A panic is a broken invariant: the node stops rather than going on with half a decision.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(driver.run(stop))));
-        let result = result.unwrap_or_else(|panic| Err(format!("a broken invariant: {}", panic_text(&*panic))));
+        let broken = |panic: Box<dyn std::any::Any + Send>| format!("a broken invariant: {}", panic_text(&*panic));
+        let result = result.unwrap_or_else(|panic| End::Fatal(broken(panic)));
         // The node may be stopping already.
         let _ = ended.send(result);
     })

@@ -30,7 +30,12 @@ pub fn operations() -> Vec<Operation<Ports>> {
     vec![
         cluster::status::operation(),
         group::list::operation(),
+        node::drain::operation(),
+        node::leave::operation(),
         node::list::operation(),
+        node::remove::operation(),
+        node::replace::operation(),
+        node::resume::operation(),
         task::list::operation(),
         token::create::operation(),
         token::list::operation(),

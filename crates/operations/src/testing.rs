@@ -180,7 +180,7 @@ fn member(node: u64) -> Member {
 
 fn apply(metadata: &mut Metadata, command: Command) -> metadata::CommandResult {
     let index = metadata.applied + 1;
-    metadata.apply(index, &CommandEnvelope { origin: None, wall: Wall(WALL), command })
+    metadata.apply(index, &CommandEnvelope::new(None, Wall(WALL), command))
 }
 
 fn error(code: ErrorCode, message: &str) -> RequestError {

@@ -50,11 +50,17 @@ pub enum Fault {
     Drift,
     /// A node joins while there is load, and faults.
     Join,
+    /// A node leaves in good order, and perhaps joins anew, as another one.
+    Leave,
+    /// A machine is lost for good; an operator says so, and perhaps another one joins in its place.
+    Destroy,
+    /// A node is drained for a while.
+    Drain,
 }
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 20] = [
+    pub const ALL: [(Fault, &'static str); 23] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -75,6 +81,9 @@ impl Fault {
         (Fault::WallJump, "wall-jump"),
         (Fault::Drift, "drift"),
         (Fault::Join, "join"),
+        (Fault::Leave, "leave"),
+        (Fault::Destroy, "destroy"),
+        (Fault::Drain, "drain"),
     ];
 
     /// How a process ends: with all others, because it is killed, or with its machine.

@@ -76,7 +76,7 @@ impl World {
             Effect::Publish { .. } | Effect::Unpublish { .. } => 1,
             Effect::Reply { .. } => 3,
             // It has told everybody by then.
-            Effect::Fatal(_) => 4,
+            Effect::Fatal(_) | Effect::Departed { .. } => 4,
             _ => 2,
         };
         let mut effects = effects;
@@ -144,11 +144,7 @@ impl World {
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
             Effect::Metadata(_) => {}
-            Effect::Members(members) => {
-                let known = members.iter().filter_map(|member| place(&member.address.endpoint));
-                self.nodes[node].known = known.collect();
-                self.nodes[node].members = members;
-            }
+            Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),
             Effect::Formed => {
                 let (boot, delay) = (self.nodes[node].boot, us(self.random.between(200, 5_000)));
@@ -169,6 +165,7 @@ impl World {
             Effect::ReadPartition { ticket, read } => self.read_for_another(node, ticket, read),
             // Asked for by an operation that no simulated client uses.
             Effect::ListTasks { .. } => {}
+            Effect::Departed { asked, reason } => self.departs(node, asked, &reason),
             // The only thing that a node may do with what it wrote and does not read back.
             Effect::Fatal(why) if self.nodes[node].disk.is_rotten() && why.contains("damaged") => {
                 self.found_rotten(node, &why);
@@ -400,6 +397,11 @@ impl World {
                 self.check("replicas have one owner", verdict);
             }
         }
+        if self.was_member(to) {
+            // Nobody is there, or somebody else.
+            self.stats.frames_lost += 1;
+            return;
+        }
         let Some(peer) = self.place_of(node, to) else {
             return self.fail("messages go to members", format!("n{node} sends to {to:?}, which never was a member"));
         };
@@ -543,7 +545,10 @@ fn show_effect(effect: &Effect) -> String {
             format!("-> publish {group} to {high} epoch {epoch:?} reset {reset} {}", batches.join(" "))
         }
         Effect::Metadata(state) => format!("-> metadata at {}", state.applied),
-        Effect::Members(members) => format!("-> members {:?}", members.iter().map(|it| it.node).collect::<Vec<_>>()),
+        Effect::Members { members, departed } => {
+            let ids: Vec<_> = members.iter().map(|it| it.node).collect();
+            format!("-> members {ids:?}, {} departed", departed.len())
+        }
         Effect::Applied { group, entry } => {
             let Entry { index, term, kind, data } = entry;
             format!("-> applied {group} index {index} term {term} {kind:?} #{:016x}", digest(data))

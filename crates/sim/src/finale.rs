@@ -19,6 +19,8 @@ use crate::world::World;
 const ACCEPT: Nanos = ms(10_000);
 /// The same, if the faults kept the cluster from forming until then.
 const FORM_AND_ACCEPT: Nanos = ms(25_000);
+/// How much longer it may take if a node still has to leave: VMs are stopped, replicas made elsewhere.
+const DEPART: Nanos = ms(15_000);
 /// From the last answer until all nodes are equal.
 const CONVERGE: Nanos = ms(10_000);
 /// Once everything accepts writes again, nobody has a reason to campaign. Most runs look no longer than they need for
@@ -85,6 +87,7 @@ impl World {
         if nodes.is_subset(&self.finale.accepted_nodes)
             && groups.is_subset(&self.finale.accepted_groups)
             && self.formed()
+            && self.nodes.iter().all(|it| it.order.is_none())
         {
             self.stats.accepted_after = self.queue.now - began;
             self.trace.line(self.queue.now, "**", || "everything accepts writes".into());
@@ -92,10 +95,13 @@ impl World {
             return;
         }
         let limit = if self.finale.formed_before { ACCEPT } else { FORM_AND_ACCEPT };
-        if self.queue.now > began + limit {
+        let orders = self.nodes.iter().any(|it| it.order.is_some());
+        if self.queue.now > began + limit + if orders { DEPART } else { 0 } {
+            let orders: Vec<_> = self.nodes.iter().filter_map(|it| Some((it.ix, it.id(), it.order?))).collect();
             let without: Vec<_> = groups.difference(&self.finale.accepted_groups).collect();
             let nodes: Vec<_> = nodes.difference(&self.finale.accepted_nodes).collect();
-            let what = format!("no write through nodes {nodes:?}, to groups {without:?}: {}", self.describe());
+            let describe = self.describe();
+            let what = format!("no write through nodes {nodes:?}, to groups {without:?}, or orders {orders:?}: {describe}");
             return self.fail("writes are accepted within 10 s after the last fault", what);
         }
         for node in nodes {
@@ -274,7 +280,9 @@ impl World {
             return None;
         }
         // Waits for a node that has room for it, or for the one that it belongs to.
-        let lost = |node: base::NodeId| self.places.get(&node).is_some_and(|place| self.nodes[*place].retired);
+        let lost = |node: base::NodeId| {
+            self.was_member(node) || self.places.get(&node).is_some_and(|place| self.nodes[*place].retired)
+        };
         let nowhere = vm.spec.memory_mib > HOST_MEMORY_MIB || vm.spec.node.is_some_and(lost);
         let settled = match (vm.desired, vm.phase) {
             (VmDesired::Running, VmPhase::Pending) if nowhere => hosts.is_empty(),

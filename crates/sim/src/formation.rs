@@ -3,7 +3,7 @@
 
 use base::{GroupId, SplitMix64, hash64};
 use engine::{Reply, Request, Target};
-use metadata::{Command, CommandResult, Metadata, token_hash};
+use metadata::{Command, CommandResult, Metadata, NodeLifecycle, token_hash};
 use wire::JoinAccepted;
 
 use crate::config::Fault;
@@ -71,7 +71,7 @@ impl World {
             return;
         }
         let expires = self.nodes[sponsor].now(self.queue.now).wall.plus(base::Millis(24 * 3_600_000));
-        let command = Command::CreateToken { secret_hash: token_hash(&self.forming.secret), expires, uses: 16 };
+        let command = Command::CreateToken { secret_hash: token_hash(&self.forming.secret), expires, uses: 10_000 };
         let what = What::Command(CommandKind::CreateToken);
         let leader = Target::Leader(GroupId::META);
         self.ask(Owner::Token, sponsor, leader, Request::Command(command), what, ms(5_000));
@@ -137,18 +137,14 @@ impl World {
     /// All nodes are members and ready, with as many voters of `__meta` as there should be.
     #[must_use]
     pub fn formed(&self) -> bool {
-        let asked = self.nodes.iter().filter(|node| !node.late).count();
-        let voters = match asked {
-            1 | 2 => 1,
-            3 | 4 => 3,
-            _ => 5,
-        };
+        let asked = self.nodes.iter().filter(|node| !node.late && !node.departed).count();
         self.nodes.iter().filter(|node| !node.late && !node.retired).all(|node| {
             node.stage == Stage::Formed
                 && node.core.as_ref().is_some_and(|core| {
                     let status = core.status();
                     status.ready
-                        && (status.meta_voters.len() == voters || self.any_retired(&status.meta_learners))
+                        && (status.meta_voters.len() == voters_wanted(core.metadata(), &status.meta_voters)
+                            || self.any_retired(&status.meta_learners))
                         && core.metadata().nodes.len() == asked
                 })
         })
@@ -189,6 +185,20 @@ impl World {
             )
         };
         self.nodes.iter().map(one).collect::<Vec<_>>().join(" | ")
+    }
+}
+
+/// How many nodes vote in `__meta`: an odd number, at most five, of those that are well; lost ones count as long as they
+/// vote.
+fn voters_wanted(state: &Metadata, voters: &[base::NodeId]) -> usize {
+    let counts = |record: &&metadata::NodeRecord| match record.lifecycle {
+        NodeLifecycle::Lost => voters.contains(&record.member.node),
+        lifecycle => lifecycle.holds_replicas(),
+    };
+    match state.nodes.values().filter(counts).count() {
+        0..=2 => 1,
+        3 | 4 => 3,
+        _ => 5,
     }
 }
 

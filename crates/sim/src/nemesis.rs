@@ -12,6 +12,7 @@ use crate::config::{Fault, SimConfig};
 use crate::disk::DiskMood;
 use crate::net::Weather;
 use crate::queue::{Ev, Mend, NodeIx};
+use crate::node::Order;
 use crate::requests::{Owner, What};
 use crate::schedule::{Blow, End, Injection, Moment, Schedule, Shot};
 use crate::time::{Nanos, ms, us};
@@ -148,6 +149,15 @@ impl World {
                 return asks;
             }
             Shot::LateJoin { node } => return self.join_late(node),
+            Shot::Leave { node, back_in } => return self.order(node, Order::Leave { back_in }),
+            Shot::Destroy { node, noticed, back_in } => return self.destroy(node, noticed, back_in),
+            Shot::Drain { node, lasts } => {
+                let drained = self.order(node, Order::Drain);
+                if drained {
+                    self.queue.after(lasts, Ev::Mend(Mend::Drain { node }));
+                }
+                return drained;
+            }
         }
         true
     }
@@ -293,10 +303,15 @@ impl World {
     /// Whether a bit of that node may flip. The others must be enough without it, for every group: then the node may
     /// refuse to go on. What lies above the last durable mark may not flip (see the crate's documentation).
     fn may_rot(&self, node: NodeIx) -> bool {
-        let sound = self.nodes.iter().all(|it| !it.retired && !it.disk.is_rotten());
-        let (it, now) = (&self.nodes[node], self.queue.now);
-        let quiet = self.formed() && it.recovered && it.runs() && self.nodes.iter().all(|it| it.disk.quiet(now));
-        sound && quiet && self.nodes.len() >= 3 && self.spares_any()
+        let now = self.queue.now;
+        self.may_lose(node) && self.nodes.iter().all(|it| it.disk.quiet(now))
+    }
+
+    /// Whether the others are enough without that node, for every group.
+    pub fn may_lose(&self, node: NodeIx) -> bool {
+        let sound = self.nodes.iter().all(|it| (!it.retired || it.departed) && !it.disk.is_rotten());
+        let it = &self.nodes[node];
+        sound && self.formed() && it.recovered && it.runs() && self.nodes.len() >= 3 && self.spares_any()
     }
 
     /// Whether every group goes on without any one of its replicas. One that was given out does not vote until it has
@@ -367,6 +382,7 @@ impl World {
                 self.nemesis.disks.remove(&(node, id));
                 self.set_mood(node);
             }
+            Mend::Drain { node } => self.end_drain(node),
             Mend::Partition { id } => {
                 for (from, to) in self.nemesis.partitions.remove(&id).unwrap_or_default() {
                     self.net.unblock(from, to);
@@ -401,5 +417,6 @@ impl World {
             }
             self.join_late(node);
         }
+        self.resume_all();
     }
 }

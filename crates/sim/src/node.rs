@@ -63,8 +63,28 @@ pub struct SimNode {
     pub last_install_failed: bool,
     /// It is to join when others have formed the cluster.
     pub late: bool,
-    /// It refused to go on with its damaged disk, and never starts again.
+    /// It refused to go on with its damaged disk, its machine is lost, or it has left: it never starts again.
     pub retired: bool,
+    /// When it was lost.
+    pub lost_at: Nanos,
+    /// What an operator wants to become of it.
+    pub order: Option<Order>,
+    /// The cluster has forgotten it.
+    pub departed: bool,
+    /// Former members, as its core said.
+    pub known_departed: BTreeSet<NodeId>,
+    /// How often its machine was made anew.
+    generation: u8,
+}
+
+/// An operator's order, until it is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Drain,
+    Resume,
+    Leave { back_in: Option<Nanos> },
+    /// Its machine is lost.
+    Remove { back_in: Option<Nanos> },
 }
 
 /// The clocks of a machine.
@@ -101,7 +121,7 @@ impl SimNode {
         let stage = if ix == 0 { Stage::Founder } else { Stage::Stranger };
         SimNode {
             ix,
-            member: member(ix),
+            member: member(ix, 0),
             stage,
             accepted: None,
             resumed: 0,
@@ -125,7 +145,19 @@ impl SimNode {
             last_install_failed: false,
             late: false,
             retired: false,
+            lost_at: 0,
+            order: None,
+            departed: false,
+            known_departed: BTreeSet::new(),
+            generation: 0,
         }
+    }
+
+    /// The machine is set up anew: another node, of which nobody has heard.
+    pub fn renew(&mut self, seed: u64) {
+        let (boot, clock, generation) = (self.boot, self.clock, self.generation + 1);
+        let fresh = SimNode::new(self.ix, hash64(&[seed, 8, u64::from(generation)]));
+        *self = SimNode { boot, clock, generation, member: member(self.ix, generation), stage: Stage::Stranger, ..fresh };
     }
 
     /// Both of its clocks.
@@ -171,6 +203,7 @@ impl SimNode {
             checkpoint_part_bytes: 512 << (sizes / 3_600 % 8),
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
+            node_lost_after: base::Millis(4_000 + sizes / 100_000 % 12_000),
             observe: true,
         };
         self.core = Some(NodeCore::new(config, self.now(world)));
@@ -185,6 +218,7 @@ impl SimNode {
         self.awake = false;
         self.recovered = false;
         self.leaders.clear();
+        self.known_departed.clear();
     }
 }
 
@@ -196,14 +230,16 @@ pub fn cluster_id(seed: u64) -> base::ClusterId {
     base::ClusterId(id)
 }
 
-fn member(ix: NodeIx) -> Member {
+fn member(ix: NodeIx, generation: u8) -> Member {
     let number = ix + 1;
+    let mut endpoint = [number as u8; 32];
+    endpoint[1] = generation;
     Member {
         // The founder is node 1; the others learn their ids when they are admitted.
-        node: NodeId(u64::from(ix == 0)),
+        node: NodeId(u64::from(ix == 0 && generation == 0)),
         name: format!("sim-{number}"),
         address: NodeAddress {
-            endpoint: EndpointId([number as u8; 32]),
+            endpoint: EndpointId(endpoint),
             direct: vec![format!("10.0.0.{number}:7401")],
             relay_url: None,
             kafka: format!("10.0.0.{number}:9092"),

@@ -53,6 +53,10 @@ pub enum Ev {
     Rot { node: NodeIx, boot: u64, bit: Box<Bit> },
     /// A stranger asks to become a member.
     Join { node: NodeIx },
+    /// An operator looks whether an order is carried out.
+    Operate { node: NodeIx },
+    /// A machine that is no member any more joins as another node.
+    Renew { node: NodeIx },
     /// Looks whether the cluster has formed.
     Watch,
     /// A client's next step.
@@ -70,6 +74,8 @@ pub enum Ev {
 /// A fault that ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mend {
+    /// A drained node works again.
+    Drain { node: NodeIx },
     /// Links around a node, or one direction of one link.
     Partition { id: u64 },
     /// Loss and delay spikes.

@@ -36,6 +36,8 @@ pub enum Owner {
     Token,
     /// The fault injector, which does not care.
     Nemesis,
+    /// An operator, who looks for himself.
+    Operator,
     /// The finale's probe of a node.
     ProbeNode(NodeIx),
     /// The finale's probe of a partition.
@@ -222,6 +224,7 @@ impl World {
             Owner::Consumer(consumer) => self.consumer_answered(consumer, &pending, &outcome),
             Owner::Driver { .. } => self.driver_read(pending.owner, &outcome),
             Owner::Nemesis => self.disturbed(),
+            Owner::Operator => {}
         }
     }
 

@@ -64,6 +64,12 @@ pub enum Shot {
     StepDown { node: NodeIx },
     /// A node asks to join only that long after the first ones.
     LateJoin { node: NodeIx },
+    /// A node is told to leave; `back_in`: how long after that its machine joins anew, with an empty disk.
+    Leave { node: NodeIx, back_in: Option<Nanos> },
+    /// A machine is gone for good, which an operator notices after `noticed`.
+    Destroy { node: NodeIx, noticed: Nanos, back_in: Option<Nanos> },
+    /// A node is drained, and resumed later.
+    Drain { node: NodeIx, lasts: Nanos },
 }
 
 /// How a process ends, and what comes after.
@@ -223,7 +229,17 @@ impl Draw {
                 Shot::Drift { node, ppm }
             }
             Fault::Join => Shot::LateJoin { node: self.nodes - 1 },
+            Fault::Leave | Fault::Destroy | Fault::Drain if alone => return None,
+            Fault::Leave => Shot::Leave { node, back_in: self.return_after() },
+            Fault::Destroy => {
+                Shot::Destroy { node, noticed: self.span(10, 3_000), back_in: self.return_after() }
+            }
+            Fault::Drain => Shot::Drain { node, lasts: self.span(200, 8_000) },
         })
+    }
+
+    fn return_after(&mut self) -> Option<Nanos> {
+        self.random.chance(800_000).then(|| self.span(10, 4_000))
     }
 
     fn directions(&mut self, node: NodeIx) -> Vec<(NodeIx, NodeIx)> {
@@ -276,6 +292,9 @@ impl Shot {
             Shot::Drift { .. } => Fault::Drift,
             Shot::Transfer { .. } | Shot::StepDown { .. } => Fault::Transfer,
             Shot::LateJoin { .. } => Fault::Join,
+            Shot::Leave { .. } => Fault::Leave,
+            Shot::Destroy { .. } => Fault::Destroy,
+            Shot::Drain { .. } => Fault::Drain,
         }
     }
 }
@@ -283,6 +302,10 @@ impl Shot {
 /// A span as people read it.
 fn long(nanos: Nanos) -> String {
     format!("{:.2} s", nanos as f64 / 1e9)
+}
+
+fn returns(back_in: Option<Nanos>) -> String {
+    back_in.map_or(String::new(), |later| format!(", and joins anew {} after it is gone", long(later)))
 }
 
 impl fmt::Display for Injection {
@@ -345,6 +368,11 @@ impl fmt::Display for Shot {
             Shot::Transfer { node, to } => write!(f, "n{node} asks for a leadership to move to n{to}"),
             Shot::StepDown { node } => write!(f, "n{node} hands over all that it leads"),
             Shot::LateJoin { node } => write!(f, "n{node} asks to join"),
+            Shot::Leave { node, back_in } => write!(f, "n{node} is told to leave{}", returns(*back_in)),
+            Shot::Destroy { node, noticed, back_in } => {
+                write!(f, "the machine of n{node} is lost, and removed {} later{}", long(*noticed), returns(*back_in))
+            }
+            Shot::Drain { node, lasts } => write!(f, "n{node} is drained for {}", long(*lasts)),
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct Stats {
     pub frames_doubled: u64,
     /// Nodes that stopped for good because a bit flipped.
     pub retired: u64,
+    /// Nodes that the cluster has forgotten, and machines that joined again after that.
+    pub departed: u64,
+    pub renewed: u64,
     /// From the first moment until all nodes were members, voters as planned.
     pub formed_after: Nanos,
     /// From the end of the faults until everything accepted writes.
@@ -82,7 +85,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 26] = [
+        let sums: [(&mut u64, u64); 28] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -109,6 +112,8 @@ impl Stats {
             (&mut self.writes_torn, other.writes_torn),
             (&mut self.frames_doubled, other.frames_doubled),
             (&mut self.retired, other.retired),
+            (&mut self.departed, other.departed),
+            (&mut self.renewed, other.renewed),
         ];
         sums.into_iter().for_each(|(to, from)| *to += from);
         self.runs += other.runs;
@@ -167,7 +172,12 @@ impl fmt::Display for Stats {
             "frames              {} ({} lost, {} doubled), {} unsynced writes at risk in crashes",
             self.frames, self.frames_lost, self.frames_doubled, self.writes_torn
         )?;
-        writeln!(f, "stopped for good    {} nodes, because of a bit that flipped", self.retired)?;
+        writeln!(
+            f,
+            "stopped for good    {} nodes, because of a bit that flipped or a machine that was lost; {} departed, {} joined \
+             again",
+            self.retired, self.departed, self.renewed
+        )?;
         writeln!(
             f,
             "judged              {} states of __meta, {} of partitions, {} operations on {} contended names ({} undecided), \

@@ -194,6 +194,10 @@ impl World {
         if self.finale.quiet {
             return;
         }
+        if self.nodes[self.clients[client].home].departed {
+            let home = self.clients[client].home;
+            self.clients[client].home = (home + 1) % self.nodes.len();
+        }
         if !self.nodes[self.clients[client].home].recovered {
             return self.queue.after(ms(200), Ev::Client { client });
         }
@@ -212,7 +216,7 @@ impl World {
             Step::Refused => self.command(client, Command::RevokeToken { token_id: 0 }, CommandKind::Other),
             Step::Status => {
                 let node = self.nodes[client % self.nodes.len()].id();
-                self.plain(client, Target::Node(node), Request::Status, What::Other)
+                node != NodeId(0) && self.plain(client, Target::Node(node), Request::Status, What::Other)
             }
         };
         if !asked {

@@ -155,6 +155,8 @@ impl World {
             Ev::Flap { one, other, period, until } => self.flap(one, other, period, until),
             Ev::Rot { node, boot, bit } => self.rot(node, boot, &bit),
             Ev::Join { node } => self.join(node),
+            Ev::Operate { node } => self.operate(node),
+            Ev::Renew { node } => self.renew(node),
             Ev::Watch => self.watch(),
             Ev::Client { client } => self.client_step(client),
             Ev::Consumer { consumer } => self.consumer_step(consumer),
@@ -239,11 +241,11 @@ impl World {
     pub fn retire(&mut self, node: NodeIx, why: &str) {
         self.trace.node(self.queue.now, node, || format!("stops for good: {why}"));
         self.stats.retired += 1;
-        self.nodes[node].retired = true;
+        (self.nodes[node].retired, self.nodes[node].lost_at) = (true, self.queue.now);
         self.end_process(node, false);
     }
 
-    fn end_process(&mut self, node: NodeIx, killed: bool) {
+    pub fn end_process(&mut self, node: NodeIx, killed: bool) {
         let it = &mut self.nodes[node];
         it.stop();
         if killed {
@@ -351,6 +353,14 @@ impl World {
             return;
         }
         let answers = one.runs() && other.runs() && self.net.open(low, high) && self.net.open(high, low);
+        // A member hangs up on former ones, and says why.
+        let expelled = [(one, other), (other, one)].into_iter().find(|(caller, called)| {
+            answers && called.known_departed.contains(&caller.id())
+        });
+        if let Some((node, by)) = expelled.map(|(caller, called)| (caller.ix, called.id())) {
+            self.dial_soon(low, high);
+            return self.tell(node, Event::Expelled { by });
+        }
         if !answers || !one.known.contains(&high) || !other.known.contains(&low) {
             self.dial_soon(low, high);
             return;

@@ -55,6 +55,7 @@ impl Joiner {
             checkpoint_entries: 1_000,
             checkpoint_keep_entries: 10,
             checkpoint_part_bytes: 1 << 10,
+            node_lost_after: base::limits::NODE_LOST_AFTER,
             observe: false,
         };
         let mut joiner = Joiner { core: NodeCore::new(config, now), disk, now, stopped: None };
@@ -125,7 +126,7 @@ impl Joiner {
         // The joiner has a replica of the topic of events.
         for partition in state.partitions.values().cloned().collect::<Vec<_>>() {
             let mut partition = partition;
-            partition.replicas.push(ReplicaRecord { replica: ReplicaId(9), node: JOINER.0, voter: false });
+            partition.replicas.push(ReplicaRecord { replica: ReplicaId(9), node: JOINER.0, voter: false, retired: false });
             state.partitions.insert(partition.group, partition);
         }
         let data = state.encode();
@@ -170,7 +171,7 @@ fn entry(index: u64, kind: EntryKind, data: Bytes) -> Entry {
 
 fn command(index: u64) -> Entry {
     let command = Command::RevokeToken { token_id: 9 };
-    let envelope = CommandEnvelope { origin: None, wall: Wall(1), command };
+    let envelope = CommandEnvelope::new(None, Wall(1), command);
     entry(index, EntryKind::Command, wire::encode(&envelope))
 }
 

@@ -34,6 +34,11 @@ pub enum Incoming {
         /// The member.
         node: NodeId,
     },
+    /// A member refused this node, as one that is no member any more.
+    Expelled {
+        /// The member.
+        by: NodeId,
+    },
     /// A stranger with a token asks to become a member. Dropping `reply` refuses it as busy.
     Join {
         /// What it says.

@@ -1,14 +1,16 @@
 //! Who may speak: the members, this node's own place among them, and the judgement of a hello. Pure.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::limits::NODES_MAX;
 use base::{ClusterId, EndpointId, ErrorCode, Incarnation, NodeId};
 use wire::{Hello, HelloPurpose, JoinRequest, NodeAddress, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal};
 
 /// The members, by what the network knows of them.
 pub type Members = BTreeMap<EndpointId, (NodeId, NodeAddress)>;
+
+/// Former members.
+pub type Departed = BTreeSet<(EndpointId, NodeId)>;
 
 /// This node's place in its cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,8 +30,8 @@ pub struct Local {
 pub struct Roster {
     local: Option<Local>,
     members: Arc<Members>,
-    /// Members that were removed while this process ran; only the reason in a refusal depends on it.
-    removed: VecDeque<(EndpointId, NodeId)>,
+    /// Former members; only the reason in a refusal depends on it.
+    departed: Arc<Departed>,
 }
 
 /// What becomes of a hello.
@@ -56,14 +58,8 @@ impl Roster {
         self.members.contains_key(endpoint)
     }
 
-    pub fn set_members(&mut self, members: Arc<Members>) {
-        for (endpoint, (node, _)) in self.members.iter().filter(|(endpoint, _)| !members.contains_key(endpoint)) {
-            if self.removed.len() == NODES_MAX {
-                self.removed.pop_front();
-            }
-            self.removed.push_back((*endpoint, *node));
-        }
-        self.members = members;
+    pub fn set_members(&mut self, members: Arc<Members>, departed: Arc<Departed>) {
+        (self.members, self.departed) = (members, departed);
     }
 
     /// Judges a hello that came from `endpoint`, whose key the connection has proven.
@@ -125,16 +121,17 @@ impl Roster {
                 let reason = format!("it calls itself node {node}, but its key is that of node {known}");
                 Some((ErrorCode::PermissionDenied, reason))
             }
+            None if self.departed.contains(&(endpoint, node)) => {
+                let reason = format!("node {node} was removed from the cluster; to come back it must join with a token");
+                Some((ErrorCode::Expelled, reason))
+            }
             None => Some((ErrorCode::PermissionDenied, self.why_unknown(endpoint, node))),
         }
     }
 
     fn why_unknown(&self, endpoint: EndpointId, node: NodeId) -> String {
-        let removed = self.removed.iter().any(|gone| *gone == (endpoint, node));
         let taken = self.members.values().any(|(known, _)| *known == node);
-        if removed {
-            format!("node {node} was removed from the cluster; to come back it must join with a token")
-        } else if taken {
+        if taken {
             format!("node {node} is a member under another key; was its identity file replaced?")
         } else {
             format!("endpoint {endpoint} is not a member of this cluster; join it with a token first")
@@ -158,7 +155,8 @@ mod tests {
         let mut roster = Roster::default();
         let cluster_incarnation = Incarnation(4);
         roster.set_local(Local { cluster: CLUSTER, cluster_incarnation, node: NodeId(1), incarnation: Incarnation(1) });
-        roster.set_members(Arc::new(BTreeMap::from([(FRIEND, (NodeId(2), NodeAddress::default()))])));
+        let members = Arc::new(BTreeMap::from([(FRIEND, (NodeId(2), NodeAddress::default()))]));
+        roster.set_members(members, Arc::default());
         roster
     }
 
@@ -199,8 +197,9 @@ mod tests {
             let hello = Hello { protocol, ..member(CLUSTER, 4, 2) };
             check_refused(&roster, FRIEND, hello, ErrorCode::UnsupportedVersion, "peer protocol");
         }
-        roster.set_members(Arc::default());
-        check_refused(&roster, FRIEND, member(CLUSTER, 4, 2), ErrorCode::PermissionDenied, "was removed");
+        roster.set_members(Arc::default(), Arc::new(BTreeSet::from([(FRIEND, NodeId(2))])));
+        check_refused(&roster, FRIEND, member(CLUSTER, 4, 2), ErrorCode::Expelled, "was removed");
+        check_refused(&roster, FRIEND, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "not a member");
     }
 
     #[test]

@@ -214,13 +214,13 @@ impl Transport {
     }
 
     /// Says who the members are. New ones are dialled, moved ones dialled at their new address, and those that are gone
-    /// are hung up on. This node itself may be among them.
+    /// are hung up on. This node itself may be among them. Former members are told so when they call.
     ///
     /// # Errors
     /// If the supervision tree refuses the task of a new peer; the other peers are served all the same.
-    pub fn set_members(&self, members: &Arc<Members>) -> Result<(), TransportError> {
+    pub fn set_members(&self, members: &Arc<Members>, departed: Arc<Departed>) -> Result<(), TransportError> {
         let shared = &self.shared;
-        shared.gate.with_roster(|roster| roster.set_members(members.clone()));
+        shared.gate.with_roster(|roster| roster.set_members(members.clone(), departed));
         let mut gone = Vec::new();
         let mut fresh = Vec::new();
         {

@@ -90,6 +90,26 @@ super::table! {
             "A replica started with more applied than the commit index on its disk says.",
         FirstTermLostAtStart "first-term-lost-at-start"
             "The first entry that a replica started with was alone in its term, which the log then forgets.",
+        VoterDemoted "voter-demoted"
+            "A voter became a learner, in one change with whoever votes in its place.",
+        LeaderGaveWay "leader-gave-way"
+            "A leader that is not to vote any more handed its leadership to one that is.",
+        LeaderHadNoSuccessor "leader-had-no-successor"
+            "A leader that is not to vote any more first made voters of those that are.",
+        ReplicaLeft "replica-left"
+            "A retired replica left its group.",
+        NodeForgotten "node-forgotten"
+            "Nothing of the cluster was left on a node that goes, and it was forgotten.",
+        NodeExpelled "node-expelled"
+            "A node was told that it is no member any more.",
+        NodeLost "node-lost"
+            "A node was silent for so long that its replicas are made anew elsewhere.",
+        LostNodeReturned "lost-node-returned"
+            "A node that was given up for lost was heard of again.",
+        VmMovedAway "vm-moved-away"
+            "A VM left a node that is to be free of it.",
+        DrainedNodeHandedOver "drained-node-handed-over"
+            "A node that is to be free of leaderships handed one over.",
         // journal: frames and segments
         FramesInFlight "frames-in-flight"
             "Two frames were under way at once.",

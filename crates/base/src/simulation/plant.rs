@@ -76,6 +76,9 @@ super::table! {
         StaleReportAccepted "stale-report-accepted"
             "A VM's report is believed under whatever epoch and incarnation.",
 
+        ForgottenTooEarly "forgotten-too-early"
+            "A node that leaves is forgotten though replicas or VMs are still on it.",
+
         // ---- engine ----
         LeadBeforeNoop "lead-before-noop"
             "A new leader gives out offsets before it has applied what its predecessors left.",
@@ -115,6 +118,10 @@ super::table! {
             "Why a VM waits is written down again though it was written down before.",
         OlderLeaderBelieved "older-leader-believed"
             "News of a leader is believed though a later one is known.",
+        LearnersPromotedAtOnce "learners-promoted-at-once"
+            "Replicas become voters though they have not caught up.",
+        VotersDroppedTooEarly "voters-dropped-too-early"
+            "A voter goes though those who stay are too few without it.",
         MembersNotTold "members-not-told"
             "A node that is behind hears of new members from nobody but the leader, which may be one of them.",
         StuckDiskIgnored "stuck-disk-ignored"

@@ -203,7 +203,7 @@ impl Node {
         let mut state = self.state();
         let mut metadata = (*state.metadata).clone();
         let index = metadata.applied + 1;
-        let result = metadata.apply(index, &CommandEnvelope { origin: None, wall: wall(), command });
+        let result = metadata.apply(index, &CommandEnvelope::new(None, wall(), command));
         state.metadata = Arc::new(metadata);
         if let CommandResult::TopicCreated { groups, .. } = &result {
             groups.iter().for_each(|group| state.replica(*group));

@@ -103,7 +103,7 @@ async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
         answered_by: node_name(&metadata, core.me()),
         fault_tolerance: fault_tolerance(&metadata, &asked),
         meta: meta_view(&metadata, &asked),
-        nodes: views(&asked),
+        nodes: views(&metadata, &asked),
         vms: vms.map(|vm| crate::vm::view(&call, &metadata, vm)).collect(),
         topics: topics.collect(),
     })
@@ -158,6 +158,7 @@ fn fault_tolerance(metadata: &Metadata, asked: &[Asked]) -> String {
 const NODE_COLUMNS: &[Column] = &[
     Column::plain("NODE", "/name"),
     Column::plain("STATE", "/state"),
+    Column::plain("LIFECYCLE", "/lifecycle"),
     Column::plain("META", "/meta_role"),
     Column::plain("KAFKA", "/kafka"),
     Column::plain("API", "/api"),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::NodeStatus;
+use metadata::Metadata;
 use ops::{Call, Cell, Column, Example, Human, Method, NoInput, OpError, Operation, Scope};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -19,6 +20,13 @@ pub(crate) struct NodeView {
     pub state: String,
     /// Why it is not ready; empty if it is.
     pub reason: String,
+    /// What the cluster does with it: `active`; `draining`: it gets no work; `lost`: silent for so long that its replicas
+    /// are made anew elsewhere; `leaving` or `removing`: everything moves away, then it is forgotten.
+    pub lifecycle: String,
+    /// Replicas of partitions on it.
+    pub replicas: usize,
+    /// VMs that are assigned to it, whether they run or not.
+    pub vms_assigned: usize,
     /// `leader`, `voter` or `learner` of the cluster's own group; null while unknown.
     pub meta_role: Option<String>,
     /// Where Kafka clients reach it.
@@ -56,7 +64,10 @@ const COLUMNS: &[Column] = &[
     Column::plain("NODE", "/name"),
     Column::plain("ID", "/id"),
     Column::plain("STATE", "/state"),
+    Column::plain("LIFECYCLE", "/lifecycle"),
     Column::plain("META", "/meta_role"),
+    Column::plain("REPLICAS", "/replicas"),
+    Column::plain("VMS", "/vms_assigned"),
     Column::plain("KAFKA", "/kafka"),
     Column::plain("API", "/api"),
     Column::plain("CORES", "/cores"),
@@ -81,16 +92,16 @@ pub(crate) fn operation() -> Operation<Ports> {
 async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
     let metadata = call.context.core.metadata();
     let asked = ask_every_node(&call, &metadata).await;
-    Ok(Output { nodes: views(&asked) })
+    Ok(Output { nodes: views(&metadata, &asked) })
 }
 
 /// How the members are, from what they answered.
-pub(crate) fn views(asked: &[Asked]) -> Vec<NodeView> {
+pub(crate) fn views(metadata: &Metadata, asked: &[Asked]) -> Vec<NodeView> {
     let best = best_informed(asked);
     let answers = || asked.iter().filter_map(|one| one.answer.as_ref().ok());
     // Whoever heard of it last.
     let heard = |node| answers().filter_map(|status| status.peers.get(&node).copied()).min();
-    asked.iter().map(|one| view(one, best, heard(one.record.member.node))).collect()
+    asked.iter().map(|one| view(metadata, one, best, heard(one.record.member.node))).collect()
 }
 
 /// The answer of whoever has applied most of the cluster's log.
@@ -98,7 +109,7 @@ pub(crate) fn best_informed(asked: &[Asked]) -> Option<&NodeStatus> {
     asked.iter().filter_map(|one| one.answer.as_ref().ok()).max_by_key(|status| status.meta_applied)
 }
 
-fn view(asked: &Asked, best: Option<&NodeStatus>, heard: Option<u64>) -> NodeView {
+fn view(metadata: &Metadata, asked: &Asked, best: Option<&NodeStatus>, heard: Option<u64>) -> NodeView {
     let member = &asked.record.member;
     let (state, reason) = match &asked.answer {
         Ok(status) if status.ready => ("ready", String::new()),
@@ -120,11 +131,15 @@ fn view(asked: &Asked, best: Option<&NodeStatus>, heard: Option<u64>) -> NodeVie
         Some(status) if status.meta_learners.contains(&member.node) => Some("learner"),
         _ => None,
     };
+    let (replicas, vms_assigned) = super::load(metadata, member.node);
     NodeView {
         id: member.node.0,
         name: member.name.clone(),
         state: state.into(),
         reason,
+        lifecycle: asked.record.lifecycle.as_str().into(),
+        replicas,
+        vms_assigned,
         meta_role: meta_role.map(str::to_owned),
         kafka: member.address.kafka.clone(),
         api: member.address.api.clone(),

@@ -92,6 +92,7 @@ mod tests {
             restarts: 0,
             epoch: VmEpoch(1),
             placement: String::new(),
+            leaves: false,
         };
         let mut state = Metadata::default();
         state.vms.insert(record.id, record);

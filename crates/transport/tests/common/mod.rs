@@ -76,7 +76,7 @@ impl Node {
     }
 
     pub fn know(&self, members: &Arc<Members>) {
-        self.transport.set_members(members).expect("peers start");
+        self.transport.set_members(members, Arc::default()).expect("peers start");
     }
 
     pub fn status(&self, of: u64) -> PeerStatus {

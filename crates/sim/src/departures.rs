@@ -1,0 +1,172 @@
+//! How nodes go: an operator's orders to drain, to leave and to remove, asked of some member until they are carried out;
+//! what becomes of the machines; and those that join anew, as other nodes.
+
+use base::{EndpointId, GroupId, NodeId};
+use engine::{Request, Target};
+use metadata::{Command, NodeLifecycle};
+use wire::Member;
+
+use crate::node::{Order, Stage};
+use crate::queue::{Ev, NodeIx};
+use crate::requests::{CommandKind, Owner, What};
+use crate::time::{Nanos, ms};
+use crate::world::{World, place};
+
+/// Between two looks of an operator.
+const LOOK: Nanos = ms(300);
+
+impl World {
+    /// Whether a node was a member and is none any more, by the last committed word.
+    #[must_use]
+    pub fn was_member(&self, node: NodeId) -> bool {
+        self.checks.commands.last().is_some_and(|state| state.departed.contains_key(&node))
+    }
+
+    /// Members that are there and that nobody wants to go.
+    fn settled_members(&self) -> usize {
+        let stays = |it: &&crate::node::SimNode| {
+            !it.retired && !it.departed && it.stage == Stage::Formed && !matches!(it.order, Some(Order::Leave { .. }))
+        };
+        self.nodes.iter().filter(stays).count()
+    }
+
+    /// Whether a node can be given an order: it is a member, in a cluster that others stay in, and has none yet.
+    fn takes_orders(&self, node: NodeIx, others: usize) -> bool {
+        let it = &self.nodes[node];
+        let member = it.stage == Stage::Formed && !it.retired && it.order.is_none();
+        let known = self.checks.commands.last().is_some_and(|state| state.nodes.contains_key(&it.id()));
+        member && known && self.forming.formed_at.is_some() && self.settled_members() > others
+    }
+
+    fn lost_lately(&self) -> bool {
+        let lately = |it: &crate::node::SimNode| it.retired && !it.departed && self.queue.now < it.lost_at + ms(1_000);
+        self.nodes.iter().any(lately)
+    }
+
+    /// An operator orders something. Whether it was possible.
+    pub fn order(&mut self, node: NodeIx, order: Order) -> bool {
+        let possible = match order {
+            // Nobody empties a node just when another one burns; soon after, it is known.
+            Order::Leave { .. } => self.takes_orders(node, 1) && !self.lost_lately(),
+            _ => self.takes_orders(node, 0),
+        };
+        if possible {
+            self.nodes[node].order = Some(order);
+            self.queue.after(0, Ev::Operate { node });
+        }
+        possible
+    }
+
+    /// A machine burns down. Only one that every group can spare; whoever goes already is not counted on.
+    pub fn destroy(&mut self, node: NodeIx, noticed: Nanos, back_in: Option<Nanos>) -> bool {
+        if !self.takes_orders(node, 2) || !self.may_lose(node) {
+            return false;
+        }
+        self.retire(node, "its machine is lost");
+        self.nodes[node].order = Some(Order::Remove { back_in });
+        self.queue.after(noticed, Ev::Operate { node });
+        true
+    }
+
+    /// A drained node is to work again.
+    pub fn end_drain(&mut self, node: NodeIx) {
+        if self.nodes[node].order == Some(Order::Drain) {
+            self.nodes[node].order = Some(Order::Resume);
+            self.queue.after(0, Ev::Operate { node });
+        }
+    }
+
+    /// Looks how far an order is, and gives it (again).
+    pub fn operate(&mut self, node: NodeIx) {
+        if let (true, Some(Order::Leave { back_in })) = (self.nodes[node].retired, self.nodes[node].order) {
+            // It cannot leave any more.
+            self.nodes[node].order = Some(Order::Remove { back_in });
+        }
+        let Some(order) = self.nodes[node].order else { return };
+        let id = self.nodes[node].id();
+        let lifecycle = self.checks.commands.last().and_then(|state| state.nodes.get(&id)).map(|record| record.lifecycle);
+        let command = match (order, lifecycle) {
+            (Order::Leave { .. }, Some(NodeLifecycle::Leaving)) | (Order::Remove { .. }, Some(NodeLifecycle::Removing)) => {
+                return self.queue.after(LOOK, Ev::Operate { node });
+            }
+            (Order::Remove { .. }, None) => return self.is_forgotten(node),
+            // It finds out by itself.
+            (Order::Leave { .. }, None) => return,
+            (Order::Drain, Some(NodeLifecycle::Draining)) => return,
+            (Order::Resume, Some(NodeLifecycle::Active | NodeLifecycle::Lost)) | (Order::Drain | Order::Resume, None) => {
+                self.nodes[node].order = None;
+                return;
+            }
+            (Order::Drain, Some(_)) => Command::DrainNode { node: id, drain: true },
+            (Order::Resume, Some(_)) => Command::DrainNode { node: id, drain: false },
+            (Order::Leave { .. }, Some(_)) => Command::RemoveNode { node: id, dead: false, successor: None },
+            (Order::Remove { .. }, Some(_)) => Command::RemoveNode { node: id, dead: true, successor: None },
+        };
+        if let Some(sponsor) = self.some_running() {
+            let leader = Target::Leader(GroupId::META);
+            let what = What::Command(CommandKind::Other);
+            self.ask(Owner::Operator, sponsor, leader, Request::Command(command), what, ms(3_000));
+        }
+        self.queue.after(LOOK, Ev::Operate { node });
+    }
+
+    /// A core says who the members are: nobody else stays connected.
+    pub fn members_told(&mut self, node: NodeIx, members: Vec<Member>, departed: Vec<(NodeId, EndpointId)>) {
+        let known = members.iter().filter_map(|member| place(&member.address.endpoint)).collect();
+        let before = std::mem::replace(&mut self.nodes[node].known, known);
+        self.nodes[node].members = members;
+        self.nodes[node].known_departed = departed.into_iter().map(|(id, _)| id).collect();
+        let gone: Vec<NodeIx> = before.difference(&self.nodes[node].known).copied().collect();
+        for peer in gone.into_iter().filter(|peer| *peer != node) {
+            self.reset(node, peer);
+        }
+    }
+
+    /// A core says that its node is no member any more, and its process ends.
+    pub fn departs(&mut self, node: NodeIx, asked: bool, reason: &str) {
+        let id = self.nodes[node].id();
+        if !self.was_member(id) {
+            return self.fail("members are not expelled", format!("n{node} (node {id}): {reason}"));
+        }
+        let ordered = matches!(self.nodes[node].order, Some(Order::Leave { .. }));
+        if asked && !ordered {
+            return self.fail("who leaves was told to", format!("n{node} (node {id}): {reason}"));
+        }
+        if !self.nodes[node].host.running().is_empty() {
+            return self.fail("who leaves has no VMs", format!("n{node} (node {id}): {:?}", self.nodes[node].host.running()));
+        }
+        self.trace.node(self.queue.now, node, || format!("departs: {reason}"));
+        self.end_process(node, false);
+        self.is_forgotten(node);
+    }
+
+    fn is_forgotten(&mut self, node: NodeIx) {
+        let it = &mut self.nodes[node];
+        let order = it.order.take();
+        (it.retired, it.departed) = (true, true);
+        self.stats.departed += 1;
+        if let Some(Order::Leave { back_in: Some(later) } | Order::Remove { back_in: Some(later) }) = order
+            && self.finale.began.is_none()
+        {
+            self.queue.after(later, Ev::Renew { node });
+        }
+    }
+
+    /// The machine joins as a node of which nobody has heard.
+    pub fn renew(&mut self, node: NodeIx) {
+        if self.finale.began.is_some() || !self.nodes[node].departed {
+            return;
+        }
+        self.nodes[node].renew(self.cfg.seed);
+        self.trace.node(self.queue.now, node, || "is set up anew".into());
+        self.stats.renewed += 1;
+        self.queue.after(0, Ev::Join { node });
+    }
+
+    /// At the end every drained node works again.
+    pub fn resume_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.end_drain(node);
+        }
+    }
+}
