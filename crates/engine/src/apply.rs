@@ -4,7 +4,7 @@ use base::simulation::{Mark, Plant, mark, planted};
 use base::{ErrorCode, GroupId};
 use metadata::{CommandEnvelope, CommandResult};
 use multiraft::Role;
-use wire::{Entry, EntryKind};
+use wire::{Entry, EntryKind, MembershipChange};
 
 use crate::core::NodeCore;
 use crate::groups::{Awaited, Machine, Waiter};
@@ -18,6 +18,12 @@ impl NodeCore {
         if entry.index != replica.applied + 1 {
             let (index, applied) = (entry.index, replica.applied);
             return self.fatal(format!("group {group}: entry {index} is to be applied behind entry {applied}"));
+        }
+        if entry.kind == EntryKind::Membership {
+            match wire::decode::<MembershipChange>(&entry.data) {
+                Ok(change) => replica.basis = replica.basis.max(change.basis),
+                Err(error) => return self.fatal(format!("group {group}: membership entry unreadable: {error}")),
+            }
         }
         let mut result = None;
         match &mut replica.machine {

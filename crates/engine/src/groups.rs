@@ -63,6 +63,8 @@ pub(crate) struct Group {
     pub applied_term: u64,
     /// As of `applied`.
     pub membership: Membership,
+    /// Of a partition, the newest table of `__meta` that a change of its members up to `applied` was based on.
+    pub basis: u64,
     pub role: Role,
     pub term: u64,
     /// Leads, and has applied its own Noop: proposals are taken.
@@ -87,6 +89,7 @@ impl Group {
             applied: 0,
             applied_term: 0,
             membership: Membership::default(),
+            basis: 0,
             role: Role::Follower,
             term: 0,
             active: false,

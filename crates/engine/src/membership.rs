@@ -54,7 +54,7 @@ enum Step {
 
 fn change(steps: impl IntoIterator<Item = (MembershipOp, ReplicaId)>) -> Step {
     let steps = steps.into_iter().map(|(op, replica)| MembershipStep { op, replica }).collect();
-    Step::Change(MembershipChange { steps })
+    Step::Change(MembershipChange { steps, basis: 0 })
 }
 
 /// The next step that brings a group towards its goal. `None`: nothing to do now.
@@ -142,6 +142,11 @@ impl NodeCore {
     fn drive_partition_members(&mut self) {
         for group in self.unsettled_partitions() {
             let Some(partition) = self.metadata.partitions.get(&group) else { continue };
+            // Its members were changed for reasons that this node has not heard of yet.
+            if self.groups.get(&group).is_some_and(|g| g.basis > self.metadata.applied) && !planted(Plant::OldTableActedOn) {
+                mark(Mark::MembersAheadOfTable);
+                continue;
+            }
             let plan = self.metadata.replica_plan(partition);
             let goal = Goal {
                 members: partition.replicas.iter().filter(|r| !r.retired).map(|r| r.replica).collect(),
@@ -171,7 +176,8 @@ impl NodeCore {
     fn change_members(&mut self, group: GroupId, goal: &Goal) {
         let Some(status) = self.raft.status(group) else { return };
         match next_step(&status, goal) {
-            Some(Step::Change(change)) => {
+            Some(Step::Change(mut change)) => {
+                change.basis = self.metadata.applied;
                 let demotes = |s: &MembershipStep| {
                     s.op == MembershipOp::AddLearner && status.membership.voters.contains(&s.replica)
                 };

@@ -23,6 +23,9 @@ fn channel(kind: RaftMessageKind) -> Channel {
 
 impl NodeCore {
     pub(crate) fn take_messages(&mut self, from: NodeId, messages: Vec<PeerMessage>) {
+        if self.metadata.departed.contains_key(&from) {
+            return; // Sent before it was forgotten.
+        }
         self.peers.heard(from, self.now.mono);
         for message in messages {
             match message {
@@ -78,12 +81,17 @@ impl NodeCore {
     }
 
     pub(crate) fn peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
+        if self.metadata.departed.contains_key(&node) {
+            return;
+        }
         self.peers.set_connected(node, Some(incarnation));
         self.peers.heard(node, self.now.mono);
     }
 
     pub(crate) fn peer_down(&mut self, node: NodeId) {
-        self.peers.set_connected(node, None);
+        if !self.metadata.departed.contains_key(&node) {
+            self.peers.set_connected(node, None);
+        }
         self.retry_forwarded_to(node);
         for group in self.raft.groups().collect::<Vec<_>>() {
             let Some(replica) = self.replica_on(group, node) else { continue };

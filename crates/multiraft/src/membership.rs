@@ -70,7 +70,7 @@ mod tests {
     }
 
     fn change(steps: Vec<MembershipStep>) -> MembershipChange {
-        MembershipChange { steps }
+        MembershipChange { steps, basis: 0 }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use engine::{Request, Target};
 use metadata::{Command, NodeLifecycle};
 use wire::Member;
 
+use crate::config::Fault;
 use crate::node::{Order, Stage};
 use crate::queue::{Ev, NodeIx};
 use crate::requests::{CommandKind, Owner, What};
@@ -66,6 +67,16 @@ impl World {
         self.nodes[node].order = Some(Order::Remove { back_in });
         self.queue.after(noticed, Ev::Operate { node });
         true
+    }
+
+    /// A node stopped for good by itself, and an operator of a cluster in which nodes go notices, sooner or later.
+    pub fn give_up(&mut self, node: NodeIx) {
+        if [Fault::Leave, Fault::Destroy, Fault::Drain].into_iter().any(|fault| self.nemesis.has(fault)) {
+            let back_in = self.random.chance(500_000).then(|| ms(self.random.between(10, 2_000)));
+            self.nodes[node].order = Some(Order::Remove { back_in });
+            let noticed = ms(self.random.between(100, 12_000));
+            self.queue.after(noticed, Ev::Operate { node });
+        }
     }
 
     /// A drained node is to work again.
@@ -158,15 +169,25 @@ impl World {
             return;
         }
         self.nodes[node].renew(self.cfg.seed);
+        for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
+            // Whatever is still on the way was the former node's.
+            self.net.forget(node, peer);
+        }
         self.trace.node(self.queue.now, node, || "is set up anew".into());
         self.stats.renewed += 1;
         self.queue.after(0, Ev::Join { node });
     }
 
-    /// At the end every drained node works again.
-    pub fn resume_all(&mut self) {
+    /// At the end every drained node works again, also if an order to drain it comes late.
+    pub fn resume_drained(&mut self) {
         for node in 0..self.nodes.len() {
             self.end_drain(node);
+            let record = self.checks.commands.last().and_then(|state| state.nodes.get(&self.nodes[node].id()));
+            let drained = record.is_some_and(|record| record.lifecycle == NodeLifecycle::Draining);
+            if drained && self.nodes[node].order.is_none() {
+                self.nodes[node].order = Some(Order::Resume);
+                self.queue.after(0, Ev::Operate { node });
+            }
         }
     }
 }

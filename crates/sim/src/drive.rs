@@ -200,7 +200,7 @@ impl World {
 
     /// An entry that nobody applied before.
     fn committed(&mut self, group: GroupId, entry: &Entry) {
-        let verdict = self.checks.members.committed(group, entry);
+        let verdict = self.checks.members.committed(group, entry, self.checks.commands.last());
         self.check("majorities overlap", verdict);
         if group != GroupId::META {
             return;

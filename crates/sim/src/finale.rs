@@ -70,6 +70,7 @@ impl World {
 
     /// Looks how far the finale is.
     pub fn finale_step(&mut self) {
+        self.resume_drained();
         match self.finale.quiet_since {
             None if self.finale.quiet => self.await_silence(),
             None => self.await_acceptance(),
@@ -88,6 +89,7 @@ impl World {
             && groups.is_subset(&self.finale.accepted_groups)
             && self.formed()
             && self.nodes.iter().all(|it| it.order.is_none())
+            && !self.operator_waits()
         {
             self.stats.accepted_after = self.queue.now - began;
             self.trace.line(self.queue.now, "**", || "everything accepts writes".into());
@@ -160,7 +162,7 @@ impl World {
         let elections = &self.checks.elections;
         let Some(terms) = &self.finale.terms else {
             let disturbed = self.queue.now < self.finale.disturbed_until || self.injector_waits();
-            if !disturbed && self.unsettled_group().is_none() {
+            if !disturbed && self.unsettled_group().is_none() && !self.replicas_move() {
                 let state = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata);
                 let groups = state.into_iter().flat_map(|state| state.partitions.keys()).chain([&GroupId::META]);
                 self.finale.terms = Some(groups.map(|group| (*group, elections.term_of(*group))).collect());
@@ -174,6 +176,16 @@ impl World {
                 format!("group {group} was in term {term}, is in {now}, and nothing is wrong: {}", self.describe());
             self.fail("no elections once everything accepts writes again", what);
         }
+    }
+
+    /// Some partition gets or loses a replica, and perhaps another leader.
+    fn replicas_move(&self) -> bool {
+        self.checks.commands.last().is_some_and(|state| {
+            state.partitions.values().any(|partition| {
+                let moves = partition.replicas.iter().any(|replica| replica.retired || !replica.voter);
+                moves || !state.replica_plan(partition).spare.is_empty()
+            })
+        })
     }
 
     fn await_convergence(&mut self, since: Nanos) {
@@ -292,8 +304,8 @@ impl World {
             (VmDesired::Stopped, VmPhase::Stopped | VmPhase::Failed | VmPhase::Pending) => hosts.is_empty(),
             _ => false,
         };
-        let (name, desired, phase) = (&vm.name, vm.desired, vm.phase);
-        (!settled).then(|| format!("VM {name} is to be {desired:?}, is {phase:?} at {place:?}, runs at {hosts:?}"))
+        let (name, desired, phase, reason) = (&vm.name, vm.desired, vm.phase, &vm.reason);
+        (!settled).then(|| format!("VM {name} is to be {desired:?}, is {phase:?} ({reason}) at {place:?}, runs at {hosts:?}"))
     }
 
     fn final_checks(&mut self) {

@@ -360,7 +360,8 @@ impl World {
     /// its next process must find nothing wrong.
     pub fn found_rotten(&mut self, node: NodeIx, why: &str) {
         if self.nemesis.random.chance(500_000) {
-            return self.retire(node, why);
+            self.retire(node, why);
+            return self.give_up(node);
         }
         self.trace.node(self.queue.now, node, || format!("stops, and the bit flips back: {why}"));
         self.stats.fault("bit-rot-undone");
@@ -417,6 +418,5 @@ impl World {
             }
             self.join_late(node);
         }
-        self.resume_all();
     }
 }

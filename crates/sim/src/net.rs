@@ -125,6 +125,12 @@ impl Network {
         link.drains = (link.alive && drains).then_some(node);
     }
 
+    /// Whatever is on the way between two nodes never arrives.
+    pub fn forget(&mut self, one: NodeIx, other: NodeIx) {
+        let link = self.link(one, other);
+        (link.session, link.alive, link.believed, link.drains) = (link.session + 1, false, [false, false], None);
+    }
+
     /// Whether frames of that node are on the way.
     #[must_use]
     pub fn carries_from(&self, node: NodeIx, now: Nanos) -> bool {

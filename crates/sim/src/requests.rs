@@ -201,6 +201,12 @@ impl World {
         self.requests.pending.values().any(|p| p.owner == Owner::Nemesis)
     }
 
+    /// An operator has a request under way.
+    #[must_use]
+    pub fn operator_waits(&self) -> bool {
+        self.requests.pending.values().any(|p| p.owner == Owner::Operator)
+    }
+
     fn end(&mut self, id: u64, outcome: Outcome) {
         let Some(pending) = self.requests.pending.remove(&id) else { return };
         match &outcome {

@@ -106,6 +106,11 @@ pub struct MembershipChange {
     /// The steps, made in one joint change when there is more than one.
     #[n(0)]
     pub steps: Vec<MembershipStep>,
+    /// Index of `__meta` that the leader had applied when it decided on the change. Whoever leads after it decides on no
+    /// other change before it has applied as much: it would undo what it does not know the reason of.
+    #[n(1)]
+    #[cbor(default)]
+    pub basis: u64,
 }
 
 /// The kinds of Raft message that cross the network. `Propose` is not among them: proposals are forwarded as requests,

@@ -98,6 +98,8 @@ super::table! {
             "A leader that is not to vote any more first made voters of those that are.",
         ReplicaLeft "replica-left"
             "A retired replica left its group.",
+        MembersAheadOfTable "members-ahead-of-table"
+            "A new leader had yet to hear why the leader before it changed the members of their group.",
         NodeForgotten "node-forgotten"
             "Nothing of the cluster was left on a node that goes, and it was forgotten.",
         NodeExpelled "node-expelled"

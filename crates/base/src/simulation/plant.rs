@@ -120,6 +120,8 @@ super::table! {
             "News of a leader is believed though a later one is known.",
         LearnersPromotedAtOnce "learners-promoted-at-once"
             "Replicas become voters though they have not caught up.",
+        OldTableActedOn "old-table-acted-on"
+            "A new leader changes the members of its group by an older table than the leader before it had.",
         VotersDroppedTooEarly "voters-dropped-too-early"
             "A voter goes though those who stay are too few without it.",
         MembersNotTold "members-not-told"

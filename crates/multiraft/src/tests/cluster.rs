@@ -209,7 +209,7 @@ impl Cluster {
 
     pub fn change(&mut self, id: u64, steps: &[MembershipStep]) -> Result<(), crate::ProposeError> {
         let term = self.status(id).map_or(0, |status| status.term);
-        let change = MembershipChange { steps: steps.to_vec() };
+        let change = MembershipChange { steps: steps.to_vec(), basis: 0 };
         self.raft(id).propose_membership(GROUP, term, &change).map(drop)
     }
 

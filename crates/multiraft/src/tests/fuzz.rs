@@ -116,7 +116,7 @@ impl Victim {
         if self.random.chance(50_000) {
             return Bytes::from_static(b"\x01garbage");
         }
-        wire::encode(&MembershipChange { steps })
+        wire::encode(&MembershipChange { steps, basis: 0 })
     }
 
     fn message(&mut self) -> RaftMessage {
@@ -196,7 +196,7 @@ impl Victim {
                 let _ = self.raft.propose(proposal);
             }
             6 => {
-                let change = MembershipChange { steps: vec![step(MembershipOp::AddLearner, 6)] };
+                let change = MembershipChange { steps: vec![step(MembershipOp::AddLearner, 6)], basis: 0 };
                 let _ = self.raft.propose_membership(GROUP, status.term, &change);
             }
             7 => drop(self.raft.read_index(GROUP, Bytes::copy_from_slice(&self.now_ms.to_le_bytes()))),

@@ -5,8 +5,8 @@
 //! - Voters change by steps whose majorities overlap (Raft section 6): through a joint configuration, or one at a time.
 //!   All that a configuration names was given out for its group. Every node's configuration at an index is the one that
 //!   follows from the committed entries.
-//! - `__meta` has an odd number of voters, at most five, whenever it is not between two configurations (but for two while
-//!   the only voter hands over to another), and all of them are members of the cluster.
+//! - `__meta` has an odd number of voters, at most five, whenever it is not between two configurations (or where a leader
+//!   that goes first makes voters of its successors), and all of them are members of the cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,7 +104,7 @@ impl Members {
     ///
     /// # Errors
     /// It changes the membership in a way that it must not.
-    pub fn committed(&mut self, group: GroupId, entry: &Entry) -> Result<(), String> {
+    pub fn committed(&mut self, group: GroupId, entry: &Entry, state: Option<&Metadata>) -> Result<(), String> {
         if entry.kind != EntryKind::Membership {
             return Ok(());
         }
@@ -120,13 +120,15 @@ impl Members {
         if !overlap(before, &after) {
             return Err(place(format!("{before:?} and {after:?} could decide without each other")));
         }
-        self.fits(group, before, &after).map_err(place)?;
+        let goes = |record: &metadata::NodeRecord| !record.lifecycle.stays() && after.voters.contains(&record.meta_replica);
+        let hand_over = state.is_some_and(|state| state.nodes.values().any(goes));
+        self.fits(group, hand_over, &after).map_err(place)?;
         self.changes += 1;
         self.configurations.entry(group).or_default().insert(entry.index, after);
         Ok(())
     }
 
-    fn fits(&self, group: GroupId, before: &Configuration, it: &Configuration) -> Result<(), String> {
+    fn fits(&self, group: GroupId, hand_over: bool, it: &Configuration) -> Result<(), String> {
         if it.voters.is_empty() {
             return Err(format!("nobody votes: {it:?}"));
         }
@@ -140,11 +142,9 @@ impl Members {
             return Err(format!("a learner votes: {it:?}"));
         }
         let rests = it.outgoing.is_empty();
-        // The only voter makes another one before it gives way to that.
-        let hand_over = before.voters.len() <= 2 && before.outgoing.is_empty() && it.voters.len() == 2;
         let even = it.voters.len().is_multiple_of(2) && !hand_over;
         if group == GroupId::META && rests && (even || it.voters.len() > META_VOTERS_MAX) {
-            return Err(format!("__meta rests with {} voters: {it:?}, after {before:?}", it.voters.len()));
+            return Err(format!("__meta rests with {} voters: {it:?}", it.voters.len()));
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ mod tests {
 
     fn entry(index: u64, steps: &[(MembershipOp, u64)]) -> Entry {
         let steps = steps.iter().map(|(op, id)| MembershipStep { op: *op, replica: ReplicaId(*id) }).collect();
-        let data = wire::encode(&MembershipChange { steps });
+        let data = wire::encode(&MembershipChange { steps, basis: 0 });
         Entry { index, term: 1, kind: EntryKind::Membership, data }
     }
 
@@ -258,11 +258,11 @@ mod tests {
     #[test]
     fn one_voter_becomes_three_and_rests_there() {
         let mut members = members();
-        members.committed(META, &entry(3, &[(AddLearner, 2)])).expect("a learner");
-        members.committed(META, &entry(4, &[(AddLearner, 3)])).expect("another");
-        members.committed(META, &entry(5, &[(AddVoter, 2), (AddVoter, 3)])).expect("joint");
-        members.committed(META, &entry(6, &[])).expect("left");
-        members.committed(META, &entry(7, &[])).expect("a second leave changes nothing");
+        members.committed(META, &entry(3, &[(AddLearner, 2)]), None).expect("a learner");
+        members.committed(META, &entry(4, &[(AddLearner, 3)]), None).expect("another");
+        members.committed(META, &entry(5, &[(AddVoter, 2), (AddVoter, 3)]), None).expect("joint");
+        members.committed(META, &entry(6, &[]), None).expect("left");
+        members.committed(META, &entry(7, &[]), None).expect("a second leave changes nothing");
         assert_eq!(members.changes, 4);
         let now = |voters: &[u64]| Membership {
             voters: voters.iter().copied().map(ReplicaId).collect(),
@@ -275,12 +275,12 @@ mod tests {
 
     #[test]
     fn an_even_number_of_voters_and_strangers_are_noticed() {
-        assert!(members().committed(META, &entry(3, &[(AddVoter, 2)])).is_err(), "two voters");
-        assert!(members().committed(META, &entry(3, &[(AddLearner, 9)])).is_err(), "a stranger");
-        assert!(members().committed(META, &entry(3, &[(Remove, 1)])).is_err(), "nobody is left");
+        assert!(members().committed(META, &entry(3, &[(AddVoter, 2)]), None).is_err(), "two voters");
+        assert!(members().committed(META, &entry(3, &[(AddLearner, 9)]), None).is_err(), "a stranger");
+        assert!(members().committed(META, &entry(3, &[(Remove, 1)]), None).is_err(), "nobody is left");
         let mut leaves = members();
-        leaves.committed(META, &entry(3, &[(AddVoter, 2), (AddLearner, 3)])).expect("joint");
-        assert!(leaves.committed(META, &entry(4, &[])).is_err(), "rests at two");
+        leaves.committed(META, &entry(3, &[(AddVoter, 2), (AddLearner, 3)]), None).expect("joint");
+        assert!(leaves.committed(META, &entry(4, &[]), None).is_err(), "rests at two");
     }
 
     #[test]
