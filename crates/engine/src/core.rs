@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::simulation::{Mark, mark};
 use base::{GroupId, NodeId, Now};
 use journal::{Journal, JournalConfig, RecoveredGroup};
-use base::simulation::{Mark, mark};
 use metadata::{Metadata, NodeLifecycle};
 use multiraft::{MultiRaft, MultiRaftConfig};
 use wire::{Channel, PeerMessage, RaftMessage};

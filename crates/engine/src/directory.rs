@@ -295,14 +295,13 @@ mod tests {
 
     fn table(applied: u64, nodes: &[u64]) -> Metadata {
         let mut metadata = Metadata::bootstrap(base::ClusterId([1; 16]), member(0), base::Wall(0));
-        let record =
-            |node: &u64| NodeRecord {
-                member: member(*node),
-                meta_replica: ReplicaId(*node),
-                joined: base::Wall(0),
-                lifecycle: metadata::NodeLifecycle::Active,
-                successor: None,
-            };
+        let record = |node: &u64| NodeRecord {
+            member: member(*node),
+            meta_replica: ReplicaId(*node),
+            joined: base::Wall(0),
+            lifecycle: metadata::NodeLifecycle::Active,
+            successor: None,
+        };
         metadata.nodes = nodes.iter().map(|node| (NodeId(*node), record(node))).collect();
         metadata.applied = applied;
         metadata

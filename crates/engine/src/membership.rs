@@ -94,9 +94,8 @@ fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId
         let close = |p: &ReplicaProgress| p.matched > 0 && p.matched + CAUGHT_UP_ENTRIES >= status.commit;
         progress(replica).is_some_and(|p| p.active && !p.snapshot && close(p))
     };
-    let able = |replica: &&ReplicaId| {
-        voters.contains(replica) || planted(Plant::LearnersPromotedAtOnce) || caught_up(replica)
-    };
+    let able =
+        |replica: &&ReplicaId| voters.contains(replica) || planted(Plant::LearnersPromotedAtOnce) || caught_up(replica);
     let mut electors: Vec<ReplicaId> = goal.electors.iter().filter(able).copied().collect();
     // Who leads, votes already and is heard of is not replaced without need.
     electors.sort_by_key(|r| (*r != status.replica, !voters.contains(r), !active(r)));
@@ -143,7 +142,9 @@ impl NodeCore {
         for group in self.unsettled_partitions() {
             let Some(partition) = self.metadata.partitions.get(&group) else { continue };
             // Its members were changed for reasons that this node has not heard of yet.
-            if self.groups.get(&group).is_some_and(|g| g.basis > self.metadata.applied) && !planted(Plant::OldTableActedOn) {
+            if self.groups.get(&group).is_some_and(|g| g.basis > self.metadata.applied)
+                && !planted(Plant::OldTableActedOn)
+            {
                 mark(Mark::MembersAheadOfTable);
                 continue;
             }

@@ -251,9 +251,7 @@ impl NodeCore {
     /// A node that drains, or goes, leads nothing that others can lead. It stays electable: it may be the only one that can
     /// be elected, and then it hands over again.
     pub(crate) fn hand_over_when_drained(&mut self) {
-        let serves = |node: NodeId| {
-            self.metadata.nodes.get(&node).is_none_or(|record| !record.lifecycle.hands_over())
-        };
+        let serves = |node: NodeId| self.metadata.nodes.get(&node).is_none_or(|record| !record.lifecycle.hands_over());
         if serves(self.me()) {
             return;
         }

@@ -305,7 +305,8 @@ impl NodeCore {
     /// Members that have not been heard of for some rounds of gossip.
     fn silent_nodes(&self) -> Vec<NodeId> {
         let silent = |node: &NodeId| {
-            *node != self.me() && self.peers.silence(*node, self.now.mono).is_none_or(|silence| silence >= BIRTH_SILENCE)
+            *node != self.me()
+                && self.peers.silence(*node, self.now.mono).is_none_or(|silence| silence >= BIRTH_SILENCE)
         };
         self.metadata.nodes.keys().copied().filter(silent).collect()
     }

@@ -15,7 +15,9 @@ pub(crate) fn produce(code: ErrorCode) -> ResponseError {
         ErrorCode::NotFound => ResponseError::UnknownTopicOrPartition,
         ErrorCode::Unauthenticated | ErrorCode::PermissionDenied => ResponseError::TopicAuthorizationFailed,
         // Kafka, too, says "not leader" when leadership changes under a produce: the client looks for the new leader.
-        ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::LeaderChanged => ResponseError::NotLeaderOrFollower,
+        ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::Expelled | ErrorCode::LeaderChanged => {
+            ResponseError::NotLeaderOrFollower
+        }
         ErrorCode::NoLeader => ResponseError::LeaderNotAvailable,
         // The only refusal that every producer takes as "nothing was appended, try again later".
         ErrorCode::Busy => ResponseError::NotEnoughReplicas,
@@ -65,7 +67,9 @@ pub(crate) fn read(code: ErrorCode) -> ResponseError {
         | ErrorCode::OutOfOrder => ResponseError::UnknownServerError,
         ErrorCode::NotFound => ResponseError::UnknownTopicOrPartition,
         ErrorCode::Unauthenticated | ErrorCode::PermissionDenied => ResponseError::TopicAuthorizationFailed,
-        ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::LeaderChanged => ResponseError::NotLeaderOrFollower,
+        ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::Expelled | ErrorCode::LeaderChanged => {
+            ResponseError::NotLeaderOrFollower
+        }
         ErrorCode::NoLeader => ResponseError::LeaderNotAvailable,
         ErrorCode::Busy | ErrorCode::DeadlineExceeded | ErrorCode::Unreachable | ErrorCode::DiskFull => {
             ResponseError::KafkaStorageError
@@ -88,7 +92,7 @@ pub(crate) fn admin(code: ErrorCode) -> ResponseError {
         ErrorCode::AlreadyExists => ResponseError::TopicAlreadyExists,
         ErrorCode::FailedPrecondition => ResponseError::PolicyViolation,
         ErrorCode::Unauthenticated | ErrorCode::PermissionDenied => ResponseError::TopicAuthorizationFailed,
-        ErrorCode::NotLeader | ErrorCode::ShuttingDown => ResponseError::NotController,
+        ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::Expelled => ResponseError::NotController,
         ErrorCode::NoLeader
         | ErrorCode::Busy
         | ErrorCode::DeadlineExceeded

@@ -36,7 +36,8 @@ impl Metadata {
             None => self.no_member(node),
             Some(known) if known == to || known == NodeLifecycle::Removing => CommandResult::Done,
             Some(_) if !self.staying().any(|other| other.member.node != node) => {
-                let message = format!("node {node} is the only member that stays: there is nothing to move its data to");
+                let message =
+                    format!("node {node} is the only member that stays: there is nothing to move its data to");
                 refuse(ErrorCode::FailedPrecondition, message)
             }
             Some(_) if successor.is_some_and(|next| next == node || !self.takes_replicas(next)) => {

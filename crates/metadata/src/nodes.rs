@@ -9,6 +9,15 @@ use wire::Member;
 use crate::apply::{Context, refuse};
 use crate::{CommandResult, EVENTS_TOPIC, Metadata, NodeLifecycle, NodeRecord};
 
+/// Whoever comes with a member's key and without its data. It may not take its place: it has forgotten how that voted.
+fn impostor(known: &NodeRecord) -> String {
+    let (node, name) = (known.member.node, &known.member.name);
+    format!(
+        "its key is that of node {node} ({name}), but its data is not: a node whose data is gone does not come back as what it \
+         was. Give node {node} up (`muster node remove {name}`), wipe the whole data directory here, and join anew"
+    )
+}
+
 impl Metadata {
     /// The state that a new cluster is born with: its first node, which holds the first replica of `__meta`, and the
     /// topic of its events. Covers index 1.
@@ -37,6 +46,9 @@ impl Metadata {
         member: &Member,
     ) -> CommandResult {
         if let Some(known) = self.node_of(&member.address.endpoint).filter(|_| !planted(Plant::AdmittedTwice)) {
+            if known.member.store != member.store && !planted(Plant::ImpostorAdmitted) {
+                return refuse(ErrorCode::PermissionDenied, impostor(known));
+            }
             // The first answer was lost: the same endpoint is the same node. No use of the token is taken.
             mark(Mark::NodeAdmittedTwice);
             return CommandResult::NodeAdmitted { node: known.member.node, meta_replica: known.meta_replica };
@@ -58,6 +70,9 @@ impl Metadata {
         if record.member.address.endpoint != member.address.endpoint {
             let message = format!("node {} has another identity: it must join anew", member.node);
             return refuse(ErrorCode::PermissionDenied, message);
+        }
+        if ![0, member.store].contains(&record.member.store) {
+            return refuse(ErrorCode::PermissionDenied, impostor(record));
         }
         if record.member == *member {
             return CommandResult::Done;
@@ -81,13 +96,8 @@ impl Metadata {
             "endpoint": member.address.endpoint.to_string(),
         });
         self.publish(context, &member.name, event);
-        let record = NodeRecord {
-            member,
-            meta_replica,
-            joined: context.now,
-            lifecycle: NodeLifecycle::Active,
-            successor: None,
-        };
+        let record =
+            NodeRecord { member, meta_replica, joined: context.now, lifecycle: NodeLifecycle::Active, successor: None };
         self.nodes.insert(node, record);
         (node, meta_replica)
     }

@@ -8,7 +8,9 @@ use minicbor::{Decode, Encode};
 use std::collections::BTreeMap;
 
 use crate::state::NextIds;
-use crate::{DepartedNode, Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord};
+use crate::{
+    DepartedNode, Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord,
+};
 
 /// A checkpoint that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

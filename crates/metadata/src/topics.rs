@@ -69,7 +69,8 @@ impl Metadata {
         if self.topics.contains_key(name) {
             return refuse(ErrorCode::AlreadyExists, format!("topic {name} exists already"));
         }
-        let groups: Vec<_> = (0..partitions).map(|partition| self.create_partition(context, name, partition, factor)).collect();
+        let groups: Vec<_> =
+            (0..partitions).map(|partition| self.create_partition(context, name, partition, factor)).collect();
         let record = TopicRecord {
             name: name.to_owned(),
             topic_id,
@@ -136,8 +137,7 @@ impl Metadata {
         if load.is_empty() {
             load.extend(nodes().map(|node| (node, (0, 0))));
         }
-        let shunned =
-            |node: &NodeId| self.nodes.get(node).is_none_or(|node| node.lifecycle != NodeLifecycle::Active);
+        let shunned = |node: &NodeId| self.nodes.get(node).is_none_or(|node| node.lifecycle != NodeLifecycle::Active);
         for partition in self.partitions.values() {
             for (place, replica) in partition.replicas.iter().enumerate() {
                 if let Some((all, first)) = load.get_mut(&replica.node) {
@@ -146,8 +146,7 @@ impl Metadata {
                 }
             }
         }
-        let mut nodes: Vec<_> =
-            load.iter().map(|(node, (all, first))| (shunned(node), *all, *first, *node)).collect();
+        let mut nodes: Vec<_> = load.iter().map(|(node, (all, first))| (shunned(node), *all, *first, *node)).collect();
         nodes.sort_unstable();
         nodes.truncate(count);
         // Among those chosen, whoever leads least comes first; ties rotate with the group.

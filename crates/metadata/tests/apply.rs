@@ -1,9 +1,10 @@
 //! The state machine of `__meta`, command by command.
 
-use base::{ClusterId, EndpointId, ErrorCode, Incarnation, NodeId, SessionId, TopicId, VmEpoch, VmId, Wall};
+use base::{ClusterId, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, SessionId, TopicId, VmEpoch, VmId, Wall};
 use compute::{VmPhase, VmReport, VmReportEvent, VmSpec};
 use metadata::{
-    Command, CommandEnvelope, CommandOrigin, CommandResult, EVENTS_TOPIC, Metadata, console_topic, token_hash,
+    Command, CommandEnvelope, CommandOrigin, CommandResult, EVENTS_TOPIC, Metadata, NodeLifecycle, console_topic,
+    token_hash,
 };
 use wire::{Member, NodeAddress};
 
@@ -89,6 +90,26 @@ fn a_token_admits_as_often_as_it_says_until_it_expires() {
     assert!(refused(&cluster.apply(late), ErrorCode::PermissionDenied).contains("expired"));
     let foreign = Command::AdmitNode { token_id: 77, secret: [5; 32], member: member(4) };
     assert!(refused(&cluster.apply(foreign), ErrorCode::PermissionDenied).contains("unknown"));
+}
+
+#[test]
+fn a_member_without_its_data_is_an_impostor() {
+    let mut cluster = Cluster::new();
+    let stored = |n: u8, store: u64| Member { store, ..member(n) };
+    cluster.apply(Command::CreateToken { secret_hash: token_hash(&[5; 32]), expires: Wall(100), uses: 9 });
+    let admit = |store| Command::AdmitNode { token_id: 1, secret: [5; 32], member: stored(2, store) };
+    let first = cluster.apply(admit(7));
+    assert!(matches!(first, CommandResult::NodeAdmitted { node: NodeId(2), .. }));
+    assert_eq!(cluster.apply(admit(7)), first, "the answer was lost");
+    let refusal = refused(&cluster.apply(admit(8)), ErrorCode::PermissionDenied);
+    assert!(refusal.contains("muster node remove node-2"), "{refusal}");
+    let update = |store| Command::UpdateNode { member: Member { node: NodeId(2), ..stored(2, store) } };
+    assert_eq!(cluster.apply(update(7)), CommandResult::Done);
+    refused(&cluster.apply(update(8)), ErrorCode::PermissionDenied);
+    // A member that never said what it keeps may begin to.
+    let first = Command::UpdateNode { member: Member { node: NodeId(1), ..stored(1, 3) } };
+    assert_eq!(cluster.apply(first), CommandResult::Done);
+    assert_eq!(cluster.state.nodes[&NodeId(1)].member.store, 3);
 }
 
 #[test]
@@ -227,10 +248,15 @@ fn the_state_survives_its_own_encoding() {
     let CommandResult::SessionOpened { session } = cluster.apply(open) else { panic!("no session") };
     cluster.send(Some(CommandOrigin { session, sequence: 1, acknowledged: 0 }), topic("u", None));
     cluster.apply(Command::CreateToken { secret_hash: token_hash(&[9; 32]), expires: Wall(1000), uses: 1 });
+    cluster.join(3);
+    cluster.apply(Command::DrainNode { node: NodeId(2), drain: true });
+    cluster.apply(remove(3, true));
+    assert_eq!(cluster.apply(Command::ForgetNode { node: NodeId(3) }), CommandResult::Done);
     (cluster.state.outbox_dropped, cluster.state.cluster_incarnation) = (3, Incarnation(2));
     let state = &cluster.state;
     let tables = [&state.nodes.len(), &state.topics.len(), &state.partitions.len(), &state.vms.len()];
-    let others = [&state.vm_names.len(), &state.tokens.len(), &state.sessions[&session].results.len()];
+    let others =
+        [&state.vm_names.len(), &state.tokens.len(), &state.sessions[&session].results.len(), &state.departed.len()];
     // What is empty is equal though it was forgotten.
     assert!(tables.iter().chain(&others).all(|len| **len > 0) && !state.outbox.is_empty(), "{state:?}");
     let bytes = state.encode();
@@ -238,4 +264,151 @@ fn the_state_survives_its_own_encoding() {
     for cut in 0..bytes.len() {
         assert!(Metadata::decode(&bytes[..cut]).is_err(), "cut at {cut}");
     }
+}
+
+fn lifecycle(cluster: &Cluster, node: u64) -> Option<NodeLifecycle> {
+    cluster.state.nodes.get(&NodeId(node)).map(|record| record.lifecycle)
+}
+
+fn remove(node: u64, dead: bool) -> Command {
+    Command::RemoveNode { node: NodeId(node), dead, successor: None }
+}
+
+/// Four nodes, and the group of a topic with replicas on the first three.
+fn four() -> (Cluster, GroupId) {
+    let mut cluster = Cluster::new();
+    for n in 2..=3 {
+        cluster.join(n);
+    }
+    let CommandResult::TopicCreated { groups, .. } = cluster.apply(topic("t", None)) else { panic!("no topic") };
+    cluster.join(4);
+    (cluster, groups[0])
+}
+
+#[test]
+fn a_drained_node_keeps_what_it_has_and_gets_nothing_new() {
+    let (mut cluster, group) = four();
+    let drain = |node, drain| Command::DrainNode { node: NodeId(node), drain };
+    assert_eq!(cluster.apply(drain(4, true)), CommandResult::Done);
+    assert_eq!(lifecycle(&cluster, 4), Some(NodeLifecycle::Draining));
+    refused(&cluster.apply(Command::AddReplica { group, node: NodeId(4) }), ErrorCode::FailedPrecondition);
+    cluster.apply(Command::CreateVm { name: "web".into(), spec: spec() });
+    let assign = Command::AssignVm { vm: VmId(1), node: NodeId(4), epoch: VmEpoch(1), placement: String::new() };
+    assert!(refused(&cluster.apply(assign), ErrorCode::FailedPrecondition).contains("draining"));
+    cluster.apply(drain(1, true));
+    let plan = cluster.state.replica_plan(&cluster.state.partitions[&group]);
+    assert_eq!((plan.keep.len(), plan.missing, plan.spare.len()), (3, 0, 0), "its replicas stay");
+    assert_eq!(cluster.apply(drain(1, false)), CommandResult::Done);
+    assert_eq!(lifecycle(&cluster, 1), Some(NodeLifecycle::Active));
+    refused(&cluster.apply(drain(9, true)), ErrorCode::NotFound);
+}
+
+#[test]
+fn a_replica_goes_only_when_there_are_enough_others_and_never_comes_back() {
+    let (mut cluster, group) = four();
+    let replica = |cluster: &Cluster, node: u64| {
+        let replicas = &cluster.state.partitions[&group].replicas;
+        replicas.iter().find(|r| r.node == NodeId(node)).map(|r| r.replica)
+    };
+    let third = replica(&cluster, 3).expect("on three nodes");
+    let retire = Command::RetireReplica { group, replica: third };
+    refused(&cluster.apply(retire.clone()), ErrorCode::FailedPrecondition);
+    assert_eq!(cluster.apply(remove(3, false)), CommandResult::Done);
+    assert_eq!(lifecycle(&cluster, 3), Some(NodeLifecycle::Leaving));
+    refused(&cluster.apply(Command::DrainNode { node: NodeId(3), drain: false }), ErrorCode::FailedPrecondition);
+    assert!(refused(&cluster.apply(retire.clone()), ErrorCode::FailedPrecondition).contains("cannot be spared"));
+    assert!(matches!(
+        cluster.apply(Command::AddReplica { group, node: NodeId(4) }),
+        CommandResult::ReplicaAdded { .. }
+    ));
+    refused(&cluster.apply(Command::RemoveReplica { group, replica: third }), ErrorCode::FailedPrecondition);
+    assert_eq!(cluster.apply(retire), CommandResult::Done);
+    assert!(
+        refused(&cluster.apply(Command::ForgetNode { node: NodeId(3) }), ErrorCode::FailedPrecondition)
+            .contains("still")
+    );
+    for partition in cluster.state.partitions.values().cloned().collect::<Vec<_>>() {
+        for gone in partition.replicas.iter().filter(|r| r.node == NodeId(3)) {
+            let (group, replica) = (partition.group, gone.replica);
+            cluster.apply(Command::AddReplica { group, node: NodeId(4) });
+            cluster.apply(Command::RetireReplica { group, replica });
+            assert_eq!(cluster.apply(Command::RemoveReplica { group, replica }), CommandResult::Done);
+        }
+    }
+    assert_eq!(replica(&cluster, 3), None);
+    assert_eq!(cluster.apply(Command::ForgetNode { node: NodeId(3) }), CommandResult::Done);
+    assert_eq!(lifecycle(&cluster, 3), None);
+    assert_eq!(cluster.state.departed[&NodeId(3)].endpoint, EndpointId([3; 32]));
+    assert_eq!(cluster.apply(remove(3, false)), CommandResult::Done, "asked again by who did not hear it");
+    assert!(matches!(cluster.join(3), CommandResult::NodeAdmitted { node: NodeId(5), .. }), "as another node");
+}
+
+#[test]
+fn a_lost_node_counts_again_when_it_is_back_and_the_newest_replica_is_spared() {
+    let (mut cluster, group) = four();
+    let plan = |cluster: &Cluster| cluster.state.replica_plan(&cluster.state.partitions[&group]);
+    cluster.apply(Command::NodeLost { node: NodeId(2), lost: true });
+    assert_eq!((plan(&cluster).keep.len(), plan(&cluster).missing, plan(&cluster).spare.len()), (2, 1, 0));
+    let CommandResult::ReplicaAdded { replica } = cluster.apply(Command::AddReplica { group, node: NodeId(4) }) else {
+        panic!("no replica")
+    };
+    assert_eq!((plan(&cluster).missing, plan(&cluster).spare.len()), (0, 1));
+    cluster.apply(Command::NodeLost { node: NodeId(2), lost: false });
+    assert_eq!(plan(&cluster).spare, [replica]);
+    cluster.apply(remove(2, true));
+    cluster.apply(Command::NodeLost { node: NodeId(2), lost: false });
+    assert_eq!(lifecycle(&cluster, 2), Some(NodeLifecycle::Removing), "an operator's word stands");
+}
+
+#[test]
+fn the_last_one_stays_and_a_successor_must_be_there() {
+    let mut cluster = Cluster::new();
+    assert!(refused(&cluster.apply(remove(1, false)), ErrorCode::FailedPrecondition).contains("only member"));
+    cluster.join(2);
+    let replace = |with| Command::RemoveNode { node: NodeId(1), dead: true, successor: Some(NodeId(with)) };
+    refused(&cluster.apply(replace(1)), ErrorCode::FailedPrecondition);
+    refused(&cluster.apply(replace(7)), ErrorCode::FailedPrecondition);
+    assert_eq!(cluster.apply(replace(2)), CommandResult::Done);
+    assert_eq!(cluster.state.nodes[&NodeId(1)].successor, Some(NodeId(2)));
+    refused(&cluster.apply(remove(2, false)), ErrorCode::FailedPrecondition);
+    refused(&cluster.apply(remove(9, true)), ErrorCode::NotFound);
+}
+
+#[test]
+fn vms_of_a_dead_node_wait_for_another_one_and_stale_reports_are_refused() {
+    let mut cluster = Cluster::new();
+    cluster.join(2);
+    cluster.apply(Command::CreateVm { name: "web".into(), spec: spec() });
+    let assign = |node, epoch| Command::AssignVm {
+        vm: VmId(1),
+        node: NodeId(node),
+        epoch: VmEpoch(epoch),
+        placement: String::new(),
+    };
+    cluster.apply(assign(2, 1));
+    let evict = Command::EvictVm { vm: VmId(1), epoch: VmEpoch(1) };
+    refused(&cluster.apply(evict.clone()), ErrorCode::FailedPrecondition);
+    cluster.apply(remove(2, true));
+    assert_eq!(cluster.apply(evict.clone()), CommandResult::Done);
+    assert_eq!((cluster.vm().phase, cluster.vm().assignment), (VmPhase::Pending, None));
+    assert_eq!(cluster.apply(assign(1, 2)), CommandResult::Done);
+    refused(&cluster.apply(evict), ErrorCode::FailedPrecondition);
+    let incarnation = cluster.vm().incarnation;
+    let report = VmReport { vm: VmId(1), epoch: VmEpoch(1), incarnation, event: VmReportEvent::Ready };
+    refused(&cluster.apply(Command::ReportVm { node: NodeId(2), report }), ErrorCode::StaleEpoch);
+}
+
+#[test]
+fn nothing_is_born_on_a_node_that_is_silent() {
+    let mut cluster = Cluster::new();
+    cluster.join(2);
+    cluster.join(3);
+    let mut envelope = CommandEnvelope::new(None, Wall(0), topic("t", Some(3)));
+    envelope.silent = vec![NodeId(2)];
+    let CommandResult::TopicCreated { groups, .. } = cluster.state.apply(cluster.state.applied + 1, &envelope) else {
+        panic!("no topic")
+    };
+    let partition = &cluster.state.partitions[&groups[0]];
+    assert!(partition.replicas.iter().all(|r| r.node != NodeId(2)), "{partition:?}");
+    assert_eq!(cluster.state.replica_plan(partition).missing, 1, "made when it is there");
 }

@@ -321,8 +321,10 @@ mod tests {
 
     #[test]
     fn entries_keep_their_kind_through_raft() {
-        let change =
-            MembershipChange { steps: vec![MembershipStep { op: MembershipOp::AddLearner, replica: ReplicaId(9) }], basis: 0 };
+        let change = MembershipChange {
+            steps: vec![MembershipStep { op: MembershipOp::AddLearner, replica: ReplicaId(9) }],
+            basis: 0,
+        };
         for original in [
             entry(2, EntryKind::Noop, b""),
             entry(3, EntryKind::Command, b"x"),
@@ -336,8 +338,10 @@ mod tests {
 
     #[test]
     fn a_proposed_change_and_the_crates_own_leave_speak_our_encoding() {
-        let change =
-            MembershipChange { steps: vec![MembershipStep { op: MembershipOp::Remove, replica: ReplicaId(4) }], basis: 0 };
+        let change = MembershipChange {
+            steps: vec![MembershipStep { op: MembershipOp::Remove, replica: ReplicaId(4) }],
+            basis: 0,
+        };
         let mut proposed = eraftpb::Entry { data: vec![8, 8].into(), ..Default::default() };
         proposed.set_entry_type(EntryType::EntryConfChangeV2);
         proposed.context = membership_context(&change).into();

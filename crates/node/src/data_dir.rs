@@ -5,7 +5,7 @@
 //! DIR/identity.key  the node's Ed25519 key
 //! DIR/cluster       which cluster, which node, how it came to be (replaced atomically)
 //! DIR/reserve       a little space for the record on a full disk
-//! DIR/journal/      write-ahead log and checkpoints
+//! DIR/journal/      write-ahead log and checkpoints; `STORE` in it names this data, and is gone with it
 //! DIR/vms, images   virtual machines and what they are made of
 //! ```
 
@@ -104,6 +104,36 @@ impl DataDir {
         self.path.join("journal")
     }
 
+    /// The name of the data in the journal's directory, which is made if need be; durable on return.
+    pub fn store(&self) -> Result<u64, NodeError> {
+        let (dir, path) = (self.journal(), self.journal().join("STORE"));
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                let damaged = || NodeError::State { path, dir: self.path.clone(), reason: "not a number".into() };
+                return u64::from_str_radix(text.trim(), 16).map_err(|_| damaged());
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(NodeError::file("read", &path)(error)),
+        }
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes)
+            .map_err(|error| NodeError::Start { what: "without random bytes", reason: error.to_string() })?;
+        // 0 stands for none.
+        let store = u64::from_le_bytes(bytes).max(1);
+        let temporary = dir.join("STORE.tmp");
+        let write = || {
+            std::fs::create_dir_all(&dir)?;
+            let mut file = File::create(&temporary)?;
+            writeln!(file, "{store:016x}")?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)?;
+            File::open(&dir)?.sync_all()?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(NodeError::file("write", &path))?;
+        Ok(store)
+    }
+
     pub fn identity(&self) -> PathBuf {
         self.path.join("identity.key")
     }
@@ -183,6 +213,19 @@ mod tests {
             std::fs::write(&path, bad).expect("writes");
             assert!(matches!(data.load(), Err(NodeError::State { .. })), "byte {at}");
         }
+    }
+
+    #[test]
+    fn the_data_keeps_its_name_until_it_is_gone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(dir.path()).expect("opens");
+        let store = data.store().expect("made");
+        assert_eq!(data.store().expect("read"), store);
+        std::fs::remove_dir_all(data.journal()).expect("wiped");
+        let other = data.store().expect("made anew");
+        assert!(store != other && store != 0 && other != 0, "{store} and {other}");
+        std::fs::write(data.journal().join("STORE"), "what?").expect("writes");
+        assert!(matches!(data.store(), Err(NodeError::State { .. })));
     }
 
     #[test]

@@ -231,6 +231,7 @@ impl Node {
             },
             capabilities: host::measure(ground.data.path(), hypervisor.as_ref()),
             labels: config.labels.clone(),
+            store: ground.data.store()?,
         };
         let record = formation::find_place(&ground.data, config.join.as_ref(), &transport, &me).await?;
         me.node = record.node;

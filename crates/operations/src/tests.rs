@@ -236,3 +236,35 @@ fn waiting_shows_each_change_and_how_it_ended() {
     let gone = world.items("vm.wait", json!({ "name": "never", "until": "gone" })).unwrap();
     assert_eq!(gone[0].as_ref().unwrap()["vm"], Value::Null);
 }
+
+#[test]
+fn nodes_go_as_ordered_and_orders_that_make_no_sense_say_what_does() {
+    let world = World::new(4);
+    let order = |operation: &str, input: Value| world.value(operation, input);
+    let drained = order("node.drain", json!({ "node": "node2" })).unwrap();
+    assert_eq!((&drained["lifecycle"], &drained["id"]), (&json!("draining"), &json!(2)));
+    assert_eq!(order("node.resume", json!({ "node": "2" })).unwrap()["lifecycle"], "active");
+    assert_eq!(code(order("node.drain", json!({ "node": "node9" }))), ErrorCode::NotFound);
+
+    let alive = order("node.remove", json!({ "node": "node3" })).unwrap_err();
+    assert_eq!(alive.code, ErrorCode::FailedPrecondition);
+    assert!(alive.hint.unwrap().contains("node leave node3"));
+    world.mood(3, Mood::Hangs);
+    let dead = order("node.leave", json!({ "node": "node3" })).unwrap_err();
+    assert!(dead.hint.unwrap().contains("node remove node3"));
+    assert_eq!(order("node.remove", json!({ "node": "node3" })).unwrap()["lifecycle"], "removing");
+    assert_eq!(code(order("node.resume", json!({ "node": "node3" }))), ErrorCode::FailedPrecondition);
+
+    order("topic.create", json!({ "name": "three", "replication_factor": 3 })).unwrap();
+    let short = order("node.leave", json!({ "node": "node4" })).unwrap_err();
+    assert!(
+        short.message.contains("1 topic would have fewer replicas") && short.message.contains("three"),
+        "{short:?}"
+    );
+    assert_eq!(order("node.leave", json!({ "node": "node4", "force": true })).unwrap()["lifecycle"], "leaving");
+    assert_eq!(code(order("node.replace", json!({ "node": "node1", "with": "node4" }))), ErrorCode::FailedPrecondition);
+    assert_eq!(order("node.replace", json!({ "node": "node1", "with": "node2" })).unwrap()["lifecycle"], "leaving");
+    let listed = world.value("node.list", json!({})).unwrap();
+    let lifecycles: Vec<_> = listed["nodes"].as_array().unwrap().iter().map(|n| n["lifecycle"].clone()).collect();
+    assert_eq!(lifecycles, ["leaving", "active", "removing", "leaving"]);
+}

@@ -95,16 +95,19 @@ impl World {
         }
         let Some(order) = self.nodes[node].order else { return };
         let id = self.nodes[node].id();
-        let lifecycle = self.checks.commands.last().and_then(|state| state.nodes.get(&id)).map(|record| record.lifecycle);
+        let lifecycle =
+            self.checks.commands.last().and_then(|state| state.nodes.get(&id)).map(|record| record.lifecycle);
         let command = match (order, lifecycle) {
-            (Order::Leave { .. }, Some(NodeLifecycle::Leaving)) | (Order::Remove { .. }, Some(NodeLifecycle::Removing)) => {
+            (Order::Leave { .. }, Some(NodeLifecycle::Leaving))
+            | (Order::Remove { .. }, Some(NodeLifecycle::Removing)) => {
                 return self.queue.after(LOOK, Ev::Operate { node });
             }
             (Order::Remove { .. }, None) => return self.is_forgotten(node),
             // It finds out by itself.
             (Order::Leave { .. }, None) => return,
             (Order::Drain, Some(NodeLifecycle::Draining)) => return,
-            (Order::Resume, Some(NodeLifecycle::Active | NodeLifecycle::Lost)) | (Order::Drain | Order::Resume, None) => {
+            (Order::Resume, Some(NodeLifecycle::Active | NodeLifecycle::Lost))
+            | (Order::Drain | Order::Resume, None) => {
                 self.nodes[node].order = None;
                 return;
             }
@@ -144,7 +147,8 @@ impl World {
             return self.fail("who leaves was told to", format!("n{node} (node {id}): {reason}"));
         }
         if !self.nodes[node].host.running().is_empty() {
-            return self.fail("who leaves has no VMs", format!("n{node} (node {id}): {:?}", self.nodes[node].host.running()));
+            return self
+                .fail("who leaves has no VMs", format!("n{node} (node {id}): {:?}", self.nodes[node].host.running()));
         }
         self.trace.node(self.queue.now, node, || format!("departs: {reason}"));
         self.end_process(node, false);

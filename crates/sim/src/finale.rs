@@ -103,7 +103,8 @@ impl World {
             let without: Vec<_> = groups.difference(&self.finale.accepted_groups).collect();
             let nodes: Vec<_> = nodes.difference(&self.finale.accepted_nodes).collect();
             let describe = self.describe();
-            let what = format!("no write through nodes {nodes:?}, to groups {without:?}, or orders {orders:?}: {describe}");
+            let what =
+                format!("no write through nodes {nodes:?}, to groups {without:?}, or orders {orders:?}: {describe}");
             return self.fail("writes are accepted within 10 s after the last fault", what);
         }
         for node in nodes {
@@ -305,7 +306,8 @@ impl World {
             _ => false,
         };
         let (name, desired, phase, reason) = (&vm.name, vm.desired, vm.phase, &vm.reason);
-        (!settled).then(|| format!("VM {name} is to be {desired:?}, is {phase:?} ({reason}) at {place:?}, runs at {hosts:?}"))
+        (!settled)
+            .then(|| format!("VM {name} is to be {desired:?}, is {phase:?} ({reason}) at {place:?}, runs at {hosts:?}"))
     }
 
     fn final_checks(&mut self) {

@@ -82,9 +82,13 @@ pub struct SimNode {
 pub enum Order {
     Drain,
     Resume,
-    Leave { back_in: Option<Nanos> },
+    Leave {
+        back_in: Option<Nanos>,
+    },
     /// Its machine is lost.
-    Remove { back_in: Option<Nanos> },
+    Remove {
+        back_in: Option<Nanos>,
+    },
 }
 
 /// The clocks of a machine.
@@ -157,7 +161,8 @@ impl SimNode {
     pub fn renew(&mut self, seed: u64) {
         let (boot, clock, generation) = (self.boot, self.clock, self.generation + 1);
         let fresh = SimNode::new(self.ix, hash64(&[seed, 8, u64::from(generation)]));
-        *self = SimNode { boot, clock, generation, member: member(self.ix, generation), stage: Stage::Stranger, ..fresh };
+        *self =
+            SimNode { boot, clock, generation, member: member(self.ix, generation), stage: Stage::Stranger, ..fresh };
     }
 
     /// Both of its clocks.
@@ -255,5 +260,6 @@ fn member(ix: NodeIx, generation: u8) -> Member {
             version: "simulated".into(),
         },
         labels: BTreeMap::new(),
+        store: 1 + u64::from(generation),
     }
 }

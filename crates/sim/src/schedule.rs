@@ -231,9 +231,7 @@ impl Draw {
             Fault::Join => Shot::LateJoin { node: self.nodes - 1 },
             Fault::Leave | Fault::Destroy | Fault::Drain if alone => return None,
             Fault::Leave => Shot::Leave { node, back_in: self.return_after() },
-            Fault::Destroy => {
-                Shot::Destroy { node, noticed: self.span(10, 3_000), back_in: self.return_after() }
-            }
+            Fault::Destroy => Shot::Destroy { node, noticed: self.span(10, 3_000), back_in: self.return_after() },
             Fault::Drain => Shot::Drain { node, lasts: self.span(200, 8_000) },
         })
     }

@@ -354,9 +354,9 @@ impl World {
         }
         let answers = one.runs() && other.runs() && self.net.open(low, high) && self.net.open(high, low);
         // A member hangs up on former ones, and says why.
-        let expelled = [(one, other), (other, one)].into_iter().find(|(caller, called)| {
-            answers && called.known_departed.contains(&caller.id())
-        });
+        let expelled = [(one, other), (other, one)]
+            .into_iter()
+            .find(|(caller, called)| answers && called.known_departed.contains(&caller.id()));
         if let Some((node, by)) = expelled.map(|(caller, called)| (caller.ix, called.id())) {
             self.dial_soon(low, high);
             return self.tell(node, Event::Expelled { by });

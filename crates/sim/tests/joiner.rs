@@ -126,7 +126,12 @@ impl Joiner {
         // The joiner has a replica of the topic of events.
         for partition in state.partitions.values().cloned().collect::<Vec<_>>() {
             let mut partition = partition;
-            partition.replicas.push(ReplicaRecord { replica: ReplicaId(9), node: JOINER.0, voter: false, retired: false });
+            partition.replicas.push(ReplicaRecord {
+                replica: ReplicaId(9),
+                node: JOINER.0,
+                voter: false,
+                retired: false,
+            });
             state.partitions.insert(partition.group, partition);
         }
         let data = state.encode();

@@ -45,7 +45,7 @@ pub use identity::Identity;
 pub use inbox::{Inbox, Incoming};
 pub use link::PeerLink;
 pub use peer::PeerStatus;
-pub use roster::{Local, Members};
+pub use roster::{Departed, Local, Members};
 pub use transport::{Inboxes, RefusalRecord, Transport, TransportConfig};
 
 /// The application protocol in TLS's ALPN. Versions are told apart in the hello, where a refusal can carry a reason.

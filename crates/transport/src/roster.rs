@@ -122,7 +122,8 @@ impl Roster {
                 Some((ErrorCode::PermissionDenied, reason))
             }
             None if self.departed.contains(&(endpoint, node)) => {
-                let reason = format!("node {node} was removed from the cluster; to come back it must join with a token");
+                let reason =
+                    format!("node {node} was removed from the cluster; to come back it must join with a token");
                 Some((ErrorCode::Expelled, reason))
             }
             None => Some((ErrorCode::PermissionDenied, self.why_unknown(endpoint, node))),

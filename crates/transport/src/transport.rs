@@ -25,7 +25,7 @@ use crate::link::PeerLink;
 use crate::log::LogLimiter;
 use crate::metrics::NodeMetrics;
 use crate::peer::{Peer, PeerStatus};
-use crate::roster::{Local, Members, Roster};
+use crate::roster::{Departed, Local, Members, Roster};
 use crate::{ALPN, Identity, accept, close, dial, join};
 
 /// Of the thread that runs QUIC and the control channel.

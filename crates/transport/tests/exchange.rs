@@ -294,9 +294,8 @@ async fn a_member_that_is_removed_is_hung_up_on_and_told_so() {
     let departed = Arc::new([(moved.identity.endpoint(), NodeId(2))].into_iter().collect());
     first.transport.set_members(&Arc::new([first.place()].into_iter().collect()), departed).expect("peers start");
     moved.until_down(1).await;
-    let expelled = async {
-        while !matches!(moved.inboxes.control.recv().await, Some(Incoming::Expelled { by: NodeId(1) })) {}
-    };
+    let expelled =
+        async { while !matches!(moved.inboxes.control.recv().await, Some(Incoming::Expelled { by: NodeId(1) })) {} };
     tokio::time::timeout(PATIENCE, expelled).await.expect("it is told");
     let refused = moved.until_status(1, |status| {
         status.last_error.as_deref().is_some_and(|error| error.contains("refused this node"))

@@ -65,4 +65,9 @@ pub struct Member {
     /// Free-form, such as `zone=a`; failure domains among them.
     #[n(4)]
     pub labels: BTreeMap<String, String>,
+    /// Names the data that it keeps: drawn when its journal is made, and gone with it. A node whose data is gone is not the
+    /// node that it was, whatever key it has. 0: not said, as by an older version.
+    #[n(5)]
+    #[cbor(default)]
+    pub store: u64,
 }

@@ -71,6 +71,8 @@ super::table! {
             "A checkpoint of `__meta` lacks a table.",
         CommandsRepeated "commands-repeated"
             "A command that comes again in its session is applied again.",
+        ImpostorAdmitted "impostor-admitted"
+            "A node that joins with a member's key and without its data gets that member's replicas.",
         AdmittedTwice "admitted-twice"
             "A node that asks again to be admitted becomes another node.",
         StaleReportAccepted "stale-report-accepted"

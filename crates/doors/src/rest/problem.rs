@@ -26,7 +26,8 @@ pub fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::NoLeader
         | ErrorCode::LeaderChanged
         | ErrorCode::Unreachable
-        | ErrorCode::ShuttingDown => 503,
+        | ErrorCode::ShuttingDown
+        | ErrorCode::Expelled => 503,
         ErrorCode::DeadlineExceeded => 504,
         ErrorCode::DiskFull => 507,
     }

@@ -120,7 +120,13 @@ impl Node {
         let mut member = wire::Member { node: NodeId(id), name: format!("n{id}"), ..wire::Member::default() };
         member.address.kafka = kafka.to_owned();
         member.labels.insert("zone".into(), "b".into());
-        let record = NodeRecord { member, meta_replica: base::ReplicaId(100 + id), joined: wall() };
+        let record = NodeRecord {
+            member,
+            meta_replica: base::ReplicaId(100 + id),
+            joined: wall(),
+            lifecycle: metadata::NodeLifecycle::Active,
+            successor: None,
+        };
         metadata.nodes.insert(NodeId(id), record);
         state.metadata = Arc::new(metadata);
         drop(state);

@@ -18,7 +18,7 @@ pub(crate) struct NodeView {
     pub name: String,
     /// `ready`; `joining`: it answers but cannot take part yet; `unreachable`: it does not answer.
     pub state: String,
-    /// Why it is not ready; empty if it is.
+    /// Why it is not ready, or cannot go although it is to; empty if there is nothing to say.
     pub reason: String,
     /// What the cluster does with it: `active`; `draining`: it gets no work; `lost`: silent for so long that its replicas
     /// are made anew elsewhere; `leaving` or `removing`: everything moves away, then it is forgotten.
@@ -132,6 +132,8 @@ fn view(metadata: &Metadata, asked: &Asked, best: Option<&NodeStatus>, heard: Op
         _ => None,
     };
     let (replicas, vms_assigned) = super::load(metadata, member.node);
+    let kept = super::kept_by(metadata, member.node).filter(|_| reason.is_empty());
+    let reason = kept.unwrap_or(reason);
     NodeView {
         id: member.node.0,
         name: member.name.clone(),

@@ -58,6 +58,29 @@ pub(crate) fn load(metadata: &Metadata, node: NodeId) -> (usize, usize) {
     (replicas, vms)
 }
 
+/// Why a node that is to go does not: partitions for whose replicas there is no other node.
+pub(crate) fn kept_by(metadata: &Metadata, node: NodeId) -> Option<String> {
+    if metadata.nodes.get(&node).is_none_or(|record| record.lifecycle.stays()) {
+        return None;
+    }
+    let on = |partition: &metadata::PartitionRecord, node: NodeId| partition.replicas.iter().any(|r| r.node == node);
+    let nowhere = |partition: &&metadata::PartitionRecord| {
+        let room = metadata.nodes.keys().any(|other| metadata.takes_replicas(*other) && !on(partition, *other));
+        on(partition, node) && metadata.replica_plan(partition).missing > 0 && !room
+    };
+    let stuck = metadata.partitions.values().filter(nowhere).count();
+    let away: Vec<&str> = metadata
+        .staying()
+        .filter(|record| !record.lifecycle.holds_replicas())
+        .map(|record| record.member.name.as_str())
+        .collect();
+    let remedy = match away.is_empty() {
+        true => "add a node".to_owned(),
+        false => format!("add a node, or bring back or remove {}", away.join(", ")),
+    };
+    (stuck > 0).then(|| format!("{} has nowhere else to go: {remedy}", count(stuck, "replica")))
+}
+
 /// Has the cluster change what becomes of a node.
 async fn change(call: &Call<Ports>, node: NodeId, order: Command) -> Result<Going, OpError> {
     let (_, metadata) = command(call, order).await?;

@@ -46,7 +46,8 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Going, OpError> {
     let asks = metadata.nodes.contains_key(&node) && !is_removing(&metadata, node) && !input.force;
     if asks && is_alive(&call, node).await {
         let message = format!("{} answers: it is not dead", input.node);
-        let hint = format!("`muster node leave {}` moves everything away first; --force gives it up all the same", input.node);
+        let hint =
+            format!("`muster node leave {}` moves everything away first; --force gives it up all the same", input.node);
         return Err(OpError::new(ErrorCode::FailedPrecondition, message).hint(hint));
     }
     change(&call, node, Command::RemoveNode { node, dead: true, successor: None }).await

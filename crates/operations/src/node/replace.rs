@@ -23,19 +23,24 @@ struct Input {
 }
 
 pub(crate) fn operation() -> Operation<Ports> {
-    Operation::new("node.replace", "Put another node in a node's place", (Method::Post, "/v1/nodes/{node}/replace"), run)
-        .docs(
-            "The new node gets every replica that the old one has and it does not have yet; VMs go wherever there is \
+    Operation::new(
+        "node.replace",
+        "Put another node in a node's place",
+        (Method::Post, "/v1/nodes/{node}/replace"),
+        run,
+    )
+    .docs(
+        "The new node gets every replica that the old one has and it does not have yet; VMs go wherever there is \
              room. An old node that answers hands over in good order, as with `node leave`; one that does not is given \
              up, as with `node remove`: then make sure that its machine is off.",
-        )
-        .examples(&[Example { command: "muster node replace node3 --with node4", says: "node4 takes over what node3 has" }])
-        .permission(Permission::Admin)
-        .scope(Scope::Leader)
-        .idempotency(Idempotency::Idempotent)
-        .errors(WRITE_ERRORS)
-        .positional(&["node"])
-        .human(Human::Text(text))
+    )
+    .examples(&[Example { command: "muster node replace node3 --with node4", says: "node4 takes over what node3 has" }])
+    .permission(Permission::Admin)
+    .scope(Scope::Leader)
+    .idempotency(Idempotency::Idempotent)
+    .errors(WRITE_ERRORS)
+    .positional(&["node"])
+    .human(Human::Text(text))
 }
 
 async fn run(call: Call<Ports>, input: Input) -> Result<Going, OpError> {

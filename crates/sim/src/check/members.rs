@@ -120,7 +120,8 @@ impl Members {
         if !overlap(before, &after) {
             return Err(place(format!("{before:?} and {after:?} could decide without each other")));
         }
-        let goes = |record: &metadata::NodeRecord| !record.lifecycle.stays() && after.voters.contains(&record.meta_replica);
+        let goes =
+            |record: &metadata::NodeRecord| !record.lifecycle.stays() && after.voters.contains(&record.meta_replica);
         let hand_over = state.is_some_and(|state| state.nodes.values().any(goes));
         self.fits(group, hand_over, &after).map_err(place)?;
         self.changes += 1;

@@ -104,6 +104,41 @@ fn a_node_stays_in_its_cluster() {
 }
 
 #[test]
+fn a_node_that_lost_its_data_and_kept_its_key_is_refused_until_it_is_given_up() {
+    let _machine = machine_shared();
+    Folder::scenario("impostor", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let token = cluster.token(2)?;
+        cluster.nodes[2].kill()?;
+        // Whatever it knew of its cluster is gone, but for who it is.
+        let data_dir = cluster.nodes[2].data_dir.clone();
+        std::fs::remove_dir_all(data_dir.join("journal"))?;
+        let ended = cluster.nodes[2].start_again(&Start::Up)?;
+        ensure!(!ended.status.success(), "it runs without its data:\n{}", ended.text());
+        ensure!(ended.text().contains("its data is gone"), "the reason is not given:\n{}", ended.text());
+        std::fs::remove_file(data_dir.join("cluster"))?;
+        let ended = cluster.nodes[2].start_again(&Start::Join(token.clone()))?;
+        ensure!(!ended.status.success(), "it was let in:\n{}", ended.text());
+        for expect in ["whose data is gone does not come back", "muster node remove node3", "join anew"] {
+            ensure!(ended.text().contains(expect), "it does not say {expect:?}:\n{}", ended.text());
+        }
+        // As it was told.
+        let removed = cluster.nodes[0].cli(&["node", "remove", "node3"])?;
+        ensure!(removed.status.success(), "{}", removed.text());
+        wait_until(PATIENCE, "node3 is forgotten", || {
+            let members = cluster.nodes[0].members()?;
+            ensure!(members.iter().all(|member| member["name"] != "node3"), "{members:?}");
+            Ok(())
+        })?;
+        std::fs::remove_dir_all(&data_dir)?;
+        cluster.nodes[2].start(&Start::Join(token))?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_tolerant(&cluster.nodes[0])
+    });
+}
+
+#[test]
 fn a_configuration_file_with_a_token_makes_a_member_and_later_starts_with_it_no_second_one() {
     let _machine = machine_shared();
     Folder::scenario("join-by-file", |folder| {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod damaged_disk;
+mod departures;
 mod dev;
 mod failover;
 mod formation;

@@ -1,0 +1,200 @@
+//! Nodes are drained, leave, are removed and replaced, under load, with VMs on them; and those that come back
+//! uninvited are told what they are.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use testkit::{Cluster, Folder, Node, Start, wait_until};
+
+use crate::support::{PATIENCE, machine_shared, wait_tolerant, wait_vm, wait_voters};
+
+/// A VM is stopped and another one started, perhaps on an emulated CPU; its image is made on the way.
+const MOVED_LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn the_leader_leaves_under_load_and_nothing_is_lost() {
+    let _machine = machine_shared();
+    Folder::scenario("leave", |folder| {
+        let mut cluster = Cluster::start(folder, 4)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let leaver = cluster.meta_leader(PATIENCE)?;
+        let name = cluster.nodes[leaver].name.clone();
+        let witness = (leaver + 1) % 4;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"first"[..])], &[], &[])?;
+        wait_voters(&cluster.nodes[witness], "t", 3)?;
+
+        let (stop, produced) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let others: Vec<&Node> = cluster.nodes.iter().filter(|node| node.name != name).collect();
+        let loaded = std::thread::scope(|scope| {
+            let load = scope.spawn(|| -> anyhow::Result<()> {
+                while !stop.load(Ordering::SeqCst) {
+                    let n = produced.load(Ordering::SeqCst);
+                    let (key, value) = (format!("k{n}"), format!("v{n}"));
+                    others[n % 3].kcat().produce("t", [(key.as_bytes(), value.as_bytes())], &[], &[])?;
+                    produced.fetch_add(1, Ordering::SeqCst);
+                }
+                Ok(())
+            });
+            let left = leave(others[0], &name);
+            stop.store(true, Ordering::SeqCst);
+            let load = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+            left.and(load)
+        });
+        loaded?;
+        let ended = cluster.nodes[leaver].wait_for_end(PATIENCE)?;
+        ensure!(ended.status.success(), "it left with {}:\n{}", ended.status, cluster.nodes[leaver].log());
+        ensure!(cluster.nodes[leaver].log().contains("this node has left the cluster"), "it does not say why it ended");
+
+        cluster.wait_ready(PATIENCE)?;
+        wait_tolerant(&cluster.nodes[witness])?;
+        let count = produced.load(Ordering::SeqCst);
+        ensure!(count > 3, "the load made only {count} records");
+        for node in cluster.running() {
+            let mut values: Vec<String> = node.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+            ensure!(values.len() > count, "{} reads {} of {count} records", node.name, values.len());
+            values.dedup();
+            let expected = std::iter::once("first".to_owned()).chain((0..count).map(|n| format!("v{n}")));
+            ensure!(values == expected.collect::<Vec<_>>(), "{} reads {values:?}", node.name);
+        }
+        // Its data directory is of no use any more, and says so.
+        let ended = cluster.nodes[leaver].start_again(&Start::Up)?;
+        ensure!(!ended.status.success(), "it runs again:\n{}", ended.text());
+        ensure!(ended.text().contains("was removed from the cluster"), "the reason is not given:\n{}", ended.text());
+        Ok(())
+    });
+}
+
+/// Lets a node leave, and waits until the others have forgotten it.
+fn leave(by: &Node, name: &str) -> anyhow::Result<()> {
+    let told = by.cli_json(&["node", "leave", name])?;
+    ensure!(told["lifecycle"] == "leaving", "{told}");
+    wait_gone(by, name)
+}
+
+fn wait_gone(by: &Node, name: &str) -> anyhow::Result<()> {
+    wait_until(PATIENCE, &format!("{name} is forgotten"), || {
+        let member = member(by, name)?;
+        ensure!(member.is_none(), "{member:?}");
+        Ok(())
+    })
+}
+
+fn member(by: &Node, name: &str) -> anyhow::Result<Option<Value>> {
+    Ok(by.members()?.into_iter().find(|member| member["name"] == name))
+}
+
+#[test]
+fn a_dead_node_is_removed_and_its_machine_comes_back_only_as_another_node() {
+    let _machine = machine_shared();
+    Folder::scenario("remove", |folder| {
+        let mut cluster = Cluster::start(folder, 4)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"kept"[..])], &[], &[])?;
+        wait_voters(&cluster.nodes[0], "t", 3)?;
+        let early = cluster.nodes[0].cli(&["node", "remove", "node4"])?;
+        ensure!(!early.status.success(), "a node that answers was removed:\n{}", early.text());
+        ensure!(early.text().contains("node leave node4"), "no hint:\n{}", early.text());
+        cluster.nodes[3].kill()?;
+        let late = cluster.nodes[0].cli(&["node", "leave", "node4"])?;
+        ensure!(!late.status.success(), "a dead node leaves:\n{}", late.text());
+        ensure!(late.text().contains("node remove node4"), "no hint:\n{}", late.text());
+
+        let told = cluster.nodes[0].cli_json(&["node", "remove", "node4"])?;
+        ensure!(told["lifecycle"] == "removing", "{told}");
+        wait_gone(&cluster.nodes[0], "node4")?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let topics = cluster.nodes[0].api().get("/v1/topics")?.ok()?;
+        for topic in topics["topics"].as_array().context("no topics")? {
+            wait_voters(&cluster.nodes[0], topic["name"].as_str().context("no name")?, 3)?;
+        }
+
+        // It is told so, whoever it calls.
+        let ended = cluster.nodes[3].start_again(&Start::Up)?;
+        ensure!(!ended.status.success(), "it is a member again:\n{}", ended.text());
+        for expect in ["was removed from the cluster", "join anew with a token"] {
+            ensure!(ended.text().contains(expect), "it does not say {expect:?}:\n{}", ended.text());
+        }
+        std::fs::remove_dir_all(&cluster.nodes[3].data_dir)?;
+        let token = cluster.token(1)?;
+        cluster.nodes[3].start(&Start::Join(token))?;
+        cluster.wait_ready(PATIENCE)?;
+        let again = member(&cluster.nodes[0], "node4")?.context("it is no member")?;
+        ensure!(again["id"] == 5, "it has the id of the node before: {again}");
+        let values: Vec<String> = cluster.nodes[3].kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+        ensure!(values == ["kept"], "it reads {values:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_drained_node_gives_up_leaderships_and_vms_and_takes_nothing_until_it_resumes() {
+    let _machine = machine_shared();
+    Folder::scenario("drain", |folder| {
+        let cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        cluster.nodes[0].api().post("/v1/vms", &json!({ "name": "web1" }))?.ok()?;
+        let runs = |vm: &Value| vm["phase"] == "Running";
+        let vm = wait_vm(&cluster.nodes[0], "web1", MOVED_LIMIT, "it runs", runs)?;
+        let name = vm["node"].as_str().context("no node")?.to_owned();
+        let by = cluster.nodes.iter().find(|node| node.name != name).context("three nodes")?;
+
+        let told = by.cli(&["node", "drain", &name])?;
+        ensure!(told.status.success() && told.text().contains("is draining"), "{}", told.text());
+        let moved =
+            wait_vm(by, "web1", MOVED_LIMIT, "it runs elsewhere", |vm| runs(vm) && vm["node"] != name.as_str())?;
+        ensure!(moved["epoch"].as_u64() > vm["epoch"].as_u64(), "{vm} became {moved}");
+        let drained = cluster.nodes.iter().find(|node| node.name == name).context("it is one of them")?;
+        wait_until(PATIENCE, "its hypervisor is gone and it leads nothing", || {
+            ensure!(drained.hypervisors().is_empty(), "{:?} run", drained.hypervisors());
+            let groups = by.api().get("/v1/groups")?.ok()?;
+            let lists = groups["nodes"].as_array().context("no nodes")?;
+            let mine = lists.iter().find(|list| list["node"] == name.as_str()).context("it does not answer")?;
+            let led = mine["groups"].as_array().context("no groups")?.iter().filter(|group| group["role"] == "leader");
+            ensure!(led.clone().next().is_none(), "it leads {:?}", led.collect::<Vec<_>>());
+            Ok(())
+        })?;
+        let shown = member(by, &name)?.context("it is a member")?;
+        ensure!(shown["lifecycle"] == "draining" && shown["vms_assigned"] == 0, "{shown}");
+        ensure!(shown["replicas"].as_u64() > Some(0), "its replicas went: {shown}");
+
+        let refused = by.api().post("/v1/vms", &json!({ "name": "pinned", "node": name }))?.ok()?;
+        let pinned = wait_vm(by, "pinned", PATIENCE, "it says why it waits", |vm| {
+            vm["reason"].as_str().is_some_and(|reason| reason.contains("draining"))
+        })?;
+        ensure!(pinned["phase"] == "Pending", "{refused} became {pinned}");
+        by.cli_json(&["node", "resume", &name])?;
+        wait_vm(by, "pinned", MOVED_LIMIT, "it runs where it belongs", |vm| runs(vm) && vm["node"] == name.as_str())?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_new_node_takes_the_place_of_a_dead_one() {
+    let _machine = machine_shared();
+    Folder::scenario("replace", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        for topic in ["a", "b"] {
+            cluster.kcat().produce(topic, [(&b"k"[..], &b"v"[..])], &[], &[])?;
+            wait_voters(&cluster.nodes[0], topic, 3)?;
+        }
+        let dead = cluster.meta_leader(PATIENCE)?;
+        let (name, by) = (cluster.nodes[dead].name.clone(), (dead + 1) % 3);
+        cluster.nodes[dead].kill()?;
+        let token = cluster.token(1)?;
+        cluster.add()?.start(&Start::Join(token))?;
+        cluster.wait_ready(PATIENCE)?;
+        cluster.nodes[by].cli_json(&["node", "replace", &name, "--with", "node4"])?;
+        wait_gone(&cluster.nodes[by], &name)?;
+        wait_tolerant(&cluster.nodes[by])?;
+        let new = member(&cluster.nodes[by], "node4")?.context("it is a member")?;
+        ensure!(new["meta_role"] != "learner", "{new}");
+        for topic in ["a", "b"] {
+            wait_voters(&cluster.nodes[by], topic, 3)?;
+            ensure!(cluster.nodes[3].kcat().consume(topic)?.len() == 1, "{topic} is not whole");
+        }
+        Ok(())
+    });
+}
