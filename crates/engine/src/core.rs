@@ -252,7 +252,8 @@ impl NodeCore {
         if self.stage == Stage::Stopped {
             return;
         }
-        let asked = self.metadata.nodes.get(&self.me()).is_some_and(leaving);
+        // A later process of a node that has left is as unwanted as any other.
+        let asked = self.session.is_open() && self.metadata.nodes.get(&self.me()).is_some_and(leaving);
         let reason = match asked {
             true => "this node has left the cluster".to_owned(),
             false => format!(

@@ -29,8 +29,6 @@ const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
 pub(crate) enum End {
     /// The node was told to stop.
     Stopped,
-    /// The cluster has forgotten the node; `asked`: as it was asked to.
-    Departed { asked: bool, reason: String },
     /// The node cannot go on.
     Fatal(String),
 }
@@ -57,6 +55,15 @@ pub(crate) struct Sinks {
     pub formed: Box<dyn FnMut() -> Result<(), String> + Send>,
     /// Told once, when recovery is done.
     pub recovered: Option<oneshot::Sender<()>>,
+    /// Told once, if the cluster has forgotten this node.
+    pub departed: Option<oneshot::Sender<Departed>>,
+}
+
+/// The cluster has forgotten this node; `asked`: as it was asked to.
+#[derive(Debug)]
+pub(crate) struct Departed {
+    pub asked: bool,
+    pub reason: String,
 }
 
 /// The core and its surroundings.
@@ -223,7 +230,12 @@ impl Driver {
                 }
             }
             Effect::Applied { .. } | Effect::Role { .. } => {}
-            Effect::Departed { asked, reason } => return Err(End::Departed { asked, reason }),
+            // The core does nothing any more; whatever works with it is stopped in good order.
+            Effect::Departed { asked, reason } => {
+                if let Some(departed) = self.sinks.departed.take() {
+                    let _ = departed.send(Departed { asked, reason });
+                }
+            }
             Effect::Fatal(reason) => return Err(End::Fatal(reason)),
         }
         Ok(())

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::console;
 use crate::data_dir::{ClusterRecord, DataDir};
 use crate::disk::Disk;
-use crate::driver::{Driver, End, Sinks, Sources};
+use crate::driver::{Departed, Driver, End, Sinks, Sources};
 use crate::error::NodeError;
 use crate::formation;
 use crate::handle::{NodeHandle, REQUEST_QUEUE, Views};
@@ -54,6 +54,7 @@ pub struct Node {
     stop_clients: CancellationToken,
     stop_core: CancellationToken,
     core_ended: oneshot::Receiver<End>,
+    departed: oneshot::Receiver<Departed>,
     supervisor: Supervisor,
     vmm: Arc<Vmm>,
     _data: Arc<DataDir>,
@@ -77,11 +78,11 @@ pub fn run(config: Config, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
         };
         let ended = until_ended(&mut node, &mut signals, ready).await;
         match ended {
-            Ok(()) => {
+            Ok(why) => {
                 tracing::info!("stopping");
                 // A second signal does not wait for guests and peers.
                 tokio::select! {
-                    () = node.stop() => {}
+                    () = node.stop(why) => {}
                     () = signals.recv() => tracing::warn!("stopped at once: VMs may still run; the next start adopts them"),
                 }
                 Ok(())
@@ -103,20 +104,22 @@ pub fn run(config: Config, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
 }
 
 /// What the end of the core's thread means.
-fn ended_by_core(end: Result<End, oneshot::error::RecvError>) -> Result<(), NodeError> {
+fn ended_by_core(end: Result<End, oneshot::error::RecvError>) -> NodeError {
     match end {
-        Ok(End::Departed { asked: true, reason }) => {
-            tracing::info!(reason, "the data directory is of no use any more");
-            Ok(())
-        }
-        Ok(End::Departed { asked: false, reason }) => Err(NodeError::Expelled(reason)),
-        Ok(End::Fatal(reason)) => Err(NodeError::Fatal(reason)),
-        Ok(End::Stopped) | Err(_) => Err(NodeError::Fatal("the core's thread ended".to_owned())),
+        Ok(End::Fatal(reason)) => NodeError::Fatal(reason),
+        Ok(End::Stopped) | Err(_) => NodeError::Fatal("the core's thread ended".to_owned()),
     }
 }
 
-/// Waits for a signal (`Ok`) or for the node to end by itself.
-async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
+/// Why a node stops in good order.
+enum Why {
+    Signal,
+    /// The cluster has forgotten it, as it was told to.
+    Left,
+}
+
+/// Waits for a reason to stop, or for the node to end by itself.
+async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(&Node)) -> Result<Why, NodeError> {
     let supervisor = node.supervisor.clone();
     let handle = node.handle.clone();
     let mut ready = Some(ready);
@@ -127,12 +130,20 @@ async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(
             // The core first: tasks that end because it did are not the reason.
             biased;
             end = &mut node.core_ended => {
-                return ended_by_core(end);
+                return Err(ended_by_core(end));
+            }
+            Ok(departed) = &mut node.departed, if !node.departed.is_terminated() => {
+                let Departed { asked, reason } = departed;
+                if asked {
+                    tracing::info!(reason, "the data directory is of no use any more");
+                    return Ok(Why::Left);
+                }
+                return Err(NodeError::Expelled(reason));
             }
             end = supervisor.ended() => {
                 return Err(NodeError::Fatal(format!("task {} was given up: {}", end.task, end.reason)));
             }
-            () = signals.recv() => return Ok(()),
+            () = signals.recv() => return Ok(Why::Signal),
             () = &mut becomes_ready, if ready.is_some() => {
                 if let Some(ready) = ready.take() {
                     ready(node);
@@ -264,8 +275,10 @@ impl Node {
     }
 
     /// Stops in order: leadership moves, clients are closed, guests power off, the core ends.
-    pub async fn stop(&self) {
-        self.hand_over().await;
+    async fn stop(&self, why: Why) {
+        if matches!(why, Why::Signal) {
+            self.hand_over().await;
+        }
         self.stop_clients.cancel();
         self.vmm.shutdown(VM_GRACE).await;
         // The core goes last: its end closes the queues that the tasks read.
@@ -357,6 +370,7 @@ impl Parts {
         let (joins, join_queue) = mpsc::channel(QUEUE);
         let (disk_done, disk_events) = mpsc::channel(QUEUE);
         let (recovered, recovery) = oneshot::channel();
+        let (departed_told, mut departed) = oneshot::channel();
         let incarnation = record.incarnation;
 
         let tree = ground.supervisor.clone();
@@ -378,6 +392,7 @@ impl Parts {
             supervisor: ground.supervisor.clone(),
             formed: remember_formed(ground.data.clone(), record),
             recovered: Some(recovered),
+            departed: Some(departed_told),
         };
         let sources =
             Sources { control: inboxes.control, bulk: inboxes.bulk, disk: disk_events, requests: ground.requests, vms };
@@ -385,8 +400,11 @@ impl Parts {
         tokio::select! {
             _ = recovery => {}
             end = &mut core_ended => {
-                // Nothing runs yet that would have to be stopped first.
-                return Err(ended_by_core(end).expect_err("the core was not told to stop"));
+                return Err(ended_by_core(end));
+            }
+            Ok(departed) = &mut departed => {
+                stop_core.cancel();
+                return Err(NodeError::Expelled(departed.reason));
             }
         }
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
@@ -400,6 +418,7 @@ impl Parts {
             stop_clients,
             stop_core,
             core_ended,
+            departed,
             supervisor: ground.supervisor,
             vmm,
             _data: ground.data,
