@@ -142,9 +142,7 @@ impl NodeCore {
         for group in self.unsettled_partitions() {
             let Some(partition) = self.metadata.partitions.get(&group) else { continue };
             // Its members were changed for reasons that this node has not heard of yet.
-            if self.groups.get(&group).is_some_and(|g| g.basis > self.metadata.applied)
-                && !planted(Plant::OldTableActedOn)
-            {
+            if self.groups.get(&group).is_some_and(|g| g.basis > self.metadata.applied) {
                 mark(Mark::MembersAheadOfTable);
                 continue;
             }

@@ -163,7 +163,7 @@ impl NodeCore {
             let Some(assignment) = vm.assignment else { continue };
             let Some(node) = self.metadata.nodes.get(&assignment.node) else { continue };
             let dead = node.lifecycle == NodeLifecycle::Removing;
-            let under_way = vm.leaves || vm.desired == VmDesired::Deleted;
+            let under_way = vm.leaves && vm.phase == VmPhase::Stopping || vm.desired == VmDesired::Deleted;
             if node.lifecycle.hands_over() && (dead || !under_way) {
                 commands.push(Command::EvictVm { vm: vm.id, epoch: assignment.epoch });
             }

@@ -1,7 +1,7 @@
 //! How members go: drained, left, removed, lost, forgotten.
 
 use base::limits::NODES_DEPARTED_MAX;
-use base::simulation::{Mark, Plant, mark, planted};
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, NodeId};
 use serde_json::json;
 
@@ -92,7 +92,7 @@ impl Metadata {
             let message = format!("node {node} is {}: it stays", record.lifecycle.as_str());
             return refuse(ErrorCode::FailedPrecondition, message);
         }
-        if !self.is_vacant(node) && !planted(Plant::ForgottenTooEarly) {
+        if !self.is_vacant(node) {
             return refuse(ErrorCode::FailedPrecondition, format!("node {node} still has replicas or VMs"));
         }
         mark(Mark::NodeForgotten);

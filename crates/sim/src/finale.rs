@@ -99,7 +99,8 @@ impl World {
         let limit = if self.finale.formed_before { ACCEPT } else { FORM_AND_ACCEPT };
         let orders = self.nodes.iter().any(|it| it.order.is_some());
         if self.queue.now > began + limit + if orders { DEPART } else { 0 } {
-            let orders: Vec<_> = self.nodes.iter().filter_map(|it| Some((it.ix, it.id(), it.order?))).collect();
+            let orders: Vec<_> =
+                self.nodes.iter().filter_map(|it| Some((it.ix, it.order?, self.left_on(it.id())))).collect();
             let without: Vec<_> = groups.difference(&self.finale.accepted_groups).collect();
             let nodes: Vec<_> = nodes.difference(&self.finale.accepted_nodes).collect();
             let describe = self.describe();
@@ -124,6 +125,15 @@ impl World {
                 self.probe_group(group, node);
             }
         }
+    }
+
+    /// What still belongs to a node, by the last committed word.
+    fn left_on(&self, node: NodeId) -> Vec<String> {
+        let Some(state) = self.checks.commands.last() else { return Vec::new() };
+        let groups = state.partitions.values().filter(|p| p.replicas.iter().any(|r| r.node == node));
+        let vms = state.vms.values().filter(|vm| vm.assignment.is_some_and(|at| at.node == node));
+        let groups = groups.map(|p| format!("group {}: {:?}", p.group, p.replicas));
+        groups.chain(vms.map(|vm| format!("VM {}: {:?} {:?}", vm.name, vm.desired, vm.phase))).collect()
     }
 
     /// A probe was answered.

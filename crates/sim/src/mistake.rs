@@ -161,6 +161,9 @@ impl SimConfig {
             Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot, Fault::PowerLoss, Fault::Join]),
             // Where others vote, their answers come after the log is durable.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
+            // Somebody must be gone for good while somebody else is to go.
+            Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
+            Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }

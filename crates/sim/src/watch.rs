@@ -58,14 +58,10 @@ impl World {
         })
     }
 
-    /// Voters of a group, as far as a node knows.
+    /// Voters of a group, as the replica on a node has them.
     fn voters(&self, node: NodeIx, group: GroupId) -> usize {
-        let Some(core) = &self.nodes[node].core else { return 0 };
-        if group == GroupId::META {
-            return core.status().meta_voters.len();
-        }
-        let partition = core.metadata().partitions.get(&group);
-        partition.map_or(0, |partition| partition.replicas.iter().filter(|replica| replica.voter).count())
+        let status = self.nodes[node].core.as_ref().and_then(|core| core.raft_status(group));
+        status.map_or(0, |status| status.membership.voters.len().max(status.membership.voters_outgoing.len()))
     }
 }
 

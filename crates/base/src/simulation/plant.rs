@@ -71,15 +71,10 @@ super::table! {
             "A checkpoint of `__meta` lacks a table.",
         CommandsRepeated "commands-repeated"
             "A command that comes again in its session is applied again.",
-        ImpostorAdmitted "impostor-admitted"
-            "A node that joins with a member's key and without its data gets that member's replicas.",
         AdmittedTwice "admitted-twice"
             "A node that asks again to be admitted becomes another node.",
         StaleReportAccepted "stale-report-accepted"
             "A VM's report is believed under whatever epoch and incarnation.",
-
-        ForgottenTooEarly "forgotten-too-early"
-            "A node that leaves is forgotten though replicas or VMs are still on it.",
 
         // ---- engine ----
         LeadBeforeNoop "lead-before-noop"
@@ -122,8 +117,6 @@ super::table! {
             "News of a leader is believed though a later one is known.",
         LearnersPromotedAtOnce "learners-promoted-at-once"
             "Replicas become voters though they have not caught up.",
-        OldTableActedOn "old-table-acted-on"
-            "A new leader changes the members of its group by an older table than the leader before it had.",
         VotersDroppedTooEarly "voters-dropped-too-early"
             "A voter goes though those who stay are too few without it.",
         MembersNotTold "members-not-told"
