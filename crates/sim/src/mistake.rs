@@ -148,7 +148,7 @@ impl SimConfig {
             // Nothing else may keep the others from taking over.
             Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
             // What was read back must be old, and what was written must be torn.
-            Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted) => {
+            Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TornFramesAccepted) => {
                 some(&[Fault::Crash, Fault::PowerLoss, Fault::SlowDisk])
             }
             Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
