@@ -135,6 +135,7 @@ impl World {
             Effect::Unpublish { group } => {
                 self.checks.partitions.unpublished(node, group);
                 self.consumers.unpublished(node, group);
+                self.checks.logs.removed(node, group);
                 self.checks.contact.removed(node, group);
                 self.checks.leaders.removed(node, group);
             }

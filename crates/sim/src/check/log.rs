@@ -186,6 +186,11 @@ impl Logs {
     pub fn restarted(&mut self, node: NodeIx) {
         self.cursors.retain(|(of, _), _| *of != node);
     }
+
+    /// The replica is gone from a node; another one of the group begins at its birth.
+    pub fn removed(&mut self, node: NodeIx, group: GroupId) {
+        self.cursors.remove(&(node, group));
+    }
 }
 
 #[cfg(test)]
