@@ -38,7 +38,7 @@ struct Goal {
     members: Vec<ReplicaId>,
     /// Those of them that are to vote, if there is a choice.
     electors: Vec<ReplicaId>,
-    /// Those that go on voting only where there are not enough electors.
+    /// Those that vote only where there are not enough electors.
     tolerated: Vec<ReplicaId>,
     /// So many are to vote.
     voters: usize,
@@ -96,10 +96,13 @@ fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId
     };
     let able =
         |replica: &&ReplicaId| voters.contains(replica) || planted(Plant::LearnersPromotedAtOnce) || caught_up(replica);
-    let mut electors: Vec<ReplicaId> = goal.electors.iter().filter(able).copied().collect();
     // Who leads, votes already and is heard of is not replaced without need.
-    electors.sort_by_key(|r| (*r != status.replica, !voters.contains(r), !active(r)));
-    let tolerated = goal.tolerated.iter().filter(|replica| voters.contains(replica)).copied();
+    let sorted = |among: &[ReplicaId]| {
+        let mut among: Vec<ReplicaId> = among.iter().filter(able).copied().collect();
+        among.sort_by_key(|r| (*r != status.replica, !voters.contains(r), !active(r)));
+        among
+    };
+    let (electors, tolerated) = (sorted(&goal.electors), sorted(&goal.tolerated));
     let chosen: BTreeSet<_> = electors.into_iter().chain(tolerated).take(goal.voters).collect();
     // Whoever goes is needed as long as too many of those who stay are not there.
     let well = chosen.iter().filter(|replica| active(replica)).count();
@@ -147,12 +150,15 @@ impl NodeCore {
                 continue;
             }
             let plan = self.metadata.replica_plan(partition);
+            let members: Vec<_> = partition.replicas.iter().filter(|r| !r.retired).map(|r| r.replica).collect();
+            let electors: Vec<_> = plan.keep.iter().map(|r| r.replica).collect();
             let goal = Goal {
-                members: partition.replicas.iter().filter(|r| !r.retired).map(|r| r.replica).collect(),
                 // Until all replicas of the target are there, they only learn.
                 voters: plan.keep.len() + plan.missing,
-                electors: plan.keep.iter().map(|r| r.replica).collect(),
-                tolerated: Vec::new(),
+                // A node that holds a retired replica gets another one only when that is gone.
+                tolerated: members.iter().filter(|replica| !electors.contains(replica)).copied().collect(),
+                members,
+                electors,
             };
             self.change_members(group, &goal);
             self.tell_members(group);
@@ -378,5 +384,17 @@ mod tests {
         let four = lost(&[1, 2, 3, 4], &[1, 2, 4], 3);
         assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000)]), &four), [(AddVoter, 4), (AddLearner, 3)]);
         assert_eq!(steps(&led(&[1, 2, 4], &[(3, 0)]), &four), []);
+    }
+
+    /// A node was lost and came back after its replica 3 had been retired, and meanwhile the one that was made instead, 4,
+    /// is to go with its node: 3 has to go first, or its node never gets another one.
+    #[test]
+    fn a_retired_voter_goes_though_its_place_is_taken_by_one_that_will_go_too() {
+        let goal = Goal { members: ids(&[1, 2, 4]), electors: ids(&[1, 2]), tolerated: ids(&[4]), voters: 3 };
+        assert_eq!(steps(&led(&[1, 3, 4], &[(2, 1000)]), &goal), [(AddVoter, 2), (AddLearner, 3)]);
+        let both = [(AddVoter, 2), (AddVoter, 4), (AddLearner, 3), (AddLearner, 5)];
+        assert_eq!(steps(&led(&[1, 3, 5], &[(2, 1000), (4, 1000)]), &goal), both);
+        assert_eq!(steps(&led(&[1, 3, 5], &[(2, 1000), (4, 10)]), &goal), [], "it has not caught up");
+        assert_eq!(steps(&led(&[1, 2, 4], &[]), &goal), []);
     }
 }
