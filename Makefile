@@ -66,6 +66,14 @@ bench: setup
 	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example figures
 	$(CARGO) run --release -p vmm --example boot_time -- 10 1 $(TARGET_DIR)/images
 
+## make bench-consensus   three nodes of muster beside three of etcd: puts and linearizable gets
+.PHONY: bench-consensus
+bench-consensus: setup
+	command -v etcd >/dev/null || { echo "installing etcd-server (Debian): what muster is compared with"; \
+		apt-get install -y -q --no-install-recommends etcd-server; }
+	$(CARGO) build --release -p muster
+	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example consensus
+
 ## make ci      what must pass before a change lands: formatting, tidy, clippy, `make test`, `make plants`
 .PHONY: ci
 ci: setup

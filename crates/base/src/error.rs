@@ -69,6 +69,8 @@ codes! {
     OutOfOrder = 21 "out_of_order",
     /// Who asks was a member of the cluster and is none any more.
     Expelled = 22 "expelled",
+    /// The history asked for is not kept any more: begin again from the present state.
+    Compacted = 23 "compacted",
 }
 
 impl fmt::Display for ErrorCode {

@@ -60,6 +60,10 @@ numeric_id!(
     VmId
 );
 numeric_id!(
+    /// A lease of the key-value store: keys that are bound to it go when it ends. Given out by `__meta`, never reused.
+    LeaseId
+);
+numeric_id!(
     /// Counts assignments of one VM to a node; a higher one fences all lower ones.
     VmEpoch
 );

@@ -12,7 +12,7 @@ mod time;
 
 pub use error::ErrorCode;
 pub use ids::{
-    ClusterId, EndpointId, GroupId, Incarnation, NodeId, ReplicaId, RequestId, SessionId, TopicId, VmEpoch, VmId,
+    ClusterId, EndpointId, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, RequestId, SessionId, TopicId, VmEpoch, VmId,
     VmIncarnation,
 };
 pub use random::{SplitMix64, hash64};

@@ -73,6 +73,8 @@ pub const FORWARDS_REMEMBERED_MAX: usize = 20_000;
 pub const DRIVER_QUESTIONS_MAX: usize = 1_024;
 /// Read points that one engine has asked of Raft and that are not known; above it reads answer "busy".
 pub const READ_POINTS_MAX: usize = 16_384;
+/// Quorum rounds for read points under way at once; whoever asks meanwhile shares the next one.
+pub const READ_ROUNDS_MAX: usize = 2;
 /// Reads of the log and of checkpoints under way in one engine for consumers and other nodes, each of which takes up to
 /// [`LOG_READ_BYTES_MAX`]; above it consumers are told "busy", and nodes ask again. A group's own reads are one at a time.
 pub const LOG_READS_FOR_OTHERS_MAX: usize = 256;
@@ -87,7 +89,32 @@ pub const REQUEST_DEADLINE_MAX: Millis = Millis(600_000);
 /// Events handed to the engine before one flush.
 pub const EVENTS_PER_FLUSH_MAX: usize = 1_024;
 /// Bytes of one command.
-pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+pub const COMMAND_BYTES_MAX: usize = KV_VALUE_BYTES_MAX + (64 << 10);
+
+// ---- The key-value store ----
+
+/// Bytes of one key.
+pub const KV_KEY_BYTES_MAX: usize = 1_024;
+/// Bytes of one value.
+pub const KV_VALUE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of all keys and values, with [`KV_RECORD_BYTES`] for each: every node holds them in memory.
+pub const KV_BYTES_MAX: u64 = 256 << 20;
+/// What a key is counted for besides its own and its value's bytes.
+pub const KV_RECORD_BYTES: u64 = 128;
+/// Changes that are kept for whoever watches from a revision on; above it the oldest go, ...
+pub const KV_HISTORY_CHANGES_MAX: usize = 65_536;
+/// ... as they do above so many bytes, counted like [`KV_BYTES_MAX`].
+pub const KV_HISTORY_BYTES_MAX: u64 = 32 << 20;
+/// Keys that one command deletes, or one lease holds.
+pub const KV_KEYS_AT_ONCE_MAX: usize = 10_000;
+/// Keys in one answer.
+pub const KV_LIST_MAX: usize = 10_000;
+/// Leases in the cluster.
+pub const LEASES_MAX: usize = 65_536;
+/// Least time to live of a lease: a change of leaders takes up to two, and starts it anew.
+pub const LEASE_TTL_MIN: Millis = Millis(1_000);
+/// Longest time to live of a lease.
+pub const LEASE_TTL_MAX: Millis = Millis(7 * 24 * 3_600_000);
 
 // ---- Wire ----
 
@@ -227,7 +254,7 @@ pub const IDEMPOTENCY_KEPT: Millis = Millis(600_000);
 /// Length of an Idempotency-Key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Body of one API request.
-pub const API_BODY_BYTES_MAX: usize = 1 << 20;
+pub const API_BODY_BYTES_MAX: usize = 2 << 20;
 /// Connections on the API's listener.
 pub const API_CONNECTIONS_MAX: usize = 1_024;
 /// An API connection that has not sent a whole request head after this long is closed.

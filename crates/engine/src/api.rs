@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{ErrorCode, GroupId, Incarnation, Mono, NodeId, ReplicaId, RequestId};
+use base::{ErrorCode, GroupId, Incarnation, LeaseId, Mono, NodeId, ReplicaId, RequestId};
 use bytes::Bytes;
 use compute::{VmAction, VmReport};
 use journal::{DiskDone, DiskError, DiskOp, OpId};
@@ -10,6 +10,8 @@ use metadata::{Command, CommandResult, Metadata};
 use minicbor::{Decode, Encode};
 use multiraft::Role;
 use wire::{Channel, Entry, JoinAccepted, Member, PeerMessage};
+
+use crate::{Work, Worked};
 
 /// What a node is told once, at start.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +91,8 @@ pub enum Event {
     },
     /// The hypervisor side reports.
     Vm(VmReport),
+    /// What [`Effect::Work`] came to.
+    Worked(Worked),
     /// The driver's answer to [`Effect::ListTasks`] or [`Effect::ReadPartition`].
     Answered {
         ticket: u64,
@@ -148,6 +152,13 @@ pub enum Request {
     /// `Leader(group)`. The driver answers ([`Effect::ReadPartition`]).
     #[n(9)]
     ReadPartition(#[n(0)] ReadPartition),
+    /// Renews a lease of the key-value store; target `Leader(GroupId::META)`. Granted after a quorum round that began later
+    /// than this arrived: whoever holds the lease may count its time from when this was sent.
+    #[n(10)]
+    KeepLease {
+        #[n(0)]
+        lease: LeaseId,
+    },
 }
 
 /// Where to read in a partition.
@@ -257,6 +268,12 @@ pub enum Reply {
     Tasks(#[n(0)] Vec<TaskLine>),
     #[n(7)]
     PartitionBatches(#[n(0)] PartitionBatches),
+    /// The lease lives for this long from when the request was sent.
+    #[n(8)]
+    LeaseKept {
+        #[n(0)]
+        ttl_ms: u64,
+    },
 }
 
 /// One task of a node's supervision tree.
@@ -393,6 +410,8 @@ pub enum Effect {
         ticket: u64,
         read: ReadPartition,
     },
+    /// Something that takes long, to be done beside the core by [`Work::carry_out`]; answer with [`Event::Worked`].
+    Work(Work),
     /// The node's own `__meta` replica is durable: from now on it restarts with [`Formation::Restart`].
     Formed,
     /// Recovery is done; requests are carried out from now on (before, they wait).

@@ -61,6 +61,9 @@ impl NodeCore {
                 let before = self.metadata.nodes.clone();
                 let result = self.metadata.apply(entry.index, &envelope);
                 self.peers.follow(&before, &self.metadata);
+                if self.groups.get(&GroupId::META).is_some_and(|meta| meta.active) {
+                    self.leases.applied(&result, &self.metadata, self.now.mono);
+                }
                 Ok(Some(result))
             }
             EntryKind::Batch => Err("a record batch does not belong here".into()),

@@ -5,10 +5,11 @@ use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
 use journal::{Checkpoint, CheckpointPart};
+use metadata::Metadata;
 use multiraft::{Install, Role};
 use wire::{Channel, CheckpointChunk, CheckpointPull, PeerMessage, RaftMessage, SnapshotMeta};
 
-use crate::Effect;
+use crate::{Effect, Work, Worked};
 use crate::core::{NodeCore, Stage};
 use crate::groups::GroupStage;
 use crate::journal_events::ReadFor;
@@ -35,12 +36,16 @@ pub(crate) struct Checkpoints {
     /// Bytes and entries applied since.
     bytes: u64,
     entries: u64,
+    /// Bytes of the last one.
+    size: u64,
+    /// The one whose state is being encoded, and the first entry that is kept behind it.
+    encoding: Option<(SnapshotMeta, u64)>,
     /// The one that is being written.
     writing: Option<(SnapshotMeta, u64)>,
     pull: Option<Pull>,
     /// Pulled whole and checked; Raft has accepted it and is about to ask for its install.
     pulled: Option<(SnapshotMeta, Bytes)>,
-    /// Being installed.
+    /// Being installed: written, and then decoded.
     installing: Option<(SnapshotMeta, Bytes)>,
 }
 
@@ -55,9 +60,11 @@ impl NodeCore {
     /// Takes a checkpoint of `__meta` when its log has grown enough. State, index, term and membership are of one
     /// moment: the tables are cloned between two entries.
     pub(crate) fn drive_checkpoints(&mut self) {
-        let due = self.checkpoints.entries >= self.config.checkpoint_entries
-            || self.checkpoints.bytes >= META_CHECKPOINT_BYTES;
-        let busy = self.checkpoints.writing.is_some() || self.checkpoints.installing.is_some() || self.disk_full;
+        let Checkpoints { bytes, entries, size, encoding, writing, installing, .. } = &self.checkpoints;
+        // A large state is not written again for every small change to it.
+        let due = *bytes >= META_CHECKPOINT_BYTES.max(size / 2)
+            || *entries >= self.config.checkpoint_entries && *bytes >= size / 64;
+        let busy = encoding.is_some() || writing.is_some() || installing.is_some() || self.disk_full;
         if !due || busy {
             return;
         }
@@ -69,18 +76,43 @@ impl NodeCore {
         let index = group.applied + u64::from(planted(Plant::CheckpointIndexTooHigh));
         let meta = SnapshotMeta { index, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
+        self.checkpoints.encoding = Some((meta, keep_from));
+        self.checkpoints.entries = 0;
+        self.checkpoints.bytes = 0;
+        self.effects.push(Effect::Work(Work::Encode { index, state: Box::new(self.metadata.clone()) }));
+    }
+
+    pub(crate) fn worked(&mut self, worked: Worked) {
+        match worked {
+            Worked::Encoded { index, bytes } => self.encoded(index, bytes),
+            Worked::Decoded { index, state } => self.decoded(index, state),
+        }
+    }
+
+    /// The state of a checkpoint of our own is there: it is written.
+    fn encoded(&mut self, index: u64, state: Bytes) {
+        let Some((meta, keep_from)) = self.checkpoints.encoding.take_if(|(meta, _)| meta.index == index) else {
+            mark(Mark::EncodedInVain);
+            return; // One from a leader is being installed meanwhile.
+        };
+        let Some(group) = self.groups.get(&GroupId::META) else { return };
+        if state.len() as u64 > CHECKPOINT_BYTES_MAX {
+            let size = state.len();
+            return self.fatal(format!(
+                "the state of __meta has {size} bytes, more than a checkpoint may have ({CHECKPOINT_BYTES_MAX})"
+            ));
+        }
+        self.checkpoints.size = state.len() as u64;
         let checkpoint = Checkpoint {
             group: GroupId::META,
             replica: group.replica,
             meta: meta.clone(),
-            state: self.metadata.encode(),
+            state,
             install: false,
             keep_from,
             hard_state: None,
         };
         self.checkpoints.writing = Some((meta, keep_from));
-        self.checkpoints.entries = 0;
-        self.checkpoints.bytes = 0;
         self.journal.checkpoint(checkpoint);
     }
 
@@ -94,8 +126,8 @@ impl NodeCore {
             }
             return;
         }
-        if let Some((meta, state)) = self.checkpoints.installing.take_if(|(meta, _)| meta.index == index) {
-            return self.installed(group, meta, &state);
+        if let Some((_, state)) = self.checkpoints.installing.as_ref().filter(|(meta, _)| meta.index == index) {
+            return self.effects.push(Effect::Work(Work::Decode { index, bytes: state.clone() }));
         }
         if let Some((meta, keep_from)) = self.checkpoints.writing.take_if(|(meta, _)| meta.index == index) {
             self.raft.checkpointed(group, meta, keep_from);
@@ -198,17 +230,21 @@ impl NodeCore {
         };
         mark(Mark::InstallBegun);
         mark_if(Mark::CheckpointSuperseded, || self.checkpoints.writing.is_some());
-        self.checkpoints.writing = None;
+        (self.checkpoints.encoding, self.checkpoints.writing) = (None, None);
         self.checkpoints.installing = Some((install.meta, state));
         self.journal.checkpoint(checkpoint);
     }
 
-    fn installed(&mut self, group: GroupId, meta: SnapshotMeta, state: &[u8]) {
-        match metadata::Metadata::decode(state) {
-            Ok(metadata) => self.adopt_metadata(metadata),
+    /// An installed checkpoint is durable, and its state is there: state and log are replaced, together.
+    fn decoded(&mut self, index: u64, state: Result<Box<Metadata>, String>) {
+        let Some((meta, bytes)) = self.checkpoints.installing.take_if(|(meta, _)| meta.index == index) else { return };
+        let group = GroupId::META;
+        match state {
+            Ok(metadata) => self.adopt_metadata(*metadata),
             Err(error) => return self.fatal(format!("the installed checkpoint of __meta is unreadable: {error}")),
         }
         mark(Mark::CheckpointInstalled);
+        self.checkpoints.size = bytes.len() as u64;
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
         if let Some(entry) = self.groups.get_mut(&group) {

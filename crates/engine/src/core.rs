@@ -13,6 +13,7 @@ use crate::checkpoints::Checkpoints;
 use crate::directory::{Leaders, Peers};
 use crate::groups::Group;
 use crate::journal_events::Reads;
+use crate::leases::Leases;
 use crate::outbox::Outbox;
 use crate::planner::Planner;
 use crate::requests::Requests;
@@ -63,6 +64,7 @@ pub struct NodeCore {
     pub(crate) requests: Requests,
     pub(crate) session: Session,
     pub(crate) planner: Planner,
+    pub(crate) leases: Leases,
     pub(crate) vms: VmSide,
     pub(crate) outbox: Outbox,
     pub(crate) checkpoints: Checkpoints,
@@ -106,6 +108,7 @@ impl NodeCore {
             requests: Requests::new(config.incarnation),
             session: Session::default(),
             planner: Planner::default(),
+            leases: Leases::default(),
             vms: VmSide::default(),
             outbox: Outbox::default(),
             checkpoints: Checkpoints::default(),
@@ -138,6 +141,7 @@ impl NodeCore {
             Event::PeerDown { node } => self.peer_down(node),
             Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
             Event::Expelled { by } => self.expelled(by),
+            Event::Worked(worked) => self.worked(worked),
             Event::Vm(report) => self.take_vm_report(report),
             Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }
@@ -150,6 +154,7 @@ impl NodeCore {
             self.stage = Stage::Recovering;
             self.journal.start();
         }
+        self.begin_read_round();
         for _ in 0..PASSES_MAX {
             let journal = self.pump_journal();
             let raft = self.pump_raft();
@@ -191,6 +196,7 @@ impl NodeCore {
         self.drive_session();
         self.drive_membership();
         self.drive_planner();
+        self.drive_leases();
         self.drive_vms();
         self.drive_outbox();
         self.drive_checkpoints();

@@ -25,6 +25,7 @@ mod directory;
 mod gossip;
 mod groups;
 mod journal_events;
+mod leases;
 mod membership;
 mod once;
 mod outbox;
@@ -36,6 +37,8 @@ mod requests;
 mod session;
 mod status;
 mod vms;
+mod work;
 
 pub use api::*;
 pub use core::NodeCore;
+pub use work::{Work, Worked};

@@ -230,6 +230,7 @@ impl NodeCore {
                 mark_if(Mark::OutboxInherited, || !self.metadata.outbox.is_empty());
                 self.planner.reset();
                 self.outbox.reset();
+                self.leases.adopt(&self.metadata, self.now.mono);
             }
         }
         self.unpublished.insert(group);

@@ -5,13 +5,13 @@
 //! tried again when that is safe: commands carry a session and sequence, so a retry is applied once.
 
 mod forwards;
+mod reads;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::limits::{DRIVER_QUESTIONS_MAX, READ_POINTS_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
+use base::limits::{DRIVER_QUESTIONS_MAX, REQUEST_DEADLINE_MAX, REQUESTS_PENDING_MAX, STEP_DOWN_HOLD};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{ErrorCode, GroupId, Incarnation, Millis, Mono, NodeId, RequestId};
-use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult};
 use multiraft::{Proposal, Role};
 use wire::EntryKind;
@@ -19,6 +19,7 @@ use wire::EntryKind;
 use crate::core::{NodeCore, Stage};
 use crate::groups::{Awaited, Group, Waiter};
 use crate::once::Once;
+use crate::requests::reads::{OnceConfirmed, ReadPoints};
 use crate::{Effect, Event, Reply, Request, RequestError, Target};
 
 /// Who was silent for this long has no replicas born on it: some rounds of gossip ([`base::limits::GOSSIP_INTERVAL`]).
@@ -30,7 +31,22 @@ pub(crate) enum Origin {
     /// A pending request of this node.
     Local(u64),
     /// Another node's.
-    Remote { node: NodeId, id: u64 },
+    Remote {
+        node: NodeId,
+        id: u64,
+        /// When that node stops waiting.
+        deadline: Mono,
+    },
+}
+
+impl Origin {
+    /// When nobody waits any more; of this node's own requests that is known elsewhere.
+    fn deadline(self) -> Option<Mono> {
+        match self {
+            Origin::Local(_) => None,
+            Origin::Remote { deadline, .. } => Some(deadline),
+        }
+    }
 }
 
 /// Who is to be told in the end.
@@ -99,9 +115,7 @@ pub(crate) struct Requests {
     next_ticket: u64,
     /// What other nodes asked for: no copy is carried out, or refused, again.
     once: BTreeMap<NodeId, Once>,
-    /// Read points asked of Raft, by context.
-    reads: BTreeMap<u64, Origin>,
-    next_read: u64,
+    reads: ReadPoints,
 }
 
 impl Requests {
@@ -243,7 +257,8 @@ impl NodeCore {
                 let status = self.status();
                 self.answer(origin, Ok(Reply::Status(Box::new(status))));
             }
-            Request::ReadPoint => self.ask_read_point(origin),
+            Request::ReadPoint => self.ask_read_point(origin, OnceConfirmed::TellIndex),
+            Request::KeepLease { lease } => self.ask_read_point(origin, OnceConfirmed::KeepLease(lease)),
             Request::Tasks => self.ask_driver(origin, |ticket| Effect::ListTasks { ticket }),
             Request::ReadPartition(read) if self.groups.get(&read.group).is_some_and(|g| g.active) => {
                 self.ask_driver(origin, |ticket| Effect::ReadPartition { ticket, read });
@@ -323,22 +338,6 @@ impl NodeCore {
         RequestError { code: ErrorCode::NotLeader, message, leader }
     }
 
-    fn ask_read_point(&mut self, origin: Origin) {
-        if self.requests.reads.len() >= READ_POINTS_MAX {
-            return self.answer(origin, Err(busy(READ_POINTS_MAX, "reads")));
-        }
-        self.requests.next_read += 1;
-        let context = self.requests.next_read;
-        let bytes = Bytes::copy_from_slice(&context.to_le_bytes());
-        match self.raft.read_index(GroupId::META, bytes) {
-            Ok(()) => drop(self.requests.reads.insert(context, origin)),
-            Err(refused) => {
-                let refusal = self.refused(GroupId::META, refused);
-                self.answer(origin, Err(refusal));
-            }
-        }
-    }
-
     fn ask_driver(&mut self, origin: Origin, question: impl FnOnce(u64) -> Effect) {
         match self.requests.ticket(origin) {
             Some(ticket) => self.effects.push(question(ticket)),
@@ -350,20 +349,6 @@ impl NodeCore {
         if let Some(origin) = self.requests.tickets.remove(&ticket) {
             self.answer(origin, outcome);
         }
-    }
-
-    /// Raft answered a read point, or dropped it.
-    pub(crate) fn read_point(&mut self, context: &[u8], index: Option<u64>) {
-        let Some(context) = context.try_into().ok().map(u64::from_le_bytes) else { return };
-        let Some(origin) = self.requests.reads.remove(&context) else { return };
-        let outcome = match index {
-            Some(index) => Ok(Reply::ReadPoint { index }),
-            None => {
-                mark(Mark::ReadPointDropped);
-                Err(error(ErrorCode::LeaderChanged, "leadership changed during the read"))
-            }
-        };
-        self.answer(origin, outcome);
     }
 
     fn transfer(&mut self, origin: Origin, group: GroupId, to: NodeId) {
@@ -383,7 +368,7 @@ impl NodeCore {
     pub(crate) fn answer(&mut self, origin: Origin, outcome: Result<Reply, RequestError>) {
         match origin {
             Origin::Local(key) => self.resolve(key, outcome),
-            Origin::Remote { node, id } => self.answer_forward(node, id, outcome),
+            Origin::Remote { node, id, .. } => self.answer_forward(node, id, outcome),
         }
     }
 
@@ -485,6 +470,9 @@ impl NodeCore {
 
     /// Deadlines, and another try for what is queued.
     pub(crate) fn requests_tick(&mut self) {
+        let now = self.now.mono;
+        self.requests.reads.drop_overdue(now);
+        self.requests.tickets.retain(|_, origin| origin.deadline().is_none_or(|deadline| deadline > now));
         while let Some((deadline, key)) = self.requests.deadlines.first().copied()
             && deadline <= self.now.mono
         {
@@ -618,7 +606,7 @@ fn may_retry(pending: &Pending, failure: &RequestError) -> bool {
 /// Whether doing it twice is the same as doing it once.
 fn may_repeat(request: &Request) -> bool {
     match request {
-        Request::Command(_) | Request::ReadPoint | Request::ReadPartition(_) => true,
+        Request::Command(_) | Request::ReadPoint | Request::KeepLease { .. } | Request::ReadPartition(_) => true,
         Request::Status | Request::Tasks => true,
         Request::Produce(produce) => stamped(produce) || planted(Plant::PlainProduceRepeated),
         _ => false,
@@ -665,6 +653,7 @@ fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, Reque
 
 #[cfg(test)]
 pub(super) mod tests {
+    use base::limits::READ_POINTS_MAX;
     use base::{ClusterId, Now, Wall};
     use wire::Member;
 

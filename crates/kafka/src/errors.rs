@@ -25,7 +25,7 @@ pub(crate) fn produce(code: ErrorCode) -> ResponseError {
         ErrorCode::DiskFull => ResponseError::KafkaStorageError,
         ErrorCode::Unreachable => ResponseError::NetworkException,
         ErrorCode::Corrupt => ResponseError::CorruptMessage,
-        ErrorCode::OffsetOutOfRange => ResponseError::OffsetOutOfRange,
+        ErrorCode::OffsetOutOfRange | ErrorCode::Compacted => ResponseError::OffsetOutOfRange,
         ErrorCode::StaleEpoch => ResponseError::InvalidProducerEpoch,
         ErrorCode::TooLarge => ResponseError::MessageTooLarge,
         ErrorCode::UnsupportedVersion => ResponseError::UnsupportedVersion,
@@ -75,7 +75,7 @@ pub(crate) fn read(code: ErrorCode) -> ResponseError {
             ResponseError::KafkaStorageError
         }
         ErrorCode::Corrupt => ResponseError::CorruptMessage,
-        ErrorCode::OffsetOutOfRange => ResponseError::OffsetOutOfRange,
+        ErrorCode::OffsetOutOfRange | ErrorCode::Compacted => ResponseError::OffsetOutOfRange,
         ErrorCode::StaleEpoch => ResponseError::FencedLeaderEpoch,
         ErrorCode::UnsupportedVersion => ResponseError::UnsupportedVersion,
     }
@@ -84,7 +84,9 @@ pub(crate) fn read(code: ErrorCode) -> ResponseError {
 /// For a topic that is to be created or deleted.
 pub(crate) fn admin(code: ErrorCode) -> ResponseError {
     match code {
-        ErrorCode::Internal | ErrorCode::Corrupt | ErrorCode::OffsetOutOfRange => ResponseError::UnknownServerError,
+        ErrorCode::Internal | ErrorCode::Corrupt | ErrorCode::OffsetOutOfRange | ErrorCode::Compacted => {
+            ResponseError::UnknownServerError
+        }
         ErrorCode::InvalidArgument | ErrorCode::StaleEpoch | ErrorCode::OutOfOrder | ErrorCode::TooLarge => {
             ResponseError::InvalidRequest
         }

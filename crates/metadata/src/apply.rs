@@ -79,6 +79,11 @@ impl Metadata {
             Command::ExplainVm { vm, reason } => self.explain_vm(context, *vm, reason),
             Command::ReportVm { node, report } => self.report_vm(context, *node, report),
             Command::TrimOutbox { through } => self.trim_outbox(*through),
+            Command::PutKey { key, value, expect, life } => self.put_key(context, key, value, expect.as_ref(), *life),
+            Command::DeleteKeys { key, prefix: false, expect } => self.delete_key(context, key, expect.as_ref()),
+            Command::DeleteKeys { key, prefix: true, .. } => self.delete_prefix(context, key),
+            Command::GrantLease { ttl_ms } => self.grant_lease(context, *ttl_ms),
+            Command::EndLease { lease, expired } => self.end_lease(context, *lease, *expired),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The commands of `__meta`: the closed, versioned set of changes to the replicated cluster state.
 
-use base::{ErrorCode, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId, Wall};
+use base::{ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId, Wall};
+use bytes::Bytes;
 use compute::{VmReport, VmSpec};
 use minicbor::{Decode, Encode};
 use wire::Member;
@@ -243,6 +244,74 @@ pub enum Command {
         #[n(1)]
         replica: ReplicaId,
     },
+    /// A key gets a value.
+    #[n(24)]
+    PutKey {
+        #[n(0)]
+        key: String,
+        #[cbor(n(1), with = "wire::blob")]
+        value: Bytes,
+        /// What the key must be for this, if that matters.
+        #[n(2)]
+        expect: Option<KeyExpect>,
+        /// What becomes of the key in time.
+        #[n(3)]
+        life: KeyLife,
+    },
+    #[n(25)]
+    DeleteKeys {
+        /// The key, or what the keys begin with.
+        #[n(0)]
+        key: String,
+        #[n(1)]
+        prefix: bool,
+        /// What the key must be for this, if that matters; not with `prefix`.
+        #[n(2)]
+        expect: Option<KeyExpect>,
+    },
+    #[n(26)]
+    GrantLease {
+        /// Time to live, in milliseconds.
+        #[n(0)]
+        ttl_ms: u64,
+    },
+    /// A lease ends, and the keys bound to it go.
+    #[n(27)]
+    EndLease {
+        #[n(0)]
+        lease: LeaseId,
+        /// Its time was over, says the leader.
+        #[n(1)]
+        expired: bool,
+    },
+}
+
+/// What a key must be for a command to change it.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum KeyExpect {
+    /// Not there.
+    #[n(0)]
+    Absent,
+    /// Last changed at that revision.
+    #[n(1)]
+    Revision(#[n(0)] u64),
+    /// Of that value.
+    #[n(2)]
+    Value(#[cbor(n(0), with = "wire::blob")] Bytes),
+}
+
+/// How long a key lives if nobody deletes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum KeyLife {
+    /// For good.
+    #[n(0)]
+    Lasting,
+    /// As long as that lease.
+    #[n(1)]
+    Bound(#[n(0)] LeaseId),
+    /// So many milliseconds, under a new lease of its own.
+    #[n(2)]
+    Ttl(#[n(0)] u64),
 }
 
 /// What applying a command gave.
@@ -292,5 +361,28 @@ pub enum CommandResult {
         code: ErrorCode,
         #[n(1)]
         message: String,
+    },
+    #[n(8)]
+    KeyPut {
+        /// Of this change: the index of its entry in `__meta`.
+        #[n(0)]
+        revision: u64,
+        /// Changes of the key since it was created, this one among them.
+        #[n(1)]
+        version: u64,
+        #[n(2)]
+        lease: Option<LeaseId>,
+    },
+    #[n(9)]
+    KeysDeleted {
+        #[n(0)]
+        revision: u64,
+        #[n(1)]
+        count: u64,
+    },
+    #[n(10)]
+    LeaseGranted {
+        #[n(0)]
+        lease: LeaseId,
     },
 }

@@ -8,6 +8,7 @@
 mod apply;
 mod command;
 mod departures;
+mod kv;
 mod nodes;
 mod outbox;
 mod partitions;
@@ -19,6 +20,7 @@ mod topics;
 mod vms;
 
 pub use command::*;
+pub use kv::{KeyChange, KeyChanged, KeyRecord, KvStore, LeaseRecord, valid_key};
 pub use partitions::ReplicaPlan;
 pub use snapshot::SnapshotError;
 pub use state::*;

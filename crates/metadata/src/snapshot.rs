@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::state::NextIds;
 use crate::{
-    DepartedNode, Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord,
+    DepartedNode, KvStore, Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord,
 };
 
 /// A checkpoint that cannot be read.
@@ -48,6 +48,9 @@ struct Snapshot {
     #[n(13)]
     #[cbor(default)]
     departed: BTreeMap<NodeId, DepartedNode>,
+    #[n(14)]
+    #[cbor(default)]
+    kv: KvStore,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -73,6 +76,7 @@ impl Metadata {
             outbox_next: self.outbox_next,
             outbox_dropped: self.outbox_dropped,
             departed: table(&self.departed),
+            kv: if planted(Plant::HistoryNotInSnapshot) { self.kv.without_history() } else { self.kv.clone() },
         })
     }
 
@@ -97,6 +101,7 @@ impl Metadata {
             outbox_next: snapshot.outbox_next,
             outbox_dropped: snapshot.outbox_dropped,
             departed: snapshot.departed.into_iter().collect(),
+            kv: snapshot.kv,
             next: snapshot.next,
         })
     }

@@ -6,6 +6,8 @@ use imbl::OrdMap;
 use minicbor::{Decode, Encode};
 use wire::Member;
 
+use crate::KvStore;
+
 /// The state of the cluster as of one index of `__meta`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Metadata {
@@ -28,6 +30,7 @@ pub struct Metadata {
     /// Former members, so that they are told why nobody speaks to them: the last
     /// [`base::limits::NODES_DEPARTED_MAX`] of them.
     pub departed: OrdMap<NodeId, DepartedNode>,
+    pub kv: KvStore,
     pub(crate) next: NextIds,
 }
 
@@ -46,6 +49,9 @@ pub(crate) struct NextIds {
     pub vm: u64,
     #[n(5)]
     pub token: u64,
+    #[n(6)]
+    #[cbor(default)]
+    pub lease: u64,
 }
 
 /// A member of the cluster.

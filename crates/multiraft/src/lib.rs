@@ -219,6 +219,12 @@ impl MultiRaft {
         Ok(())
     }
 
+    /// Whether this node's replica leads the group, as far as it knows.
+    #[must_use]
+    pub fn leads(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|replica| replica.leads(replica.raw.raft.term))
+    }
+
     /// Hands leadership to another voter, if this replica leads. Until it is done, or an election timeout has passed,
     /// proposals answer `Busy`.
     pub fn transfer_leader(&mut self, group: GroupId, to: ReplicaId) {

@@ -1,8 +1,10 @@
 //! Verbs that are operations: asked of a node's API, shown as the operation says.
 
+use std::io::Read;
 use std::process::ExitCode;
 
 use base::ErrorCode;
+use base::limits::API_BODY_BYTES_MAX;
 use clap::ArgMatches;
 use doors::render::{self, Format};
 use operations::Ports;
@@ -25,7 +27,11 @@ pub(crate) fn run(registry: &Registry<Ports>, matches: &ArgMatches) -> ExitCode 
         Err(error) => return failed(&error, format, 2),
     };
     let client = Client::new(&api(matches));
-    if let Err(error) = show(&client, wanted.spec, &wanted.input, format) {
+    let input = match with_stdin(wanted.spec, wanted.input.clone()) {
+        Ok(input) => input,
+        Err(error) => return failed(&error, format, 2),
+    };
+    if let Err(error) = show(&client, wanted.spec, &input, format) {
         return failed(&error, format, 1);
     }
     if let Some((spec, input)) = &wanted.then
@@ -34,6 +40,25 @@ pub(crate) fn run(registry: &Registry<Ports>, matches: &ArgMatches) -> ExitCode 
         return failed(&error, format, 1);
     }
     ExitCode::SUCCESS
+}
+
+/// Reads the field that stands for standard input, if it is `-`: as text, or in base64 if it is none.
+fn with_stdin(spec: &Spec, mut input: Value) -> Result<Value, OpError> {
+    let Some(field) = spec.stdin.filter(|field| input[*field] == "-") else { return Ok(input) };
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .lock()
+        .take(API_BODY_BYTES_MAX as u64)
+        .read_to_end(&mut bytes)
+        .map_err(|error| OpError::new(ErrorCode::InvalidArgument, format!("cannot read standard input: {error}")))?;
+    input[field] = match String::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(error) => {
+            input["encoding"] = "base64".into();
+            data_encoding::BASE64.encode(error.as_bytes()).into()
+        }
+    };
+    Ok(input)
 }
 
 /// `muster version`.

@@ -21,6 +21,8 @@ use crate::partition_reads;
 /// Between two ticks. Raft's own tick is longer; this bounds how late it is noticed.
 const TICK: Duration = Duration::from_millis(20);
 
+/// Works that the core has done beside it at once: one checkpoint is encoded or decoded at a time.
+const WORKS_MAX: usize = 4;
 /// Requests taken before one flush, so that however many there are, what peers send in bulk gets its turn.
 const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
 
@@ -78,7 +80,7 @@ pub(crate) struct Driver {
     /// Answers to questions that the core asked of this driver.
     answers: Vec<Event>,
     handle: NodeHandle,
-    /// Answers to partition reads on their way back to the core, which asks no more at once than there is room for.
+    /// What was read for others, or worked beside the core, on their way back to the core, which asks no more at once than there is room for.
     read_answers: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
 }
 
@@ -93,7 +95,7 @@ impl Driver {
             vm_backlog: VecDeque::new(),
             answers: Vec::new(),
             handle,
-            read_answers: mpsc::channel(DRIVER_QUESTIONS_MAX),
+            read_answers: mpsc::channel(DRIVER_QUESTIONS_MAX + WORKS_MAX),
         }
     }
 
@@ -179,6 +181,15 @@ impl Driver {
         self.core.handle(Clock.now(), event);
     }
 
+    /// Has something that takes long done beside the core.
+    fn work(&self, work: engine::Work) {
+        let answers = self.read_answers.0.clone();
+        tokio::task::spawn_blocking(move || {
+            // The core may be gone by now.
+            let _ = answers.blocking_send(Event::Worked(work.carry_out()));
+        });
+    }
+
     fn take_request(&mut self, asked: Asked) {
         self.next_request += 1;
         let id = RequestId(self.next_request);
@@ -223,6 +234,7 @@ impl Driver {
                     let _ = answers.send(Event::Answered { ticket, outcome }).await;
                 });
             }
+            Effect::Work(work) => self.work(work),
             Effect::Formed => (self.sinks.formed)().map_err(End::Fatal)?,
             Effect::Recovered => {
                 if let Some(recovered) = self.sinks.recovered.take() {

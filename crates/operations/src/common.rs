@@ -64,14 +64,23 @@ pub(crate) fn failure(error: RequestError) -> OpError {
 /// Has a command applied, and returns its result with the cluster's state of then or later. Durable on return: a
 /// majority of the voters has it on disk.
 pub(crate) async fn command(call: &Call<Ports>, command: Command) -> Result<(CommandResult, Arc<Metadata>), OpError> {
-    let core = &call.context.core;
+    let (index, result) = applied(call, command).await?;
+    Ok((result, call.context.core.metadata_after(index.saturating_sub(1)).await))
+}
+
+/// The same, without waiting for the state.
+pub(crate) async fn command_result(call: &Call<Ports>, command: Command) -> Result<CommandResult, OpError> {
+    applied(call, command).await.map(|(_, result)| result)
+}
+
+async fn applied(call: &Call<Ports>, command: Command) -> Result<(u64, CommandResult), OpError> {
     let target = Target::Leader(GroupId::META);
-    let reply = core.request(target, call.deadline, Request::Command(command)).await.map_err(failure)?;
-    let Reply::Command { index, result } = reply else { return Err(unexpected()) };
-    if let CommandResult::Refused { code, message } = result {
-        return Err(OpError::new(code, message));
+    let asked = call.context.core.request(target, call.deadline, Request::Command(command));
+    match asked.await.map_err(failure)? {
+        Reply::Command { result: CommandResult::Refused { code, message }, .. } => Err(OpError::new(code, message)),
+        Reply::Command { index, result } => Ok((index, result)),
+        _ => Err(unexpected()),
     }
-    Ok((result, core.metadata_after(index.saturating_sub(1)).await))
 }
 
 /// The cluster's state: with everything in it that was committed when the call came, or as far as this node knows.

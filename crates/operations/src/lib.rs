@@ -9,6 +9,9 @@
 mod cluster;
 mod common;
 mod group;
+mod kv;
+mod lease;
+mod lock;
 mod node;
 mod ports;
 mod task;
@@ -30,6 +33,19 @@ pub fn operations() -> Vec<Operation<Ports>> {
     vec![
         cluster::status::operation(),
         group::list::operation(),
+        kv::cas::operation(),
+        kv::delete::operation(),
+        kv::get::operation(),
+        kv::list::operation(),
+        kv::put::operation(),
+        kv::watch::operation(),
+        lease::grant::operation(),
+        lease::keep::operation(),
+        lease::list::operation(),
+        lease::revoke::operation(),
+        lock::acquire::operation(),
+        lock::list::operation(),
+        lock::release::operation(),
         node::drain::operation(),
         node::leave::operation(),
         node::list::operation(),

@@ -184,6 +184,12 @@ impl<C: Send + Sync + 'static> Operation<C> {
     }
 
     #[must_use]
+    pub fn stdin(mut self, field: &'static str) -> Self {
+        self.spec.stdin = Some(field);
+        self
+    }
+
+    #[must_use]
     pub fn human(mut self, human: Human) -> Self {
         self.spec.human = human;
         self
@@ -215,6 +221,7 @@ fn spec<I: JsonSchema, O: JsonSchema>(
         positional: &[],
         short: &[],
         follow_up: None,
+        stdin: None,
         human: Human::Fields,
     }
 }

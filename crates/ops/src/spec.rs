@@ -244,6 +244,8 @@ pub struct Spec {
     /// One-letter forms of flags: (input field, letter).
     pub short: &'static [(&'static str, char)],
     pub follow_up: Option<FollowUp>,
+    /// The input field that the command line reads from standard input if it is `-`.
+    pub stdin: Option<&'static str>,
     pub human: Human,
 }
 

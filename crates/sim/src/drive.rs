@@ -17,7 +17,7 @@ use crate::check::{Held, Seen};
 use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
-use crate::time::us;
+use crate::time::{ms, us};
 use crate::watch::watch_event;
 use crate::world::{World, place};
 
@@ -147,6 +147,11 @@ impl World {
             Effect::Metadata(_) => {}
             Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),
+            Effect::Work(work) => {
+                let took = if self.random.chance(50_000) { ms(300) } else { us(self.random.between(50, 5_000)) };
+                let boot = self.nodes[node].boot;
+                self.queue.after(took, Ev::Worked { node, boot, worked: Box::new(work.carry_out()) });
+            }
             Effect::Formed => {
                 let (boot, delay) = (self.nodes[node].boot, us(self.random.between(200, 5_000)));
                 if self.nodes[node].stage != Stage::Formed {
@@ -214,6 +219,10 @@ impl World {
             self.check("replicas have one owner", verdict);
         }
         self.took_note(entry, before.as_ref());
+        if let Some(command) = self.checks.commands.command(entry.index) {
+            let verdict = self.checks.leases.committed(command, self.queue.now);
+            self.check("leases live as long as their holders were told", verdict);
+        }
     }
 
     /// If the entry is a report that a guest powered itself off: whether the cluster took it for a stop.
@@ -289,8 +298,10 @@ impl World {
             let verdict = self.checks.states.observed(node, state, self.checks.commands.at(state.applied));
             let events = self.checks.events.observed(state);
             let machines = self.checks.machines.observed(state);
+            let watched = self.checks.watchers.entry(node).or_default().reads(state);
             self.check("state machines are equal", verdict.and(events));
             self.check("machines run that say so", machines);
+            self.check("who watches keys misses nothing", watched);
         }
     }
 

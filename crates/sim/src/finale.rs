@@ -272,6 +272,9 @@ impl World {
             if !state.outbox.is_empty() {
                 return Some(format!("{} events wait in the outbox", state.outbox.len()));
             }
+            if !state.kv.leases.is_empty() {
+                return Some(format!("nobody renews leases, and there are {:?}", state.kv.leases));
+            }
             if let Some(what) = state.vms.values().find_map(|vm| self.vm_unsettled(vm)) {
                 return Some(what);
             }

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use bytes::Bytes;
 use compute::VmReport;
+use engine::Worked;
 use journal::OpId;
 use wire::Channel;
 
@@ -35,6 +36,8 @@ pub enum Ev {
     Idle { low: NodeIx, high: NodeIx, session: u64 },
     /// The hypervisor side of a node has something to say.
     Vm { node: NodeIx, boot: u64, report: VmReport },
+    /// Something that a node's core had done beside it is done.
+    Worked { node: NodeIx, boot: u64, worked: Box<Worked> },
     /// The file that says "formed" is durable.
     FormedDurable { node: NodeIx, boot: u64 },
     /// A process ends.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{ErrorCode, GroupId, RequestId};
+use base::{ErrorCode, GroupId, LeaseId, RequestId};
 use compute::VmDesired;
 use engine::{Event, Reply, Request, RequestError, Target};
 use metadata::{Command, CommandResult};
@@ -72,6 +72,11 @@ pub enum What {
         position: i64,
     },
     Barrier,
+    /// A key under a lease, which then lives until `since`; or the renewal of a lease, which was asked for then.
+    Lease {
+        lease: Option<LeaseId>,
+        since: Nanos,
+    },
     /// Something about a contended name.
     Shared(Asked, Shared),
     Other,
@@ -215,6 +220,9 @@ impl World {
             Outcome::Failed(error) if matches!(pending.what, What::Shared(..)) && shared::tells(error) => {
                 self.stats.acknowledged += 1;
             }
+            Outcome::Failed(error) if matches!(pending.what, What::Lease { .. }) && shared::tells(error) => {
+                self.stats.acknowledged += 1;
+            }
             Outcome::Failed(_) if self.is_gone(&pending.what) => self.stats.gone += 1,
             Outcome::Failed(error) => *self.stats.failures.entry(error.code).or_default() += 1,
             Outcome::Lost => self.stats.unknown += 1,
@@ -300,10 +308,13 @@ impl World {
                 let verdict = self.checks.partitions.read(*group, indexes, batches);
                 self.check("reads give what was committed", verdict);
             }
+            (What::Lease { lease: None, .. }, Outcome::Ok(Reply::Command { index, result })) => {
+                self.judge_command(pending, &CommandKind::Other, *index, result);
+            }
             (What::Barrier, Outcome::Ok(Reply::Done)) => self.judge_plain(pending, outcome),
             // The consumer judges what it gets.
             (What::ReadPartition { .. }, Outcome::Ok(Reply::PartitionBatches(_)))
-            | (What::Other, _)
+            | (What::Other | What::Lease { lease: Some(_), .. }, _)
             | (_, Outcome::Failed(_) | Outcome::Lost)
             | (What::Produce { .. }, Outcome::Ok(Reply::Produced { .. })) => {}
             (what, Outcome::Ok(reply)) => self.fail("answers fit", format!("{what:?} was answered by {reply:?}")),

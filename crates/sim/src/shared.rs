@@ -1,13 +1,13 @@
-//! Names that clients contend for: all of them make, delete and look at the same few topics and VMs. A look is a read
+//! Names that clients contend for: all of them make, delete and look at the same few topics, VMs and keys. A look is a read
 //! point (`Barrier`) and then the node's own table, at the moment of the answer. Which answers fit together is judged in
 //! `check/names.rs`.
 
 use base::{ErrorCode, TopicId};
 use compute::VmSpec;
 use engine::{Reply, Request, RequestError, Target};
-use metadata::{Command, CommandResult};
+use metadata::{Command, CommandResult, KeyExpect, KeyLife};
 
-use crate::check::{Asked, MachineOp, MachineTold, Names, TopicOp, TopicTold};
+use crate::check::{Asked, KeyOp, KeyTold, MachineOp, MachineTold, Names, TopicOp, TopicTold, key_in};
 use crate::queue::NodeIx;
 use crate::requests::{Outcome, What};
 use crate::world::World;
@@ -17,6 +17,8 @@ pub const TOPIC_PREFIX: &str = "shared-";
 const TOPICS: [&str; 2] = ["shared-a", "shared-b"];
 /// The contended VMs.
 pub const MACHINES: [&str; 2] = ["common-a", "common-b"];
+/// The contended keys.
+const KEYS: [&str; 2] = ["shared/a", "shared/b"];
 /// Topics that the clients of one run make under contended names: each one is a Raft group on every node.
 const TOPICS_MADE_MAX: u64 = 8;
 
@@ -25,13 +27,29 @@ const TOPICS_MADE_MAX: u64 = 8;
 pub enum Shared {
     Topic { name: String, what: TopicOp },
     Machine { name: String, what: MachineOp },
+    Key { name: String, what: KeyOp },
 }
 
 impl World {
     /// A client asks for something about a contended name.
     pub fn shared(&mut self, client: usize) -> bool {
+        let value = self.clients[client].fresh_value();
         let random = &mut self.clients[client].random;
         if random.chance(500_000) {
+            let name = KEYS[random.below(KEYS.len() as u64) as usize].to_owned();
+            // What it is thought to be is what somebody put there a moment ago, or a guess that is wrong.
+            let guess = self.shared_value.filter(|_| random.chance(700_000));
+            let what = match random.below(10) {
+                0..2 => KeyOp::Put(value),
+                2..6 => KeyOp::Cas(guess, value),
+                6..7 => KeyOp::Delete,
+                _ => KeyOp::Look,
+            };
+            if let KeyOp::Put(value) | KeyOp::Cas(_, value) = what {
+                self.shared_value = Some(value);
+            }
+            self.ask_shared(client, Shared::Key { name, what })
+        } else if random.chance(500_000) {
             let name = TOPICS[random.below(TOPICS.len() as u64) as usize].to_owned();
             let mut id = [0; 16];
             id[..8].copy_from_slice(&random.next_u64().to_be_bytes());
@@ -62,6 +80,9 @@ impl World {
             }
             Shared::Machine { name, what } => {
                 (self.checks.names.ask_machine(name, client, *what, now), machine_request(name.clone(), *what))
+            }
+            Shared::Key { name, what } => {
+                (self.checks.names.ask_key(name, client, *what, now), key_request(name.clone(), *what))
             }
         };
         let target = match &request {
@@ -96,8 +117,42 @@ impl World {
                     self.checks.names.told_machine(id, told, now);
                 }
             }
+            (Asked::Key(id), Shared::Key { name, .. }) => {
+                let told = state.map(|state| key_in(state, name)).or_else(|| told_key(outcome));
+                if let Some(told) = told {
+                    self.checks.names.told_key(id, told, now);
+                }
+            }
             _ => {}
         }
+    }
+}
+
+fn key_request(key: String, what: KeyOp) -> Request {
+    let put = |key, value: u64, expect| {
+        let value = value.to_be_bytes().to_vec().into();
+        Request::Command(Command::PutKey { key, value, expect, life: KeyLife::Lasting })
+    };
+    match what {
+        KeyOp::Put(value) => put(key, value, None),
+        KeyOp::Cas(None, value) => put(key, value, Some(KeyExpect::Absent)),
+        KeyOp::Cas(Some(expected), value) => {
+            put(key, value, Some(KeyExpect::Value(expected.to_be_bytes().to_vec().into())))
+        }
+        KeyOp::Delete => Request::Command(Command::DeleteKeys { key, prefix: false, expect: None }),
+        KeyOp::Look => Request::Barrier,
+    }
+}
+
+/// `None`: the outcome is open.
+fn told_key(outcome: &Outcome) -> Option<KeyTold> {
+    match outcome {
+        Outcome::Ok(Reply::Command { result: CommandResult::KeysDeleted { count, .. }, .. }) => {
+            Some(KeyTold::Deleted(*count))
+        }
+        Outcome::Ok(_) => Some(KeyTold::Done),
+        Outcome::Failed(RequestError { code: ErrorCode::FailedPrecondition, .. }) => Some(KeyTold::Other),
+        _ => None,
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::{GroupId, NodeId, SplitMix64, TopicId, hash64};
+use base::{ErrorCode, GroupId, LeaseId, NodeId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
 use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
-use metadata::{Command, CommandResult};
+use metadata::{Command, CommandResult, KeyLife};
 
 use crate::node::HOST_MEMORY_MIB;
 use crate::queue::{Ev, NodeIx};
@@ -47,6 +47,8 @@ pub struct Client {
     vms_made: u64,
     topics_made: u64,
     values: u64,
+    /// The lease that it holds, or thinks to hold.
+    lease: Option<LeaseId>,
     number: usize,
     habit: Habit,
     pub random: SplitMix64,
@@ -91,6 +93,7 @@ impl Client {
             vms_made: 0,
             topics_made: 0,
             values: 0,
+            lease: None,
             number,
             habit: Habit::of(number, seed),
             random: SplitMix64::new(hash64(&[seed, 40, number as u64])),
@@ -123,6 +126,12 @@ impl Client {
         }
         let count = if self.random.chance(500_000) { 1 } else { UNACKED_MAX };
         self.unacked.iter().take(count).cloned().collect()
+    }
+
+    /// A value that nobody else uses.
+    pub fn fresh_value(&mut self) -> u64 {
+        self.values += 1;
+        (self.number as u64) << 40 | (self.values - 1)
     }
 
     fn fresh_values(&mut self) -> Vec<u64> {
@@ -165,7 +174,8 @@ impl Habit {
             (_, 0..600) => Step::Produce,
             (_, 600..670) => Step::Read,
             (_, 670..690) => Step::Barrier,
-            (_, 690..870) => Step::Shared,
+            (_, 690..830) => Step::Shared,
+            (_, 830..870) => Step::Lease,
             (_, 870..890) => Step::Topic,
             (_, 890..940) => Step::Vm,
             (_, 940..980) => Step::Token,
@@ -180,6 +190,7 @@ enum Step {
     Read,
     Barrier,
     Shared,
+    Lease,
     Topic,
     Vm,
     Token,
@@ -210,6 +221,7 @@ impl World {
             Step::Read => self.read_log(client),
             Step::Barrier => self.plain(client, Target::Here, Request::Barrier, What::Barrier),
             Step::Shared => self.shared(client),
+            Step::Lease => self.lease(client),
             Step::Topic => self.create_topic(client),
             Step::Vm => self.vm(client),
             Step::Token => self.token(client),
@@ -226,6 +238,9 @@ impl World {
 
     /// An answer, or the loss of one: think, then go on.
     pub fn client_answered(&mut self, client: usize, pending: &Pending, outcome: &Outcome) {
+        if let What::Lease { lease, since } = pending.what {
+            self.lease_answered(client, lease, since, outcome);
+        }
         let it = &mut self.clients[client];
         if let (What::Produce { idempotent: true, group, values, first, .. }, Outcome::Ok(_)) = (&pending.what, outcome)
         {
@@ -247,6 +262,48 @@ impl World {
             _ => ms(it.random.between(20, 200)),
         };
         self.queue.after(think, Ev::Client { client });
+    }
+
+    /// Puts a key under a lease of its own, or renews that, or lets it end.
+    fn lease(&mut self, client: usize) -> bool {
+        let it = &mut self.clients[client];
+        let since = self.queue.now;
+        if it.random.chance(50_000) {
+            it.lease = None;
+        }
+        match it.lease {
+            Some(lease) => {
+                let request = Request::KeepLease { lease };
+                self.plain(client, Target::Leader(GroupId::META), request, What::Lease { lease: Some(lease), since })
+            }
+            None => {
+                let ttl_ms = it.random.between(1_000, 3_000);
+                let (key, life) = (it.name("leased"), KeyLife::Ttl(ttl_ms));
+                let put = Command::PutKey { key, value: Default::default(), expect: None, life };
+                let what = What::Lease { lease: None, since: since + ms(ttl_ms) };
+                self.plain(client, Target::Leader(GroupId::META), Request::Command(put), what)
+            }
+        }
+    }
+
+    /// What came of it.
+    fn lease_answered(&mut self, client: usize, lease: Option<LeaseId>, since: Nanos, outcome: &Outcome) {
+        match (lease, outcome) {
+            (Some(lease), Outcome::Ok(Reply::LeaseKept { ttl_ms })) => {
+                self.checks.leases.held(lease, since + ms(*ttl_ms));
+            }
+            (None, Outcome::Ok(Reply::Command { result: CommandResult::KeyPut { lease: Some(lease), .. }, .. })) => {
+                self.checks.leases.held(*lease, since);
+                self.clients[client].lease = Some(*lease);
+            }
+            (Some(lease), Outcome::Failed(error)) if error.code == ErrorCode::NotFound => {
+                let verdict = self.checks.leases.gone(lease, self.queue.now);
+                self.check("leases live as long as their holders were told", verdict);
+                self.clients[client].lease = None;
+            }
+            (_, Outcome::Ok(reply)) => self.fail("answers fit", format!("a lease was answered by {reply:?}")),
+            _ => {}
+        }
     }
 
     fn timeout(&mut self, client: usize) -> Nanos {

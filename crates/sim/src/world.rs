@@ -39,6 +39,8 @@ pub struct World {
     pub consumers: Consumers,
     /// Topics made under contended names.
     pub shared_topics_made: u64,
+    /// What was put last under a contended key, perhaps.
+    pub shared_value: Option<u64>,
     pub forming: Forming,
     pub nemesis: Nemesis,
     pub finale: Finale,
@@ -68,6 +70,7 @@ impl World {
             clients,
             consumers: Consumers::new(seed, cfg.nodes),
             shared_topics_made: 0,
+            shared_value: None,
             forming: Forming::new(seed),
             nemesis: Nemesis::new(&cfg),
             finale: Finale::default(),
@@ -138,6 +141,11 @@ impl World {
             Ev::Notice { node, peer, session } => self.notice(node, peer, session),
             Ev::Idle { low, high, session } => self.idle(low, high, session),
             Ev::Vm { node, boot, report } => self.vm_report(node, boot, report),
+            Ev::Worked { node, boot, worked } => {
+                if self.nodes[node].boot == boot {
+                    self.tell(node, Event::Worked(*worked));
+                }
+            }
             Ev::FormedDurable { node, boot } => {
                 if self.nodes[node].boot == boot {
                     self.nodes[node].stage = Stage::Formed;

@@ -1,5 +1,6 @@
 //! A small HTTP client for a node's API.
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -66,6 +67,27 @@ impl Api {
     pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
         let request = self.agent.post(self.url(path)).header("content-type", "application/json");
         Self::read(request.send(body.to_string())).with_context(|| format!("POST {}", self.url(path)))
+    }
+
+    /// PUT with a JSON body.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn put(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        let request = self.agent.put(self.url(path)).header("content-type", "application/json");
+        Self::read(request.send(body.to_string())).with_context(|| format!("PUT {}", self.url(path)))
+    }
+
+    /// The first `count` lines of a stream.
+    ///
+    /// # Errors
+    /// If it ends before, or they do not come in time.
+    pub fn lines(&self, path: &str, count: usize) -> anyhow::Result<Vec<String>> {
+        let answer = self.agent.get(self.url(path)).call().with_context(|| format!("GET {}", self.url(path)))?;
+        let lines = BufReader::new(answer.into_body().into_reader()).lines().take(count);
+        let lines = lines.collect::<Result<Vec<_>, _>>().with_context(|| format!("GET {}", self.url(path)))?;
+        ensure!(lines.len() == count, "{} gave only {lines:?}", self.url(path));
+        Ok(lines)
     }
 
     /// DELETE.

@@ -68,6 +68,8 @@ super::table! {
             "The second of two configurations took over.",
         ReadBeforeFirstCommitOfTerm "read-before-first-commit-of-term"
             "A read point was refused because its leader had not committed in its term.",
+        ReadRoundShared "read-round-shared"
+            "One quorum round served several read points.",
         StrangerRefused "stranger-refused"
             "A message was refused because its sender is no member that this replica knows, and never was asked.",
         SnapshotOffered "snapshot-offered"
@@ -108,6 +110,14 @@ super::table! {
             "A node was silent for so long that its replicas are made anew elsewhere.",
         LostNodeReturned "lost-node-returned"
             "A node that was given up for lost was heard of again.",
+        EncodedInVain "encoded-in-vain"
+            "A checkpoint's state was encoded, and by then a leader's checkpoint was being installed.",
+        LeaseExpired "lease-expired"
+            "A lease of the key-value store was not renewed in time, and its keys went.",
+        LeaseKeptTooLate "lease-kept-too-late"
+            "A lease was to be renewed that had ended, or whose end was proposed.",
+        KeyChangesCompacted "key-changes-compacted"
+            "A watcher asked for changes of keys that are not kept any more.",
         VmMovedAway "vm-moved-away"
             "A VM left a node that is to be free of it.",
         DrainedNodeHandedOver "drained-node-handed-over"

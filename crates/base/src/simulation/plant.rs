@@ -73,6 +73,10 @@ super::table! {
             "A command that comes again in its session is applied again.",
         AdmittedTwice "admitted-twice"
             "A node that asks again to be admitted becomes another node.",
+        KeyExpectationIgnored "key-expectation-ignored"
+            "A key is changed whatever it was expected to be.",
+        HistoryNotInSnapshot "history-not-in-snapshot"
+            "A checkpoint of `__meta` lacks the history of keys: whoever watches misses what was in it.",
         StaleReportAccepted "stale-report-accepted"
             "A VM's report is believed under whatever epoch and incarnation.",
 
@@ -121,6 +125,12 @@ super::table! {
             "A voter goes though those who stay are too few without it.",
         MembersNotTold "members-not-told"
             "A node that is behind hears of new members from nobody but the leader, which may be one of them.",
+        LeasesNotRenewed "leases-not-renewed"
+            "A renewal of a lease is granted and forgotten.",
+        LeasesKeptWithoutQuorum "leases-kept-without-quorum"
+            "A leader renews leases though it may have been replaced.",
+        ReadsShareAnOlderRound "reads-share-an-older-round"
+            "A read takes part in a quorum round that began before it was asked for.",
         StuckDiskIgnored "stuck-disk-ignored"
             "A leader whose disk is stuck goes on leading.",
     }

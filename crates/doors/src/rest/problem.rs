@@ -20,6 +20,7 @@ pub fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::StaleEpoch
         | ErrorCode::OutOfOrder => 409,
         ErrorCode::TooLarge => 413,
+        ErrorCode::Compacted => 410,
         ErrorCode::Busy => 429,
         ErrorCode::Internal | ErrorCode::Corrupt => 500,
         ErrorCode::NotLeader

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base::simulation::{Mark, mark};
+use base::limits::REQUEST_DEADLINE_MAX;
 use base::{ErrorCode, GroupId, Millis, NodeId};
 use metadata::CommandOrigin;
 use minicbor::{Decode, Encode};
@@ -52,7 +53,8 @@ impl NodeCore {
     }
 
     pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
-        let origin = Origin::Remote { node: from, id: forward.id };
+        let left = Millis(forward.deadline_ms.min(REQUEST_DEADLINE_MAX.0));
+        let origin = Origin::Remote { node: from, id: forward.id, deadline: self.now.mono.plus(left) };
         // A second copy is not answered either: the first one is. Even where doing it twice would do no harm, the two
         // answers could contradict each other.
         if !self.requests.first_time(from, forward.id) {

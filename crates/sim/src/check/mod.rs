@@ -8,6 +8,7 @@ mod commands;
 mod contact;
 mod election;
 mod events;
+mod keys;
 mod leaders;
 pub mod linear;
 mod log;
@@ -21,6 +22,7 @@ pub use commands::Commands;
 pub use contact::{Contact, Unfit};
 pub use election::Elections;
 pub use events::Events;
+pub use keys::{KeyOp, KeyTold, Leases, Watcher, key_in};
 pub use leaders::Leaders;
 pub use log::{Held, Logs, Seen};
 pub use machines::Machines;
@@ -43,6 +45,9 @@ pub struct Checks {
     pub contact: Contact,
     pub leaders: Leaders,
     pub machines: Machines,
+    pub leases: Leases,
+    /// One on each node, wherever that goes.
+    pub watchers: std::collections::BTreeMap<usize, Watcher>,
 }
 
 /// What went wrong.

@@ -7,6 +7,7 @@ use base::{TopicId, VmEpoch, VmId, VmIncarnation};
 use compute::{VmDesired, VmRecord};
 use metadata::Metadata;
 
+use super::keys::{Key, KeyOp, KeyTold, key_in};
 use super::linear::{History, Model, OperationId, Verdict, judge};
 use crate::shared::MACHINES as CONTENDED;
 use crate::time::Nanos;
@@ -21,6 +22,7 @@ const GUEST: usize = usize::MAX - 1;
 pub struct Names {
     topics: History<String, TopicOp, TopicTold>,
     machines: History<String, MachineOp, MachineTold>,
+    keys: History<String, KeyOp, KeyTold>,
     /// Machines that powered themselves off, and of which the cluster has not taken note.
     power_offs: BTreeMap<Start, OperationId>,
 }
@@ -42,6 +44,7 @@ pub struct Judged {
 pub enum Asked {
     Topic(OperationId),
     Machine(OperationId),
+    Key(OperationId),
 }
 
 /// What is asked of a topic's name.
@@ -103,6 +106,16 @@ impl Names {
         Asked::Machine(self.machines.begin(name.to_owned(), client, what, now))
     }
 
+    /// A client asks for something about a key.
+    pub fn ask_key(&mut self, name: &str, client: usize, what: KeyOp, now: Nanos) -> Asked {
+        Asked::Key(self.keys.begin(name.to_owned(), client, what, now))
+    }
+
+    /// It was told this of the key.
+    pub fn told_key(&mut self, asked: OperationId, told: KeyTold, now: Nanos) {
+        self.keys.answered(asked, told, now);
+    }
+
     /// It was told this of the topic.
     pub fn told_topic(&mut self, asked: OperationId, told: TopicTold, now: Nanos) {
         self.topics.answered(asked, told, now);
@@ -136,6 +149,7 @@ impl Names {
         match asked {
             Asked::Topic(id) => self.topics.refused(id),
             Asked::Machine(id) => self.machines.refused(id),
+            Asked::Key(id) => self.keys.refused(id),
         }
     }
 
@@ -171,9 +185,14 @@ impl Names {
             let last = self.machines.begin(name.clone(), usize::MAX, MachineOp::Look, now);
             self.machines.answered(last, Self::machine_in(state, &name), now);
         }
+        for name in self.keys.by_key().into_keys().collect::<Vec<_>>() {
+            let last = self.keys.begin(name.clone(), usize::MAX, KeyOp::Look, now);
+            self.keys.answered(last, key_in(state, &name), now);
+        }
         let mut judged = Judged::default();
         judge_all(&Topic, &self.topics, &mut judged)?;
         judge_all(&Machine, &self.machines, &mut judged)?;
+        judge_all(&Key, &self.keys, &mut judged)?;
         Ok(judged)
     }
 }

@@ -183,6 +183,8 @@ pub fn difference(one: &Metadata, other: &Metadata) -> String {
         ("sessions", one.sessions == other.sessions),
         ("outbox", one.outbox == other.outbox),
         ("outbox_next", one.outbox_next == other.outbox_next),
+        ("departed", one.departed == other.departed),
+        ("kv", one.kv == other.kv),
     ];
     let differing: Vec<&str> = tables.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();
     match differing.as_slice() {

@@ -10,6 +10,7 @@ mod full_disk;
 mod joining;
 mod json_output;
 mod kafka;
+mod kv;
 mod main_job;
 mod single_node;
 mod support;

@@ -1,0 +1,49 @@
+//! `kv.get`: what a key holds.
+
+use ops::{Call, Example, Human, Method, OpError, Operation, Scope};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{KeyView, LIMITS, check_key, missing, view};
+use crate::Ports;
+use crate::common::{READ_ERRORS, read};
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// The key.
+    #[schemars(length(min = 1, max = 1024))]
+    key: String,
+    /// Answer from what this node knows, without asking the leader.
+    #[serde(default)]
+    stale: bool,
+}
+
+pub(crate) fn operation() -> Operation<Ports> {
+    Operation::new("kv.get", "Show what a key holds", (Method::Get, "/v1/kv/{key}"), run)
+        .docs(
+            "Linearizable: sees every change that was acknowledged before the call, through whichever node. With \
+             --stale this node answers at once from what it has applied.",
+        )
+        .examples(&[
+            Example { command: "muster kv get app/color", says: "the value and nothing else" },
+            Example { command: "muster kv get app/color -o json", says: "with revisions and lease" },
+        ])
+        .scope(Scope::Leader)
+        .errors(READ_ERRORS)
+        .limits(LIMITS)
+        .positional(&["key"])
+        .human(Human::Text(text))
+}
+
+async fn run(call: Call<Ports>, input: Input) -> Result<KeyView, OpError> {
+    check_key(&input.key)?;
+    let metadata = read(&call, input.stale).await?;
+    let record = metadata.kv.keys.get(&input.key).ok_or_else(|| missing(&input.key))?;
+    Ok(view(&input.key, record, true))
+}
+
+fn text(output: &Value) -> String {
+    output["value"].as_str().unwrap_or_default().to_owned()
+}

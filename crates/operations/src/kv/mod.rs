@@ -1,0 +1,123 @@
+//! The key-value store: small values that every node holds, changed one after the other for all.
+
+pub(crate) mod cas;
+pub(crate) mod delete;
+pub(crate) mod get;
+pub(crate) mod list;
+pub(crate) mod put;
+pub(crate) mod watch;
+
+use base::{ErrorCode, LeaseId};
+use data_encoding::BASE64;
+use metadata::{KeyLife, KeyRecord};
+use ops::{Limits, OpError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Programs call these often.
+pub(crate) const LIMITS: Limits = Limits {
+    concurrent: 4_096,
+    per_second: 1_000_000,
+    burst: 1_000_000,
+    deadline: base::limits::REQUEST_DEADLINE_DEFAULT,
+    deadline_max: base::limits::REQUEST_DEADLINE_MAX,
+};
+
+/// How a value stands in JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Encoding {
+    /// As text.
+    #[default]
+    Text,
+    /// Bytes that are no text, in base64.
+    Base64,
+}
+
+/// A key and what it holds.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct KeyView {
+    key: String,
+    /// Null if only the keys were asked for.
+    value: Option<String>,
+    /// How the value stands here.
+    encoding: Encoding,
+    /// Revision of its last change: higher than that of every earlier change of any key.
+    revision: u64,
+    /// Revision at which it came to be.
+    created_revision: u64,
+    /// Changes since it came to be.
+    version: u64,
+    /// The lease that it goes with.
+    lease: Option<u64>,
+}
+
+pub(crate) fn view(key: &str, record: &KeyRecord, with_value: bool) -> KeyView {
+    let (value, encoding) = text_of(&record.value);
+    KeyView {
+        key: key.to_owned(),
+        value: with_value.then_some(value),
+        encoding,
+        revision: record.modified,
+        created_revision: record.created,
+        version: record.version,
+        lease: record.lease.map(|lease| lease.0),
+    }
+}
+
+pub(crate) fn text_of(value: &[u8]) -> (String, Encoding) {
+    match std::str::from_utf8(value) {
+        Ok(text) => (text.to_owned(), Encoding::Text),
+        Err(_) => (BASE64.encode(value), Encoding::Base64),
+    }
+}
+
+/// The bytes that a text stands for.
+pub(crate) fn bytes_of(field: &str, text: String, encoding: Encoding) -> Result<bytes::Bytes, OpError> {
+    match encoding {
+        Encoding::Text => Ok(text.into_bytes().into()),
+        Encoding::Base64 => BASE64
+            .decode(text.as_bytes())
+            .map(Into::into)
+            .map_err(|error| OpError::field(field, format!("is not base64: {error}"))),
+    }
+}
+
+pub(crate) fn check_key(key: &str) -> Result<(), OpError> {
+    metadata::valid_key(key).map_err(|reason| OpError::field("key", format!("is refused: {reason}")))
+}
+
+/// How long a key is to live, by what the caller says.
+pub(crate) fn life(ttl_s: Option<u32>, lease: Option<u64>) -> Result<KeyLife, OpError> {
+    match (ttl_s, lease) {
+        (None, None) => Ok(KeyLife::Lasting),
+        (Some(ttl), None) => Ok(KeyLife::Ttl(u64::from(ttl) * 1_000)),
+        (None, Some(lease)) => Ok(KeyLife::Bound(LeaseId(lease))),
+        (Some(_), Some(_)) => Err(OpError::field("ttl_s", "is refused: a key has a time of its own or a lease, not both")),
+    }
+}
+
+/// A change of a key that was carried out.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Put {
+    key: String,
+    /// Of this change.
+    revision: u64,
+    /// Changes of the key since it came to be.
+    version: u64,
+    /// The lease that the key goes with.
+    lease: Option<u64>,
+}
+
+pub(crate) fn put_text(output: &Value) -> String {
+    let key = ops::human::text(&output["key"]);
+    match output["lease"].as_u64() {
+        Some(lease) => format!("{key} is at revision {}, under lease {lease}", output["revision"]),
+        None => format!("{key} is at revision {}", output["revision"]),
+    }
+}
+
+pub(crate) fn missing(key: &str) -> OpError {
+    OpError::new(ErrorCode::NotFound, format!("there is no key {key:?}"))
+}

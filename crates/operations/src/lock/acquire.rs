@@ -1,0 +1,140 @@
+//! `lock.acquire`: waits until the lock is the caller's.
+
+use base::{ErrorCode, LeaseId, Millis};
+use futures::future::{Either, select};
+use metadata::{Command, CommandResult, KeyExpect, KeyLife};
+use ops::{Call, Example, Human, Idempotency, Limits, Method, OpError, Operation, Permission, Scope};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{check_name, key_of, queue};
+use crate::Ports;
+use crate::common::{WRITE_ERRORS, command, command_result, unexpected};
+use crate::lease::renew;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// The lock; it need not exist.
+    #[schemars(length(min = 1, max = 256))]
+    name: String,
+    /// Seconds after which it is free again, if nobody renews its lease.
+    #[serde(default = "ttl")]
+    #[schemars(range(min = 2, max = 604_800))]
+    ttl_s: u32,
+    /// Seconds to wait for it.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 0, max = 86_400))]
+    timeout_s: u32,
+    /// Shown to others: who holds it, and what for.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    owner: String,
+}
+
+fn ttl() -> u32 {
+    30
+}
+
+fn ten() -> u32 {
+    10
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Output {
+    name: String,
+    /// Renew it for as long as the lock is needed; revoking it frees the lock.
+    lease: u64,
+    /// The fencing token: higher than that of every holder before.
+    token: u64,
+}
+
+pub(crate) fn operation() -> Operation<Ports> {
+    Operation::new("lock.acquire", "Wait for a lock, and hold it", (Method::Post, "/v1/locks/{name}/acquire"), run)
+        .docs(
+            "One holder at a time, in the order in which they asked. It is held by a lease: renew that with lease.keep for \
+             as long as it is needed, or the next one gets it. A holder whose lease ended unnoticed may still act: pass the \
+             fencing token along with what you do, and have it refused when a higher one was seen.",
+        )
+        .examples(&[
+            Example { command: "muster lock acquire backup", says: "waits 10 s for it, holds it for 30 s" },
+            Example { command: "muster lock acquire backup --ttl-s 600 --timeout-s 0", says: "now or not at all" },
+        ])
+        .permission(Permission::Operate)
+        .scope(Scope::Leader)
+        .idempotency(Idempotency::Keyed)
+        .errors(WRITE_ERRORS)
+        .limits(Limits { concurrent: 4_096, deadline: Millis(86_400_000), deadline_max: Millis(86_400_000), ..Limits::default() })
+        .positional(&["name"])
+        .human(Human::Text(text))
+}
+
+async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
+    check_name(&input.name)?;
+    let ttl_ms = u64::from(input.ttl_s) * 1_000;
+    let CommandResult::LeaseGranted { lease } = command_result(&call, Command::GrantLease { ttl_ms }).await? else {
+        return Err(unexpected());
+    };
+    match wait(&call, &input, lease, ttl_ms).await {
+        Ok(token) => Ok(Output { name: input.name, lease: lease.0, token }),
+        Err(error) => {
+            // Whoever waits behind must not wait for the end of a lease that nobody renews.
+            let _ = command_result(&call, Command::EndLease { lease, expired: false }).await;
+            Err(error)
+        }
+    }
+}
+
+/// Stands in the queue until the front of it.
+async fn wait(call: &Call<Ports>, input: &Input, lease: LeaseId, ttl_ms: u64) -> Result<u64, OpError> {
+    let core = &call.context.core;
+    let give_up = call.clock.now().mono.plus(Millis(u64::from(input.timeout_s) * 1_000)).min(call.deadline);
+    let stand = Command::PutKey {
+        key: key_of(&input.name, lease),
+        value: input.owner.clone().into_bytes().into(),
+        expect: Some(KeyExpect::Absent),
+        life: KeyLife::Bound(lease),
+    };
+    let (_, mut metadata) = command(call, stand).await?;
+    let mut renewed = call.clock.now().mono;
+    loop {
+        let queue = queue(&metadata, &input.name);
+        match queue.iter().position(|(standing, _)| *standing == lease) {
+            Some(0) => {
+                // With its whole time before it.
+                renew(call, lease, call.deadline).await?;
+                return Ok(queue[0].1);
+            }
+            Some(_) => {}
+            None => {
+                let message = format!("the place in the queue for lock {} was lost: its lease ended", input.name);
+                return Err(OpError::new(ErrorCode::FailedPrecondition, message));
+            }
+        }
+        let now = call.clock.now().mono;
+        if now >= give_up {
+            let message = format!("lock {} is held by lease {}", input.name, queue[0].0);
+            return Err(OpError::new(ErrorCode::DeadlineExceeded, message).hint("wait longer with `--timeout-s`"));
+        }
+        let renew_at = renewed.plus(Millis(ttl_ms / 3));
+        if now >= renew_at {
+            renewed = now;
+            renew(call, lease, renewed.plus(Millis(ttl_ms))).await?;
+        }
+        let changed = core.metadata_after(metadata.applied);
+        if let Either::Left((later, _)) = select(changed, call.clock.sleep_until(give_up.min(renew_at.max(now)))).await {
+            metadata = later;
+        }
+    }
+}
+
+fn text(output: &Value) -> String {
+    let lease = &output["lease"];
+    format!(
+        "lock {} is held by lease {lease}, fencing token {}\n`muster lease keep {lease}` keeps it, `muster lock release {} {lease}` frees it",
+        ops::human::text(&output["name"]),
+        output["token"],
+        ops::human::text(&output["name"])
+    )
+}

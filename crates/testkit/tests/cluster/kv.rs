@@ -1,0 +1,185 @@
+//! The key-value store: by command line and REST, through every node, over the death of its leader.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use testkit::{Cluster, Folder, Node, Process, Signal, Start, wait_until};
+
+use crate::support::{PATIENCE, machine_shared, wait_tolerant};
+
+#[test]
+fn keys_are_the_same_through_every_node_and_outlive_their_leader() {
+    let _machine = machine_shared();
+    Folder::scenario("kv", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let [one, two, three] = [&cluster.nodes[0], &cluster.nodes[1], &cluster.nodes[2]];
+        let first = put(one, &["app/color", "blue"])?;
+        ensure!(said(two, &["kv", "get", "app/color"])? == "blue\n");
+        let mut watch = three.cli_start("watch", &["kv", "watch", "app/", "--from-revision", &first.to_string()])?;
+        seen(&watch, "put app/color blue")?;
+        let second = put(two, &["app/color", "green"])?;
+        ensure!(second > first, "{second} came after {first}");
+
+        // Compare and set: of two that expect the same, one succeeds.
+        let expect = second.to_string();
+        let cas = |node: &Node, value: &str| node.cli(&["kv", "cas", "app/color", value, "--revision", &expect]);
+        ensure!(cas(three, "red")?.status.success(), "it is as expected");
+        let late = cas(one, "black")?;
+        ensure!(late.status.code() == Some(1) && late.text().contains("was expected at revision"), "{}", late.text());
+        binary_values_go_through_files(folder, one, two)?;
+        ensure!(said(one, &["kv", "delete", "app/", "--prefix"])?.contains("2 keys deleted"));
+        for what in ["put app/color green", "put app/color red", "put app/binary", "deleted app/color"] {
+            seen(&watch, what)?;
+        }
+
+        put(one, &["app/lasting", "before"])?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        cluster.nodes[leader].kill()?;
+        let survivor = (leader + 1) % 3;
+        // Through a survivor at once: the call waits for the next leader.
+        ensure!(said(&cluster.nodes[survivor], &["kv", "get", "app/lasting"])? == "before\n");
+        put(&cluster.nodes[survivor], &["app/lasting", "after"])?;
+        cluster.nodes[leader].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        ensure!(said(&cluster.nodes[leader], &["kv", "get", "app/lasting"])? == "after\n", "a restarted node is behind");
+
+        // Who goes on watching through another node misses nothing.
+        let rest = json_lines(&cluster.nodes[leader], &format!("/v1/kv-changes?prefix=app/&from_revision={first}"), 8)?;
+        let told: Vec<_> = rest.iter().map(|item| item["what"].as_str().unwrap_or_default()).collect();
+        ensure!(told == ["watching", "put", "put", "put", "put", "deleted", "deleted", "put"], "{told:?}");
+        let future = cluster.nodes[leader].api().get("/v1/kv-changes?from_revision=99999999")?;
+        ensure!(future.status == 400, "a watch from the future: {future:?}");
+        let _ = watch.signal(Signal::Interrupt);
+        Ok(())
+    });
+}
+
+fn binary_values_go_through_files(folder: &Folder, from: &Node, to: &Node) -> anyhow::Result<()> {
+    let bytes: Vec<u8> = (0..=255).collect();
+    let file = folder.path().join("binary");
+    std::fs::write(&file, &bytes)?;
+    let mut command = Command::new(testkit::muster_binary()?);
+    command.args(["--api", &from.api.to_string(), "kv", "put", "app/binary", "-"]);
+    let input = Stdio::from(std::fs::File::open(&file)?);
+    let mut put = Process::start_with_input(&mut command, input, "binary", folder.path())?;
+    let ended = put.wait(PATIENCE)?;
+    ensure!(ended.status.success(), "{}", ended.text());
+    let got = to.api().get("/v1/kv/app%2Fbinary")?.ok()?;
+    ensure!(got["encoding"] == "base64" && got["version"] == 1, "{got}");
+    let large = json!({ "value": "x".repeat((1 << 20) + 1) });
+    let refused = to.api().put("/v1/kv/large", &large)?;
+    ensure!(refused.status == 413, "more than a value may have: {refused:?}");
+    let whole = "x".repeat(1 << 20);
+    to.api().put("/v1/kv/large", &json!({ "value": whole }))?.ok()?;
+    ensure!(from.api().get("/v1/kv/large")?.ok()?["value"] == whole.as_str(), "1 MiB came back as something else");
+    Ok(())
+}
+
+#[test]
+fn a_key_with_a_time_goes_and_one_whose_lease_is_kept_stays_over_a_change_of_leaders() {
+    let _machine = machine_shared();
+    Folder::scenario("leases", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let node = &cluster.nodes[0];
+        put(node, &["short", "x", "--ttl-s", "1"])?;
+        let put_at = Instant::now();
+        let lease = node.cli_json(&["lease", "grant", "3"])?["lease"].as_u64().context("no lease")?.to_string();
+        put(node, &["held", "x", "--lease", &lease])?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        let survivor = (leader + 1) % 3;
+        let mut keep = cluster.nodes[survivor].cli_start("keep", &["lease", "keep", &lease])?;
+        wait_until(PATIENCE, "the short one is gone", || {
+            let node = &cluster.nodes[survivor];
+            ensure!(node.api().get("/v1/kv/short")?.status == 404, "still there after {:?}", put_at.elapsed());
+            Ok(())
+        })?;
+        ensure!(put_at.elapsed() >= Duration::from_millis(900), "gone after {:?}", put_at.elapsed());
+        cluster.nodes[leader].kill()?;
+        let killed = Instant::now();
+        let renewals = keep.output().lines().count();
+        wait_until(PATIENCE, "it is renewed by the next leader", || {
+            ensure!(keep.output().lines().count() > renewals + 3, "{} {}", keep.output(), keep.log());
+            Ok(())
+        })?;
+        let node = &cluster.nodes[survivor];
+        ensure!(node.api().get("/v1/kv/held")?.status == 200, "kept, and gone after {:?}", killed.elapsed());
+        keep.kill()?;
+        wait_until(PATIENCE, "nobody keeps it, and it goes", || {
+            ensure!(node.api().get("/v1/kv/held")?.status == 404, "still there");
+            Ok(())
+        })?;
+        let late = node.cli(&["lease", "keep", &lease, "--once"])?;
+        ensure!(late.status.code() == Some(1) && late.text().contains("there is no lease"), "{}", late.text());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_lock_has_one_holder_and_goes_to_whoever_waits_longest() {
+    let _machine = machine_shared();
+    Folder::scenario("locks", |folder| {
+        let cluster = Cluster::start(folder, 3)?;
+        let [one, two, three] = [&cluster.nodes[0], &cluster.nodes[1], &cluster.nodes[2]];
+        let acquire = |node: &Node, wait: &str| {
+            node.cli(&["lock", "acquire", "backup", "--ttl-s", "60", "--timeout-s", wait, "-o", "json"])
+        };
+        let held: Value = serde_json::from_slice(&acquire(one, "0")?.stdout)?;
+        let refused = acquire(two, "0")?;
+        ensure!(refused.text().contains("is held by lease"), "{}", refused.text());
+        let waits = ["lock", "acquire", "backup", "--ttl-s", "60", "--timeout-s", "60", "-o", "json"];
+        let mut second = two.cli_start("second", &waits)?;
+        waiting(three, 1)?;
+        let mut third = three.cli_start("third", &waits)?;
+        waiting(three, 2)?;
+        said(three, &["lock", "release", "backup", &held["lease"].to_string()])?;
+        let ended = second.wait(PATIENCE)?;
+        let next: Value = serde_json::from_slice(&ended.stdout)?;
+        ensure!(next["token"].as_u64() > held["token"].as_u64(), "{next} after {held}");
+        third.ensure_running()?;
+        // A holder that dies is replaced when its lease ends; here an operator does not wait for that.
+        said(one, &["lease", "revoke", &next["lease"].to_string()])?;
+        let last: Value = serde_json::from_slice(&third.wait(PATIENCE)?.stdout)?;
+        ensure!(last["token"].as_u64() > next["token"].as_u64(), "{last} after {next}");
+        said(one, &["lock", "release", "backup", &last["lease"].to_string()])?;
+        ensure!(said(two, &["lock", "list"])?.contains("no locks"));
+        ensure!(two.cli_json(&["lease", "list"])? == json!({ "leases": [] }), "a lease was left behind");
+        Ok(())
+    });
+}
+
+fn waiting(node: &Node, count: u64) -> anyhow::Result<()> {
+    wait_until(PATIENCE, &format!("{count} wait for the lock"), || {
+        let locks = node.api().get("/v1/locks")?.ok()?;
+        ensure!(locks["locks"][0]["waiting"] == count, "{locks}");
+        Ok(())
+    })
+}
+
+/// Puts a key; the revision.
+fn put(node: &Node, what: &[&str]) -> anyhow::Result<u64> {
+    let words: Vec<&str> = ["kv", "put"].iter().chain(what).copied().collect();
+    node.cli_json(&words)?["revision"].as_u64().context("no revision")
+}
+
+fn said(node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
+    let finished = node.cli(arguments)?;
+    ensure!(finished.status.success(), "muster {arguments:?}: {}", finished.text());
+    Ok(String::from_utf8_lossy(&finished.stdout).into_owned())
+}
+
+fn seen(watch: &Process, what: &str) -> anyhow::Result<()> {
+    wait_until(PATIENCE, &format!("the watch shows {what:?}"), || {
+        ensure!(watch.output().contains(what), "it shows {:?}", watch.output());
+        Ok(())
+    })
+}
+
+/// The first lines of a stream of JSON values.
+fn json_lines(node: &Node, path: &str, count: usize) -> anyhow::Result<Vec<Value>> {
+    let lines = node.api().lines(path, count)?;
+    lines.iter().map(|line| serde_json::from_str(line).with_context(|| line.clone())).collect()
+}
