@@ -251,6 +251,8 @@ pub const OPERATION_LIMITS_TRACKED_MAX: usize = 4_096;
 pub const IDEMPOTENCY_RESULTS_MAX: usize = 1_024;
 /// How long it keeps them.
 pub const IDEMPOTENCY_KEPT: Millis = Millis(600_000);
+/// Results that the cluster keeps for retries through another node, as long as nodes keep theirs.
+pub const ONCE_MAX: usize = 16_384;
 /// Length of an Idempotency-Key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Body of one API request.

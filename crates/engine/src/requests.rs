@@ -296,7 +296,7 @@ impl NodeCore {
             let refusal = self.not_leader(GroupId::META);
             return reply(self, refusal);
         };
-        let gives_birth = matches!(body, Command::CreateTopic { .. } | Command::CreateVm { .. });
+        let gives_birth = matches!(body.body(), Command::CreateTopic { .. } | Command::CreateVm { .. });
         let silent = if gives_birth { self.silent_nodes() } else { Vec::new() };
         let data = wire::encode(&CommandEnvelope { origin: command, wall: self.now.wall, command: body, silent });
         if data.len() > base::limits::COMMAND_BYTES_MAX {

@@ -42,7 +42,7 @@ impl Metadata {
         self.applied = index;
     }
 
-    fn dispatch(&mut self, context: Context, command: &Command) -> CommandResult {
+    pub(crate) fn dispatch(&mut self, context: Context, command: &Command) -> CommandResult {
         match command {
             Command::OpenSession { node, incarnation } => self.open_session(*node, *incarnation),
             Command::AdmitNode { token_id, secret, member } => self.admit_node(context, *token_id, secret, member),
@@ -82,6 +82,7 @@ impl Metadata {
             Command::PutKey { key, value, expect, life } => self.put_key(context, key, value, expect.as_ref(), *life),
             Command::DeleteKeys { key, prefix: false, expect } => self.delete_key(context, key, expect.as_ref()),
             Command::DeleteKeys { key, prefix: true, .. } => self.delete_prefix(context, key),
+            Command::Once { key, command } => self.apply_once(context, *key, command),
             Command::GrantLease { ttl_ms } => self.grant_lease(context, *ttl_ms),
             Command::EndLease { lease, expired } => self.end_lease(context, *lease, *expired),
         }

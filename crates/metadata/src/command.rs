@@ -6,6 +6,8 @@ use compute::{VmReport, VmSpec};
 use minicbor::{Decode, Encode};
 use wire::Member;
 
+use crate::OnceKey;
+
 /// A command as it stands in the log. Whatever is random or read from a clock travels in it: apply has neither.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct CommandEnvelope {
@@ -275,6 +277,14 @@ pub enum Command {
         #[n(0)]
         ttl_ms: u64,
     },
+    /// A command that is carried out once, however often it comes under that name.
+    #[n(28)]
+    Once {
+        #[n(0)]
+        key: OnceKey,
+        #[n(1)]
+        command: Box<Command>,
+    },
     /// A lease ends, and the keys bound to it go.
     #[n(27)]
     EndLease {
@@ -284,6 +294,17 @@ pub enum Command {
         #[n(1)]
         expired: bool,
     },
+}
+
+impl Command {
+    /// What is to be done, without the name under which it is done once.
+    #[must_use]
+    pub fn body(&self) -> &Command {
+        match self {
+            Command::Once { command, .. } => command,
+            body => body,
+        }
+    }
 }
 
 /// What a key must be for a command to change it.

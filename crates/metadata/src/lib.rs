@@ -10,6 +10,7 @@ mod command;
 mod departures;
 mod kv;
 mod nodes;
+mod once;
 mod outbox;
 mod partitions;
 mod sessions;
@@ -21,6 +22,7 @@ mod vms;
 
 pub use command::*;
 pub use kv::{KeyChange, KeyChanged, KeyRecord, KvStore, LeaseRecord, valid_key};
+pub use once::{OnceKey, OnceRecord, OnceTable};
 pub use partitions::ReplicaPlan;
 pub use snapshot::SnapshotError;
 pub use state::*;

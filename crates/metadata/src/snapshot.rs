@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::state::NextIds;
 use crate::{
-    DepartedNode, KvStore, Metadata, NodeRecord, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord,
+    DepartedNode, KvStore, Metadata, NodeRecord, OnceKey, OnceRecord, OnceTable, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord,
 };
 
 /// A checkpoint that cannot be read.
@@ -51,6 +51,9 @@ struct Snapshot {
     #[n(14)]
     #[cbor(default)]
     kv: KvStore,
+    #[n(15)]
+    #[cbor(default)]
+    once: BTreeMap<OnceKey, OnceRecord>,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -76,6 +79,7 @@ impl Metadata {
             outbox_next: self.outbox_next,
             outbox_dropped: self.outbox_dropped,
             departed: table(&self.departed),
+            once: table(&self.once.records),
             kv: if planted(Plant::HistoryNotInSnapshot) { self.kv.without_history() } else { self.kv.clone() },
         })
     }
@@ -86,7 +90,10 @@ impl Metadata {
     /// If they were not written by [`Metadata::encode`] of this or an older version.
     pub fn decode(bytes: &[u8]) -> Result<Metadata, SnapshotError> {
         let snapshot: Snapshot = wire::decode(bytes)?;
+        let mut once = OnceTable::default();
+        snapshot.once.into_iter().for_each(|(key, record)| once.insert(key, record));
         Ok(Metadata {
+            once,
             cluster: snapshot.cluster,
             cluster_incarnation: snapshot.cluster_incarnation,
             applied: snapshot.applied,

@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use minicbor::{Decode, Encode};
 use wire::Member;
 
-use crate::KvStore;
+use crate::{KvStore, OnceTable};
 
 /// The state of the cluster as of one index of `__meta`.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -31,6 +31,8 @@ pub struct Metadata {
     /// [`base::limits::NODES_DEPARTED_MAX`] of them.
     pub departed: OrdMap<NodeId, DepartedNode>,
     pub kv: KvStore,
+    /// Commands that were carried out once, and are not again.
+    pub once: OnceTable,
     pub(crate) next: NextIds,
 }
 

@@ -6,7 +6,7 @@ use base::{ErrorCode, GroupId, Millis, Mono, NodeId, Wall};
 use engine::{NodeStatus, Reply, Request, RequestError, Target};
 use futures::FutureExt;
 use futures::future::{Either, join_all, select};
-use metadata::{Command, CommandResult, Metadata, NodeRecord};
+use metadata::{Command, CommandResult, Metadata, NodeRecord, OnceKey};
 use ops::{Call, OpError};
 
 use crate::Ports;
@@ -75,6 +75,10 @@ pub(crate) async fn command_result(call: &Call<Ports>, command: Command) -> Resu
 
 async fn applied(call: &Call<Ports>, command: Command) -> Result<(u64, CommandResult), OpError> {
     let target = Target::Leader(GroupId::META);
+    let command = match &call.once {
+        Some(once) => Command::Once { key: OnceKey(once.next_command()), command: Box::new(command) },
+        None => command,
+    };
     let asked = call.context.core.request(target, call.deadline, Request::Command(command));
     match asked.await.map_err(failure)? {
         Reply::Command { result: CommandResult::Refused { code, message }, .. } => Err(OpError::new(code, message)),

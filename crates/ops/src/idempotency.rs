@@ -1,7 +1,7 @@
 //! Results kept under (principal, operation, Idempotency-Key), so that a retry gets the first call's result.
 //!
-//! Kept in the memory of the node that took the call: a retry at another node, or after a restart, is carried out
-//! again. Only successes are kept; a failure may be tried again under the same key.
+//! Kept in the memory of the node that took the call. Through another node, or after a restart, the retry runs again, and
+//! the cluster recognises its commands (see [`crate::Once`]). Only successes are kept; a failure may be tried again under the same key.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

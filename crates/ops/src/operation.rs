@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::spec::{Example, FollowUp, Human, Idempotency, Limits, Method, Permission, Route, Scope, Spec};
-use crate::{Clock, OpError, Principal, schema_of, validate};
+use crate::{Clock, Once, OpError, Principal, schema_of, validate};
 
 /// Items of a streaming output, as JSON.
 pub type ItemStream = BoxStream<'static, Result<Value, OpError>>;
@@ -36,6 +36,8 @@ pub struct Call<C> {
     pub deadline: Mono,
     /// As given by the caller, checked for length.
     pub idempotency_key: Option<String>,
+    /// With such a key: what makes its commands be carried out once in the cluster.
+    pub once: Option<Once>,
     /// Of the call in this process, as in the audit trail.
     pub id: u64,
 }

@@ -13,8 +13,8 @@ use crate::idempotency::{Claim, Results, Turn};
 use crate::limit::{Limiter, Permit};
 use crate::operation::{Call, ItemStream, Operation, Output};
 use crate::{
-    Authenticator, Clock, Credentials, Ended, Idempotency, Limits, Observer, OpError, Principal, Record, Registry,
-    Stage,
+    Authenticator, Clock, Credentials, Ended, Idempotency, Limits, Observer, Once, OpError, Principal, Record,
+    Registry, Stage,
 };
 
 /// What any operation may fail with, because of the stages around its handler.
@@ -105,6 +105,10 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
             Ok(permit) => permit,
             Err(error) => return Err(account.fail(error)),
         };
+        let once = match (&kept_input, &invocation.idempotency_key) {
+            (Some(input), Some(key)) => Some(Once::of(&principal.name, spec.name, key, input)),
+            _ => None,
+        };
         let turn = match (kept_input, &invocation.idempotency_key) {
             (Some(input), Some(key)) => {
                 match self.results.claim(&principal.name, spec.name, key, &input, account.started) {
@@ -126,6 +130,7 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
             principal,
             deadline: account.started.plus(allowed),
             idempotency_key: invocation.idempotency_key,
+            once,
             id: account.record.id,
         };
         match self.run(prepared, call, allowed, &mut account).await {

@@ -312,6 +312,16 @@ impl World {
                 self.judge_command(pending, &CommandKind::Other, *index, result);
             }
             (What::Barrier, Outcome::Ok(Reply::Done)) => self.judge_plain(pending, outcome),
+            // Names are used once: whoever finds his own name taken was carried out twice.
+            (
+                What::Command(kind @ (CommandKind::CreateTopic(_) | CommandKind::CreateVm(_))),
+                Outcome::Failed(RequestError { code: ErrorCode::AlreadyExists, message, .. }),
+            ) => self.fail("commands are applied once", format!("{kind:?}: {message}")),
+            // Only its owner deletes a machine or revokes a token, and once.
+            (
+                What::Command(kind @ (CommandKind::DeleteVm(_) | CommandKind::RevokeToken(_))),
+                Outcome::Failed(RequestError { code: ErrorCode::NotFound, message, .. }),
+            ) => self.fail("acknowledged commands stay", format!("{kind:?}: {message}")),
             // The consumer judges what it gets.
             (What::ReadPartition { .. }, Outcome::Ok(Reply::PartitionBatches(_)))
             | (What::Other | What::Lease { lease: Some(_), .. }, _)
@@ -343,18 +353,6 @@ impl World {
             (CommandKind::DeleteVm(name), CommandResult::Done) => AckedCommand::NoVm(name.clone()),
             (CommandKind::CreateToken, CommandResult::TokenCreated { token_id }) => AckedCommand::Token(*token_id),
             (CommandKind::RevokeToken(token_id), CommandResult::Done) => AckedCommand::NoToken(*token_id),
-            // Names are used once: whoever finds his own name taken was carried out twice.
-            (
-                CommandKind::CreateTopic(_) | CommandKind::CreateVm(_),
-                CommandResult::Refused { code: ErrorCode::AlreadyExists, message },
-            ) => return self.fail("commands are applied once", format!("{kind:?}: {message}")),
-            // Only its owner deletes a machine or revokes a token, and once.
-            (
-                CommandKind::DeleteVm(_) | CommandKind::RevokeToken(_),
-                CommandResult::Refused { code: ErrorCode::NotFound, message },
-            ) => {
-                return self.fail("acknowledged commands stay", format!("{kind:?}: {message}"));
-            }
             (CommandKind::WantVm(name, desired), CommandResult::Done) => {
                 self.checks.machines.acked(name, *desired);
                 AckedCommand::Other

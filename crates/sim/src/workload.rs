@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use base::{ErrorCode, GroupId, LeaseId, NodeId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
 use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
-use metadata::{Command, CommandResult, KeyLife};
+use metadata::{Command, CommandResult, KeyLife, OnceKey};
 
 use crate::node::HOST_MEMORY_MIB;
 use crate::queue::{Ev, NodeIx};
 use crate::records::{self, Producer};
 use crate::requests::{CommandKind, Outcome, Owner, Pending, What};
-use crate::shared::TOPIC_PREFIX;
+use crate::shared::{self, TOPIC_PREFIX};
 use crate::time::{Nanos, ms, us};
 use crate::world::World;
 
@@ -47,6 +47,8 @@ pub struct Client {
     vms_made: u64,
     topics_made: u64,
     values: u64,
+    /// What it asked for without hearing what came of it: it asks again, under the same name, perhaps of another node.
+    again: Option<(Command, CommandKind)>,
     /// The lease that it holds, or thinks to hold.
     lease: Option<LeaseId>,
     number: usize,
@@ -93,6 +95,7 @@ impl Client {
             vms_made: 0,
             topics_made: 0,
             values: 0,
+            again: None,
             lease: None,
             number,
             habit: Habit::of(number, seed),
@@ -212,6 +215,9 @@ impl World {
         if !self.nodes[self.clients[client].home].recovered {
             return self.queue.after(ms(200), Ev::Client { client });
         }
+        if self.ask_again(client) {
+            return;
+        }
         let it = &mut self.clients[client];
         let step = it.habit.step(it.random.below(1_000));
         let first = it.habit == Habit::Mixed && client < TOPIC_MAKERS && it.topics_made == 0;
@@ -255,6 +261,14 @@ impl World {
                 (CommandKind::CreateToken, CommandResult::TokenCreated { token_id }) => it.tokens.push_back(*token_id),
                 _ => {}
             }
+        }
+        if let (What::Command(kind), Some(command @ Command::Once { .. })) = (&pending.what, &pending.command) {
+            let open = match outcome {
+                Outcome::Ok(_) => false,
+                Outcome::Failed(error) => !shared::refused_for_certain(error) && !shared::tells(error),
+                Outcome::Lost => true,
+            };
+            it.again = open.then(|| (command.clone(), kind.clone()));
         }
         let think = match outcome {
             Outcome::Ok(_) => us(it.random.between(1_000, 40_000)),
@@ -321,6 +335,27 @@ impl World {
     fn command(&mut self, client: usize, command: Command, kind: CommandKind) -> bool {
         let request = Request::Command(command);
         self.plain(client, Target::Leader(GroupId::META), request, What::Command(kind))
+    }
+
+    /// As [`World::command`], under a name by which it is recognised when it is asked for again.
+    fn command_once(&mut self, client: usize, command: Command, kind: CommandKind) -> bool {
+        let random = &mut self.clients[client].random;
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&random.next_u64().to_be_bytes());
+        key[8..].copy_from_slice(&random.next_u64().to_be_bytes());
+        let command = Command::Once { key: OnceKey(key), command: Box::new(command) };
+        self.command(client, command, kind)
+    }
+
+    /// Of what it asked for last it has heard nothing, or nothing certain: it asks again.
+    fn ask_again(&mut self, client: usize) -> bool {
+        let Some((command, kind)) = self.clients[client].again.take() else { return false };
+        let node = self.clients[client].random.below(self.nodes.len() as u64) as usize;
+        let node = if self.nodes[node].recovered { node } else { self.clients[client].home };
+        let timeout = self.timeout(client);
+        let request = Request::Command(command);
+        self.ask(Owner::Client(client), node, Target::Leader(GroupId::META), request, What::Command(kind), timeout);
+        true
     }
 
     /// Partitions of the clients' topics, as the client's node knows them.
@@ -423,7 +458,7 @@ impl World {
             replication_factor: None,
             config: Vec::new(),
         };
-        self.command(client, command, CommandKind::CreateTopic(name))
+        self.command_once(client, command, CommandKind::CreateTopic(name))
     }
 
     /// Deletes the console topic of a machine: replicas go, whatever they are just doing. Nobody waits for its records.
@@ -471,7 +506,7 @@ impl World {
         let pinned = it.random.chance(150_000).then(|| it.random.below(self.nodes.len() as u64) as usize);
         let node = pinned.map(|node| self.nodes[node].id()).filter(|id| *id != NodeId(0));
         let spec = VmSpec { cpus: 1, memory_mib, image: "minimal".into(), node };
-        self.command(client, Command::CreateVm { name: name.clone(), spec }, CommandKind::CreateVm(name))
+        self.command_once(client, Command::CreateVm { name: name.clone(), spec }, CommandKind::CreateVm(name))
     }
 
     /// A new join token, or the end of the oldest.

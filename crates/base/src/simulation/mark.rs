@@ -110,6 +110,8 @@ super::table! {
             "A node was silent for so long that its replicas are made anew elsewhere.",
         LostNodeReturned "lost-node-returned"
             "A node that was given up for lost was heard of again.",
+        CommandOnceAgain "command-once-again"
+            "A command came again through another process, and was recognised by its name.",
         EncodedInVain "encoded-in-vain"
             "A checkpoint's state was encoded, and by then a leader's checkpoint was being installed.",
         LeaseExpired "lease-expired"

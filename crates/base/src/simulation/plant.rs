@@ -73,6 +73,8 @@ super::table! {
             "A command that comes again in its session is applied again.",
         AdmittedTwice "admitted-twice"
             "A node that asks again to be admitted becomes another node.",
+        OnceForgotten "once-forgotten"
+            "A command that is to be carried out once is carried out for every process that sends it.",
         KeyExpectationIgnored "key-expectation-ignored"
             "A key is changed whatever it was expected to be.",
         HistoryNotInSnapshot "history-not-in-snapshot"

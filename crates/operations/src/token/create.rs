@@ -67,7 +67,9 @@ pub(crate) fn operation() -> Operation<Ports> {
         .human(Human::Text(text))
 }
 
-async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
+async fn run(mut call: Call<Ports>, input: Input) -> Result<Output, OpError> {
+    // The secret is made here, and the cluster keeps only its hash: a retry elsewhere gives another token, not half of one.
+    call.once = None;
     let mut secret = [0; 32];
     call.context.random.fill(&mut secret).map_err(failure)?;
     let expires = call.clock.now().wall.plus(Millis(u64::from(input.expires_in_minutes) * 60_000));
