@@ -4,6 +4,7 @@
 //! This crate never does I/O and never reads a clock: time and randomness are values that come from outside.
 
 mod error;
+mod histogram;
 mod ids;
 pub mod limits;
 mod random;
@@ -11,9 +12,10 @@ pub mod simulation;
 mod time;
 
 pub use error::ErrorCode;
+pub use histogram::{Distribution, Histogram};
 pub use ids::{
-    ClusterId, EndpointId, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, RequestId, SessionId, TopicId, VmEpoch, VmId,
-    VmIncarnation,
+    ClusterId, EndpointId, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, RequestId, SessionId, TopicId, VmEpoch,
+    VmId, VmIncarnation,
 };
 pub use random::{SplitMix64, hash64};
 pub use time::{Millis, Mono, Now, Wall};

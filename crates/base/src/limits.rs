@@ -8,6 +8,8 @@ use crate::Millis;
 pub const TICK: Millis = Millis(50);
 /// Between heartbeats of a leader.
 pub const HEARTBEAT_INTERVAL: Millis = Millis(150);
+/// A heartbeat that comes this much later than the interval is counted as late.
+pub const HEARTBEAT_LATE_AFTER: Millis = Millis(50);
 /// Least election timeout; the greatest is twice this.
 pub const ELECTION_TIMEOUT_MIN: Millis = Millis(1000);
 /// A node that handed its leaderships away takes none for this long; by then it has stopped, or did not mean to.
@@ -153,6 +155,14 @@ pub const DISK_SPACE_TRUSTED_AFTER: Millis = Millis(3_000);
 pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
 /// Leaders named in one gossip message.
 pub const GOSSIP_LEADERS_MAX: usize = 1_024;
+
+// ---- What is measured ----
+
+/// Groups by themselves in one node's `GET /metrics`, those without a leader and those with the highest terms first; the
+/// rest are in the totals.
+pub const METRICS_GROUPS_MAX: u32 = 2_000;
+/// Groups by themselves in one node's answer to `cluster.consensus`, chosen likewise.
+pub const VITALS_GROUPS_LISTED_MAX: u32 = 64;
 
 // ---- Kafka and streams ----
 

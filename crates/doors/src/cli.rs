@@ -23,10 +23,11 @@ pub struct Wanted<'r> {
 pub fn commands<C: Send + Sync + 'static>(registry: &Registry<C>) -> Vec<Command> {
     let mut groups: BTreeMap<&str, Vec<Command>> = BTreeMap::new();
     let mut alone = Vec::new();
-    for spec in registry.specs() {
+    for spec in registry.specs().filter(|spec| spec.flag_of().is_none()) {
+        let command = |word| flags(registry, spec).fold(leaf(spec, word), Command::arg);
         match spec.command_words().as_slice() {
-            [word] => alone.push(leaf(spec, word)),
-            [group, verb, ..] => groups.entry(group).or_default().push(leaf(spec, verb)),
+            [word] => alone.push(command(word)),
+            [group, verb, ..] => groups.entry(group).or_default().push(command(verb)),
             [] => {}
         }
     }
@@ -40,6 +41,16 @@ pub fn commands<C: Send + Sync + 'static>(registry: &Registry<C>) -> Vec<Command
     }));
     alone.sort_by(|a, b| a.get_name().cmp(b.get_name()));
     alone
+}
+
+/// The flags of an operation's command that stand for other operations.
+fn flags<C: Send + Sync + 'static>(registry: &Registry<C>, base: &Spec) -> impl Iterator<Item = Arg> {
+    let words = base.command_words();
+    let flag = move |spec: &Spec| {
+        let (_, flag) = spec.flag_of().filter(|(of, _)| *of == words)?;
+        Some(Arg::new(flag).long(flag).action(ArgAction::SetTrue).help(spec.summary))
+    };
+    registry.specs().filter_map(flag)
 }
 
 fn leaf(spec: &Spec, word: &'static str) -> Command {
@@ -116,7 +127,9 @@ pub fn wanted<'r, C: Send + Sync + 'static>(
         words.push(word);
         at = inner;
     }
-    let Some(spec) = registry.specs().find(|spec| spec.command_words() == words) else { return Ok(None) };
+    let Some(base) = registry.specs().find(|spec| spec.command_words() == words) else { return Ok(None) };
+    let flagged = |spec: &&Spec| spec.flag_of().is_some_and(|(of, flag)| of == words && at.get_flag(flag));
+    let spec = registry.specs().find(flagged).unwrap_or(base);
     let input = input(spec, at)?;
     let then = match spec.follow_up.filter(|then| at.get_flag(then.flag)) {
         None => None,

@@ -83,8 +83,8 @@ impl Probes for NotReady {
     fn ready(&self) -> BoxFuture<'static, Result<(), String>> {
         std::future::ready(Err("joining".into())).boxed()
     }
-    fn metrics(&self) -> String {
-        "muster_up 1\n".into()
+    fn metrics(&self) -> BoxFuture<'static, String> {
+        std::future::ready("muster_up 1\n".into()).boxed()
     }
 }
 

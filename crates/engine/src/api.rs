@@ -159,6 +159,13 @@ pub enum Request {
         #[n(0)]
         lease: LeaseId,
     },
+    /// What this node counted of its consensus, and how it stands; target `Here` or `Node`.
+    #[n(16)]
+    Vitals {
+        /// Single groups that are listed.
+        #[n(0)]
+        listed_max: u32,
+    },
 }
 
 /// Where to read in a partition.
@@ -274,6 +281,8 @@ pub enum Reply {
         #[n(0)]
         ttl_ms: u64,
     },
+    #[n(14)]
+    Vitals(#[n(0)] Box<crate::Vitals>),
 }
 
 /// One task of a node's supervision tree.
@@ -368,7 +377,8 @@ pub struct GroupView {
     pub high_watermark: Option<i64>,
 }
 
-/// What the outside must do. Unordered, except per (peer, channel) and among disk operations as the journal orders them.
+/// What the outside must do. Unordered, except per (peer, channel), where urgent messages ([`PeerMessage::is_urgent`]) may
+/// overtake the others, and among disk operations as the journal orders them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     Disk(DiskOp),

@@ -18,6 +18,7 @@ use crate::outbox::Outbox;
 use crate::planner::Planner;
 use crate::requests::Requests;
 use crate::session::Session;
+use crate::stats::Stats;
 use crate::vms::VmSide;
 use crate::{CoreConfig, Effect, Event, Formation};
 
@@ -69,6 +70,7 @@ pub struct NodeCore {
     pub(crate) outbox: Outbox,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
+    pub(crate) stats: Stats,
     pub(crate) disk_full: bool,
     /// Since when, to the tick, or since it was last looked for somebody to lead instead.
     pub(crate) disk_full_since: Option<base::Mono>,
@@ -113,6 +115,7 @@ impl NodeCore {
             outbox: Outbox::default(),
             checkpoints: Checkpoints::default(),
             reads: Reads::default(),
+            stats: Stats::new(now.mono),
             disk_full: false,
             disk_full_since: None,
             abstains_until: None,

@@ -12,6 +12,7 @@ use wire::{Entry, HardState, Membership, SnapshotMeta};
 
 use crate::core::NodeCore;
 use crate::requests::Origin;
+use crate::stats::GroupStats;
 use crate::{Effect, Formation};
 
 /// Index and term of the checkpoint that every group is born with.
@@ -77,6 +78,7 @@ pub(crate) struct Group {
     pub rounds: VecDeque<(u64, u64)>,
     /// Repeats of batches that are still in flight: (last offset, who, base offset).
     pub repeats: Vec<(i64, Origin, i64)>,
+    pub stats: GroupStats,
     update: Update,
 }
 
@@ -97,6 +99,7 @@ impl Group {
             unsynced: BTreeMap::new(),
             rounds: VecDeque::new(),
             repeats: Vec::new(),
+            stats: GroupStats::default(),
             update: Update { reset: true, ..Update::default() },
         }
     }
@@ -199,11 +202,13 @@ impl NodeCore {
         entry.applied = checkpoint.meta.index;
         entry.applied_term = checkpoint.meta.term;
         entry.membership = checkpoint.meta.membership.clone();
+        let hard_state = checkpoint.hard_state.unwrap_or_default();
+        entry.stats.begins_in(hard_state.term);
         let preferred = checkpoint.meta.membership.voters.first() == Some(&checkpoint.replica);
         let init = GroupInit {
             group,
             replica: checkpoint.replica,
-            hard_state: checkpoint.hard_state.unwrap_or_default(),
+            hard_state,
             membership: checkpoint.meta.membership.clone(),
             first_index: checkpoint.meta.index + 1,
             last_index: checkpoint.meta.index,

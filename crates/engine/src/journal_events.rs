@@ -56,6 +56,11 @@ impl Reads {
         (self.for_others < LOG_READS_FOR_OTHERS_MAX).then(|| self.begin(what))
     }
 
+    /// How many there are.
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
     fn end(&mut self, token: u64) -> Option<ReadFor> {
         let what = self.under_way.remove(&token)?;
         self.for_others -= usize::from(what.is_for_others());
@@ -107,6 +112,7 @@ impl NodeCore {
     }
 
     fn persisted(&mut self, round: u64) {
+        self.stats.rounds_persisted(round, self.now.mono);
         self.raft.persisted(round);
         let mut answers = Vec::new();
         for group in self.groups.values_mut() {

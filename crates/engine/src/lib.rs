@@ -35,10 +35,13 @@ mod raft_io;
 mod replay;
 mod requests;
 mod session;
+mod stats;
 mod status;
+mod vitals;
 mod vms;
 mod work;
 
 pub use api::*;
 pub use core::NodeCore;
+pub use vitals::*;
 pub use work::{Work, Worked};

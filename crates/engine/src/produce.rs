@@ -58,7 +58,7 @@ impl NodeCore {
         let mut last = None;
         for batch in &staged {
             let proposal = Proposal { group, term, kind: EntryKind::Batch, data: batch.data.clone() };
-            let proposed = self.raft.propose(proposal);
+            let proposed = self.propose(proposal);
             if (proposed.is_ok() || planted(Plant::SpeculateThoughRefused))
                 && let Some(partition) = self.groups.get_mut(&group).and_then(|g| g.partition())
             {

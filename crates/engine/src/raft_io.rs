@@ -62,11 +62,14 @@ impl NodeCore {
 
     /// Refusals are the expected fate of late and stray messages. One is not: the proof that this node's log is lost.
     fn step(&mut self, group: GroupId, message: RaftMessage) {
-        if let Err(lost @ Refused::LogLost { .. }) = self.raft.step(group, message) {
-            self.fatal(format!(
+        let kind = message.kind;
+        match self.raft.step(group, message) {
+            Ok(()) => self.count_received(group, kind),
+            Err(lost @ Refused::LogLost { .. }) => self.fatal(format!(
                 "group {group}: {lost}: this node's data was lost or replaced by an older copy. Wipe the data directory and \
                  join anew with a token"
-            ));
+            )),
+            Err(_) => {}
         }
     }
 
@@ -122,6 +125,7 @@ impl NodeCore {
             mark_if(Mark::MessageToUnknownNode, || to.is_none());
             if let Some(node) = to {
                 let channel = channel(outgoing.message.kind);
+                self.count_sent(outgoing.group, &outgoing.message, outgoing.beat);
                 self.send(node, channel, PeerMessage::Raft { group: outgoing.group, message: outgoing.message });
             }
         }
@@ -135,6 +139,7 @@ impl NodeCore {
             self.planner.due = true;
         }
         for committed in out.committed {
+            self.count_committed(committed.group, &committed.entries);
             for entry in &committed.entries {
                 self.apply_entry(committed.group, entry);
                 if self.stage == Stage::Stopped {
@@ -164,6 +169,7 @@ impl NodeCore {
         }
         debug_assert_eq!(round, self.next_round);
         self.next_round += 1;
+        self.stats.round_began(round, self.now.mono);
         let mut groups = Vec::with_capacity(appends.len());
         for append in appends {
             if let (Some(last), Some(group)) = (append.entries.last(), self.groups.get_mut(&append.group)) {
@@ -177,7 +183,9 @@ impl NodeCore {
     fn role_changed(&mut self, change: RoleChange) {
         let Some(group) = self.groups.get_mut(&change.group) else { return };
         let led = group.role == Role::Leader;
-        if led && (change.role != Role::Leader || change.term != group.term) {
+        let ended = led && (change.role != Role::Leader || change.term != group.term);
+        self.stats.role_changed(ended, &mut group.stats, &change);
+        if ended {
             mark_if(Mark::StepDownWithRound, || !group.rounds.is_empty());
             group.active = false;
             if let Some(partition) = group.partition() {

@@ -69,6 +69,7 @@ impl NodeCore {
         else {
             return;
         };
+        entry.stats.begins_in(hard_state.term);
         let single = entry.membership.voters == [entry.replica] && entry.membership.voters_outgoing.is_empty();
         self.raft.create(GroupInit {
             group,

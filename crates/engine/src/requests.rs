@@ -129,6 +129,13 @@ impl Requests {
         Some(self.next_ticket)
     }
 
+    /// How many there are, and wait.
+    pub fn depths(&self, queues: &mut crate::Queues) {
+        queues.requests = self.pending.len() as u64;
+        queues.requests_waiting = self.queued.len() as u64;
+        queues.questions = self.tickets.len() as u64;
+    }
+
     /// Whether a node asks this for the first time.
     fn first_time(&mut self, from: NodeId, id: u64) -> bool {
         planted(Plant::ForwardsCarriedOutTwice) || self.once.entry(from).or_default().first_time(id)
@@ -201,9 +208,16 @@ impl NodeCore {
             return;
         }
         if self.stage < Stage::Running {
-            if pending.request == Request::Status {
-                let status = self.status();
-                self.resolve(key, Ok(Reply::Status(Box::new(status))));
+            match pending.request {
+                Request::Status => {
+                    let status = self.status();
+                    self.resolve(key, Ok(Reply::Status(Box::new(status))));
+                }
+                Request::Vitals { listed_max } => {
+                    let vitals = self.vitals(listed_max as usize);
+                    self.resolve(key, Ok(Reply::Vitals(Box::new(vitals))));
+                }
+                _ => {}
             }
             return;
         }
@@ -257,6 +271,10 @@ impl NodeCore {
                 let status = self.status();
                 self.answer(origin, Ok(Reply::Status(Box::new(status))));
             }
+            Request::Vitals { listed_max } => {
+                let vitals = self.vitals(listed_max as usize);
+                self.answer(origin, Ok(Reply::Vitals(Box::new(vitals))));
+            }
             Request::ReadPoint => self.ask_read_point(origin, OnceConfirmed::TellIndex),
             Request::KeepLease { lease } => self.ask_read_point(origin, OnceConfirmed::KeepLease(lease)),
             Request::Tasks => self.ask_driver(origin, |ticket| Effect::ListTasks { ticket }),
@@ -303,7 +321,7 @@ impl NodeCore {
             let message = format!("the command has {} bytes, more than is allowed", data.len());
             return reply(self, error(ErrorCode::TooLarge, message));
         }
-        match self.raft.propose(Proposal { group: GroupId::META, term, kind: EntryKind::Command, data }) {
+        match self.propose(Proposal { group: GroupId::META, term, kind: EntryKind::Command, data }) {
             Ok(proposed) => {
                 let Some(origin) = origin else { return self.planner.proposed(proposed.index) };
                 if let Some(meta) = self.groups.get_mut(&GroupId::META) {
@@ -607,7 +625,7 @@ fn may_retry(pending: &Pending, failure: &RequestError) -> bool {
 fn may_repeat(request: &Request) -> bool {
     match request {
         Request::Command(_) | Request::ReadPoint | Request::KeepLease { .. } | Request::ReadPartition(_) => true,
-        Request::Status | Request::Tasks => true,
+        Request::Status | Request::Tasks | Request::Vitals { .. } => true,
         Request::Produce(produce) => stamped(produce) || planted(Plant::PlainProduceRepeated),
         _ => false,
     }

@@ -71,7 +71,7 @@ impl NodeCore {
         }
     }
 
-    fn readiness(&self) -> (bool, String) {
+    pub(crate) fn readiness(&self) -> (bool, String) {
         match self.stage {
             Stage::New | Stage::Recovering => return (false, "recovering".into()),
             Stage::Stopped => return (false, "stopped".into()),

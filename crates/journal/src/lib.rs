@@ -215,6 +215,15 @@ impl Journal {
         }
     }
 
+    /// Bytes of the log's files, spare ones too; checkpoints do not count.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        match &self.phase {
+            Phase::Running(running) => running.log_bytes(),
+            _ => 0,
+        }
+    }
+
     /// The highest round number that is durable.
     #[must_use]
     pub fn durable_round(&self) -> u64 {

@@ -38,6 +38,12 @@ impl Pool {
         Pool { segment_bytes, live, spares, creating: None, recycling: 0, next_spare, oldest: 0 }
     }
 
+    /// Bytes of all of them.
+    pub(crate) fn bytes(&self) -> u64 {
+        let live: u64 = self.live.values().map(|live| live.bytes).sum();
+        live + self.spares.len() as u64 * self.segment_bytes
+    }
+
     /// Takes a spare for the next segment, if there is one.
     pub(crate) fn take_spare(&mut self) -> Option<u64> {
         mark_if(Mark::LogWaitedForSpare, || self.spares.is_empty());

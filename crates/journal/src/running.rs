@@ -60,6 +60,10 @@ impl Running {
         self.pending.front().map(|(_, since)| *since)
     }
 
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.pool.bytes()
+    }
+
     pub(crate) fn durable_round(&self) -> u64 {
         self.durable_round
     }

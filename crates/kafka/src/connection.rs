@@ -8,6 +8,7 @@ use base::limits::{KAFKA_CONNECTION_BYTES_MAX, KAFKA_PIPELINE_MAX, KAFKA_WRITE_T
 use bytes::{Buf, BytesMut};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
+use kafka_protocol::messages::ApiKey;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
@@ -53,12 +54,20 @@ impl Closed {
     }
 }
 
+/// A request under way.
+struct Account {
+    api: ApiKey,
+    began: Instant,
+    /// That count towards the connection's bound.
+    bytes: usize,
+}
+
 /// Serves one client until it leaves or has to go. Never reads ahead of what it may hold.
 pub(crate) async fn serve<B: Broker>(shared: Arc<Shared<B>>, mut stream: TcpStream) -> Result<(), Closed> {
     let (mut from, mut to) = stream.split();
     let mut frames = FrameReader::new(shared.config.frame_bytes_max);
     let mut under_way = FuturesOrdered::new();
-    let mut weights: VecDeque<usize> = VecDeque::new();
+    let mut accounts: VecDeque<Account> = VecDeque::new();
     let mut weight = 0usize;
     let idle_timeout = Duration::from_millis(shared.config.idle_timeout.0);
     let mut last_activity = Instant::now();
@@ -69,17 +78,22 @@ pub(crate) async fn serve<B: Broker>(shared: Arc<Shared<B>>, mut stream: TcpStre
             frame = frames.next(&mut from), if room => {
                 let Some(frame) = frame? else { return Ok(()) };
                 let frame_bytes = frame.len();
-                let Started { outcome, answer_bytes_max } = dispatch::start(&shared, frame)?;
-                under_way.push_back(outcome);
-                weights.push_back(frame_bytes + answer_bytes_max);
-                weight += frame_bytes + answer_bytes_max;
+                shared.metrics.bytes_in.add(frame_bytes as u64);
                 last_activity = Instant::now();
+                let Started { api, outcome, answer_bytes_max } = dispatch::start(&shared, frame)?;
+                under_way.push_back(outcome);
+                let bytes = frame_bytes + answer_bytes_max;
+                accounts.push_back(Account { api, began: last_activity, bytes });
+                weight += bytes;
             }
             Some(outcome) = under_way.next(), if !under_way.is_empty() => {
                 let mut out = BytesMut::new();
                 let mut next = Some(outcome);
                 while let Some(outcome) = next {
-                    weight -= weights.pop_front().unwrap_or(0);
+                    if let Some(Account { api, began, bytes }) = accounts.pop_front() {
+                        shared.metrics.answered(api, began.elapsed().as_secs_f64());
+                        weight -= bytes;
+                    }
                     if let Err(closed) = put(outcome, &mut out) {
                         // What was answered before the failure still belongs to the client.
                         write(&mut to, out).await?;
@@ -87,6 +101,7 @@ pub(crate) async fn serve<B: Broker>(shared: Arc<Shared<B>>, mut stream: TcpStre
                     }
                     next = if out.len() < WRITE_BYTES { under_way.next().now_or_never().flatten() } else { None };
                 }
+                shared.metrics.bytes_out.add(out.len() as u64);
                 write(&mut to, out).await?;
                 last_activity = Instant::now();
             }

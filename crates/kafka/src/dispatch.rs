@@ -15,6 +15,7 @@ use crate::{Broker, api};
 
 /// A request that is under way.
 pub(crate) struct Started {
+    pub(crate) api: ApiKey,
     pub(crate) outcome: BoxFuture<'static, Outcome>,
     /// The records that its answer may bring, in bytes.
     pub(crate) answer_bytes_max: usize,
@@ -111,7 +112,9 @@ pub(crate) fn start<B: Broker>(shared: &Arc<Shared<B>>, frame: Bytes) -> Result<
     let api = match support(api_key, version) {
         Support::Yes(api) => api,
         // Whoever asks for versions cannot know them yet (KIP-511).
-        Support::Version(ApiKey::ApiVersions) => return Ok(now(api::api_versions::unsupported(context))),
+        Support::Version(ApiKey::ApiVersions) => {
+            return Ok(now(ApiKey::ApiVersions, api::api_versions::unsupported(context)));
+        }
         Support::Version(api) => return Err(Refused::Version { api, version }),
         Support::No => return Err(Refused::Unknown { api_key, version }),
     };
@@ -132,18 +135,18 @@ fn route<B: Broker>(
     let body = &mut body;
     let version = context.version;
     Ok(match api {
-        ApiKey::ApiVersions => now(api::api_versions::answer(context, &decode(body, version)?)),
-        ApiKey::FindCoordinator => now(api::find_coordinator::answer(context, decode(body, version)?)),
-        ApiKey::Metadata => small(api::metadata::answer(shared, context, decode(body, version)?)),
-        ApiKey::CreateTopics => small(api::create_topics::answer(shared, context, decode(body, version)?)),
-        ApiKey::DeleteTopics => small(api::delete_topics::answer(shared, context, decode(body, version)?)),
-        ApiKey::ListOffsets => small(api::list_offsets::answer(shared, context, decode(body, version)?)),
-        ApiKey::Produce => small(api::produce::start(&shared, context, decode(body, version)?)),
+        ApiKey::ApiVersions => now(api, api::api_versions::answer(context, &decode(body, version)?)),
+        ApiKey::FindCoordinator => now(api, api::find_coordinator::answer(context, decode(body, version)?)),
+        ApiKey::Metadata => small(api, api::metadata::answer(shared, context, decode(body, version)?)),
+        ApiKey::CreateTopics => small(api, api::create_topics::answer(shared, context, decode(body, version)?)),
+        ApiKey::DeleteTopics => small(api, api::delete_topics::answer(shared, context, decode(body, version)?)),
+        ApiKey::ListOffsets => small(api, api::list_offsets::answer(shared, context, decode(body, version)?)),
+        ApiKey::Produce => small(api, api::produce::start(&shared, context, decode(body, version)?)),
         ApiKey::Fetch => {
             let request = decode(body, version)?;
             let answer_bytes_max = api::fetch::bytes_max(&request);
             let outcome = api::fetch::answer(shared, context, request).boxed();
-            Started { outcome, answer_bytes_max }
+            Started { api, outcome, answer_bytes_max }
         }
         other => return Err(format!("no handler for {other:?}")),
     })
@@ -153,10 +156,10 @@ fn decode<R: Decodable>(body: &mut Bytes, version: i16) -> Result<R, String> {
     R::decode(body, version).map_err(|error| error.to_string())
 }
 
-fn now(outcome: Outcome) -> Started {
-    small(std::future::ready(outcome))
+fn now(api: ApiKey, outcome: Outcome) -> Started {
+    small(api, std::future::ready(outcome))
 }
 
-fn small(outcome: impl Future<Output = Outcome> + Send + 'static) -> Started {
-    Started { outcome: outcome.boxed(), answer_bytes_max: 0 }
+fn small(api: ApiKey, outcome: impl Future<Output = Outcome> + Send + 'static) -> Started {
+    Started { api, outcome: outcome.boxed(), answer_bytes_max: 0 }
 }

@@ -22,6 +22,7 @@ mod dispatch;
 mod errors;
 mod frame;
 mod listener;
+mod metrics;
 mod overcommit;
 mod partition_reader;
 mod shape;

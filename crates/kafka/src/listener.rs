@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use base::Millis;
 use base::limits::{KAFKA_CONNECTIONS_MAX, KAFKA_FRAME_BYTES_MAX, KAFKA_IDLE_TIMEOUT};
-use runtime::CancellationToken;
+use runtime::{CancellationToken, Gauge, Registry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use crate::metrics::Metrics;
 use crate::topics::Directory;
 use crate::{Broker, connection};
 
@@ -53,6 +54,7 @@ pub(crate) struct Shared<B> {
     pub(crate) broker: B,
     pub(crate) config: ListenerConfig,
     pub(crate) directory: Directory,
+    pub(crate) metrics: Metrics,
 }
 
 /// A bound Kafka listener.
@@ -62,13 +64,14 @@ pub struct Listener<B> {
 }
 
 impl<B: Broker> Listener<B> {
-    /// Binds the socket.
+    /// Binds the socket. What it counts stands in `registry`.
     ///
     /// # Errors
     /// The address is in use or cannot be bound.
-    pub async fn bind(config: ListenerConfig, broker: B) -> io::Result<Listener<B>> {
+    pub async fn bind(config: ListenerConfig, broker: B, registry: &Registry) -> io::Result<Listener<B>> {
         let socket = TcpListener::bind(config.listen).await?;
-        Ok(Listener { socket, shared: Arc::new(Shared { broker, config, directory: Directory::default() }) })
+        let (directory, metrics) = (Directory::default(), Metrics::new(registry));
+        Ok(Listener { socket, shared: Arc::new(Shared { broker, config, directory, metrics }) })
     }
 
     /// Where it listens (the port, if 0 was asked for).
@@ -102,6 +105,7 @@ impl<B: Broker> Listener<B> {
                         }
                     };
                     let Ok(permit) = permits.clone().try_acquire_owned() else {
+                        self.shared.metrics.refused.inc();
                         // Said once per time that it is full, not once per refused peer.
                         if !std::mem::replace(&mut full, true) {
                             let max = self.shared.config.connections_max;
@@ -110,6 +114,7 @@ impl<B: Broker> Listener<B> {
                         continue;
                     };
                     full = false;
+                    self.shared.metrics.accepted.inc();
                     let (shared, shutdown) = (self.shared.clone(), shutdown.clone());
                     connections.spawn(async move {
                         serve(shared, stream, peer, shutdown).await;
@@ -127,11 +132,31 @@ async fn serve<B: Broker>(shared: Arc<Shared<B>>, stream: TcpStream, peer: Socke
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%peer, %error, "no TCP_NODELAY");
     }
+    let _counted = Counted::new(&shared.metrics.connections);
     tokio::select! {
         () = shutdown.cancelled() => {}
-        ended = connection::serve(shared, stream) => match ended {
+        ended = connection::serve(shared.clone(), stream) => match ended {
             Ok(()) => debug!(%peer, "Kafka connection ended"),
-            Err(closed) => warn!(%peer, reason = %closed.full(), "Kafka connection closed"),
+            Err(closed) => {
+                shared.metrics.closed.inc();
+                warn!(%peer, reason = %closed.full(), "Kafka connection closed");
+            }
         }
+    }
+}
+
+/// Counts in a gauge while it lives, also where a task is dropped or panics.
+struct Counted<'a>(&'a Gauge);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.add(1.0);
+        Counted(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1.0);
     }
 }

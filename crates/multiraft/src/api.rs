@@ -70,6 +70,24 @@ pub struct GroupStatus {
     pub progress: Vec<ReplicaProgress>,
 }
 
+/// How far one replica has come: the cheap part of [`GroupStatus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indexes {
+    pub term: u64,
+    pub commit: u64,
+    pub last_index: u64,
+}
+
+/// Ticks of all groups of one node since it started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TickCounts {
+    pub passed: u64,
+    /// Missed, and never to be made good: the time lost, in ticks.
+    pub skipped: u64,
+    /// Gaps beyond an election timeout, after each of which every leader stepped down.
+    pub pauses: u64,
+}
+
 /// A leader's knowledge of one replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaProgress {
@@ -120,6 +138,8 @@ pub struct GroupAppend {
 pub struct Outgoing {
     pub group: GroupId,
     pub message: RaftMessage,
+    /// A heartbeat that came due by the clock, not one that a read asked for in between.
+    pub beat: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,8 @@ use base::limits::TICK;
 use base::simulation::{Mark, Plant, mark, planted};
 use base::{Mono, Now};
 
+use crate::TickCounts;
+
 const TICK_NS: u64 = TICK.0 * 1_000_000;
 
 /// What a moment means for the groups.
@@ -23,6 +25,9 @@ pub(crate) enum Beat {
 pub(crate) struct TickClock {
     last: Option<Mono>,
     owed_ns: u64,
+    passed: u64,
+    skipped_ns: u64,
+    pauses: u64,
 }
 
 impl TickClock {
@@ -40,6 +45,8 @@ impl TickClock {
             return Beat::Ticks(ticks);
         }
         if gap > TICK_NS * u64::from(election_ticks) {
+            self.skipped_ns += self.owed_ns + gap;
+            self.pauses += 1;
             self.owed_ns = 0;
             mark(Mark::PausedBeyondElectionTimeout);
             return Beat::Paused;
@@ -50,7 +57,13 @@ impl TickClock {
             return Beat::None;
         }
         self.owed_ns = (owed - TICK_NS).min(TICK_NS);
+        self.skipped_ns += owed - TICK_NS - self.owed_ns;
+        self.passed += 1;
         Beat::Ticks(1)
+    }
+
+    pub(crate) fn counts(&self) -> TickCounts {
+        TickCounts { passed: self.passed, skipped: self.skipped_ns / TICK_NS, pauses: self.pauses }
     }
 }
 
@@ -80,6 +93,22 @@ mod tests {
         assert_eq!(beats[..3], [Beat::None, Beat::Ticks(1), Beat::Ticks(1)]);
         let rest = beats[3..].iter().filter(|beat| **beat != Beat::None).count();
         assert!(rest <= 1, "{rest} ticks right after a stall");
+    }
+
+    #[test]
+    fn what_was_skipped_is_counted_by_the_time_that_was_lost() {
+        let mut clock = TickClock::default();
+        let mut beat = |ms: u64| clock.beat(Now { mono: Mono(ms * 1_000_000), ..Now::default() }, 20);
+        // 400 ms late: one tick passes, one is owed, six are lost. Then a pause, all of which is lost.
+        for ms in [0, 50, 450, 500, 2_000] {
+            beat(ms);
+        }
+        assert_eq!(clock.counts(), TickCounts { passed: 3, skipped: 6 + 31, pauses: 1 });
+        let mut steady = TickClock::default();
+        for n in 0..1_000 {
+            steady.beat(Now { mono: Mono(n * 20_000_000), ..Now::default() }, 20);
+        }
+        assert_eq!(steady.counts().skipped, 0);
     }
 
     #[test]

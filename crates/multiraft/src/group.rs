@@ -91,6 +91,8 @@ pub(crate) struct Group {
     check_put_off: bool,
     departed: BTreeSet<u64>,
     pub(crate) campaign_wanted: bool,
+    /// Heartbeats have come due since the last ones left.
+    beat_due: bool,
     /// As leader: ticks, and (snapshot, election timeouts since) of each replica that waits for one.
     led_ticks: usize,
     waiting_for_snapshot: BTreeMap<u64, (u64, u32)>,
@@ -130,6 +132,7 @@ impl Group {
             check_put_off: false,
             departed: BTreeSet::new(),
             campaign_wanted,
+            beat_due: false,
             led_ticks: 0,
             waiting_for_snapshot: BTreeMap::new(),
         };
@@ -189,6 +192,7 @@ impl Group {
         }
         if raft.state != StateRole::Leader {
             raft.mut_store().forget_reads();
+            self.beat_due = false;
         }
     }
 
@@ -211,6 +215,7 @@ impl Group {
             self.settle();
         }
         if self.raw.raft.state == StateRole::Leader {
+            self.beat_due |= self.raw.raft.heartbeat_elapsed() == 0;
             self.led_ticks += 1;
             if self.led_ticks.is_multiple_of(self.raw.raft.election_timeout()) {
                 self.retry_snapshots();
@@ -412,6 +417,7 @@ impl Group {
         for (token, low, high, bytes_max) in self.raw.mut_store().take_reads() {
             out.reads.push(LogRead { group: self.id, token, low, high, bytes_max });
         }
+        self.beat_due &= !self.beat_left(out);
         self.surface(out);
         let Some(write) = write else { return false };
         self.outstanding.push_back(Outstanding { round, seq: write.seq, number: write.number });
@@ -595,7 +601,15 @@ impl Group {
     fn emit(&self, message: RaftMessage, out: &mut Output) {
         let group = self.id;
         let bytes_max = usize::try_from(RAFT_MESSAGE_BYTES_MAX).unwrap_or(usize::MAX);
-        convert::split_append(message, bytes_max, |message| out.sends.push(Outgoing { group, message }));
+        convert::split_append(message, bytes_max, |message| {
+            let beat = self.beat_due && message.kind == RaftMessageKind::Heartbeat;
+            out.sends.push(Outgoing { group, message, beat });
+        });
+    }
+
+    /// Whether heartbeats that were due left with what was drained just now.
+    fn beat_left(&self, out: &Output) -> bool {
+        self.beat_due && out.sends.iter().rev().take_while(|sent| sent.group == self.id).any(|sent| sent.beat)
     }
 
     fn commit(&mut self, committed: Vec<raft::eraftpb::Entry>, out: &mut Output) {

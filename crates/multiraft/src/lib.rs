@@ -387,6 +387,19 @@ impl MultiRaft {
         })
     }
 
+    /// How far a replica here has come.
+    #[must_use]
+    pub fn indexes(&self, group: GroupId) -> Option<Indexes> {
+        let raft = &self.groups.get(&group)?.raw.raft;
+        Some(Indexes { term: raft.term, commit: raft.raft_log.committed, last_index: raft.raft_log.last_index() })
+    }
+
+    /// The ticks so far.
+    #[must_use]
+    pub fn ticks(&self) -> TickCounts {
+        self.clock.counts()
+    }
+
     /// (role, term, leader) of a group as of the last flush: the cheap part of [`MultiRaft::status`].
     #[must_use]
     pub fn role(&self, group: GroupId) -> Option<RoleChange> {

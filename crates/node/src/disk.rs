@@ -6,10 +6,12 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use engine::Event;
 use journal::{DiskDone, DiskError, DiskOp, DiskOpKind, FileId};
+use runtime::{Counter, Histogram, LATENCY_BUCKETS_S, Registry};
 use rustix::fs::{FallocateFlags, fallocate};
 use tokio::sync::mpsc;
 
@@ -34,15 +36,67 @@ struct Shared {
     files: Mutex<HashMap<FileId, Arc<File>>>,
     queue: Mutex<std_mpsc::Receiver<DiskOp>>,
     done: mpsc::Sender<Event>,
+    metrics: DiskMetrics,
+}
+
+/// What the threads count.
+struct DiskMetrics {
+    write: Histogram,
+    read: Histogram,
+    other: Histogram,
+    written: Counter,
+    read_bytes: Counter,
+    errors: Counter,
+}
+
+impl DiskMetrics {
+    fn new(registry: &Registry) -> DiskMetrics {
+        let help =
+            "Disk operations of the journal as the disk took them, by kind: writes with the sync that they ask for.";
+        let seconds =
+            |kind| registry.histogram("muster_disk_operation_seconds", help, &[("kind", kind)], LATENCY_BUCKETS_S);
+        let counter = |name, help| registry.counter(name, help, &[]);
+        DiskMetrics {
+            write: seconds("write"),
+            read: seconds("read"),
+            other: seconds("other"),
+            written: counter("muster_disk_written_bytes_total", "Bytes that the journal wrote."),
+            read_bytes: counter("muster_disk_read_bytes_total", "Bytes that the journal read."),
+            errors: counter(
+                "muster_disk_errors_total",
+                "Disk operations of the journal that failed, for want of space too.",
+            ),
+        }
+    }
+
+    fn count(&self, kind: &DiskOpKind, result: &Result<DiskDone, DiskError>, took: Duration) {
+        let seconds = match kind {
+            DiskOpKind::Write { .. } => &self.write,
+            DiskOpKind::Read { .. } => &self.read,
+            _ => &self.other,
+        };
+        seconds.observe(took.as_secs_f64());
+        match (kind, result) {
+            (_, Err(_)) => self.errors.inc(),
+            (DiskOpKind::Write { data, .. }, _) => self.written.add(data.iter().map(|it| it.len() as u64).sum()),
+            (_, Ok(DiskDone::Data(data))) => self.read_bytes.add(data.len() as u64),
+            _ => {}
+        }
+    }
 }
 
 impl Disk {
     /// Starts the threads; completions go to `done`.
-    pub fn start(dir: &Path, done: mpsc::Sender<Event>) -> Result<Disk, NodeError> {
+    pub fn start(dir: &Path, done: mpsc::Sender<Event>, registry: &Registry) -> Result<Disk, NodeError> {
         std::fs::create_dir_all(dir).map_err(NodeError::file("make the directory", dir))?;
         let (sender, receiver) = std_mpsc::sync_channel(QUEUE);
-        let shared =
-            Arc::new(Shared { dir: dir.to_path_buf(), files: Mutex::default(), queue: Mutex::new(receiver), done });
+        let shared = Arc::new(Shared {
+            dir: dir.to_path_buf(),
+            files: Mutex::default(),
+            queue: Mutex::new(receiver),
+            done,
+            metrics: DiskMetrics::new(registry),
+        });
         for number in 0..THREADS {
             let shared = shared.clone();
             runtime::spawn_priority_thread(&format!("disk-{number}"), -5, move || shared.work())
@@ -74,7 +128,9 @@ impl Shared {
         loop {
             let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(op) = next else { return };
+            let began = Instant::now();
             let result = self.carry_out(&op.kind).map_err(|error| describe(&op.kind, &error));
+            self.metrics.count(&op.kind, &result, began.elapsed());
             if self.done.blocking_send(Event::Disk { op: op.id, result }).is_err() {
                 return;
             }

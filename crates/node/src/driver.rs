@@ -16,6 +16,7 @@ use transport::{Inbox, Incoming, PeerLink, Transport};
 use crate::disk::Disk;
 use crate::handle::{Asked, NodeHandle, Views};
 use crate::join::JoinCall;
+use crate::metrics::Turns;
 use crate::partition_reads;
 
 /// Between two ticks. Raft's own tick is longer; this bounds how late it is noticed.
@@ -25,6 +26,9 @@ const TICK: Duration = Duration::from_millis(20);
 const WORKS_MAX: usize = 4;
 /// Requests taken before one flush, so that however many there are, what peers send in bulk gets its turn.
 const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
+
+/// How long events are taken before one flush: many small ones, or a few large ones, must not hold up a heartbeat.
+const TURN: Duration = Duration::from_millis(10);
 
 /// Why the core's thread ended.
 #[derive(Debug)]
@@ -59,6 +63,7 @@ pub(crate) struct Sinks {
     pub recovered: Option<oneshot::Sender<()>>,
     /// Told once, if the cluster has forgotten this node.
     pub departed: Option<oneshot::Sender<Departed>>,
+    pub turns: Turns,
 }
 
 /// The cluster has forgotten this node; `asked`: as it was asked to.
@@ -117,12 +122,14 @@ impl Driver {
                 Some(event) = self.read_answers.1.recv() => self.core.handle(Clock.now(), event),
                 Some(incoming) = self.sources.bulk.recv() => self.take_incoming(incoming),
             }
-            while taken < EVENTS_PER_FLUSH_MAX && self.take_one(&mut requests_left) {
+            let began = Instant::now();
+            while taken < EVENTS_PER_FLUSH_MAX && began.elapsed() < TURN && self.take_one(&mut requests_left) {
                 taken += 1;
             }
             // A loop that never waits never lets the timer fire either: leaders would miss their heartbeats.
             if due || ticked.elapsed() >= TICK {
                 ticked = Instant::now();
+                self.count_waiting();
                 self.core.handle(Clock.now(), Event::Tick);
             }
             if let Err(end) = self.turn() {
@@ -136,7 +143,17 @@ impl Driver {
             }
             self.sinks.disk.hand_over();
             self.pass_on_vm_actions();
+            self.sinks.turns.events.add(taken as u64);
+            self.sinks.turns.seconds.observe(began.elapsed().as_secs_f64());
         }
+    }
+
+    fn count_waiting(&self) {
+        let (depths, sources) = (&self.sinks.turns.depths, &self.sources);
+        depths.control.set(sources.control.len() as f64);
+        depths.bulk.set(sources.bulk.len() as f64);
+        depths.disk.set(sources.disk.len() as f64);
+        depths.vms.set(sources.vms.len() as f64);
     }
 
     fn turn(&mut self) -> Result<(), End> {

@@ -22,6 +22,7 @@ mod handle;
 mod host;
 mod join;
 mod listeners;
+mod metrics;
 mod observe;
 mod partition_reads;
 mod ports;

@@ -13,8 +13,10 @@ use ops::{LoopbackOnly, Pipeline};
 use runtime::{CancellationToken, Registry, Supervisor};
 use tokio::net::TcpListener;
 
+use crate::config::Config;
 use crate::error::NodeError;
 use crate::handle::NodeHandle;
+use crate::metrics::Scraper;
 use crate::observe::{Clock, Watcher};
 use crate::tasks;
 
@@ -40,10 +42,11 @@ fn refused(what: &'static str, address: SocketAddr, flag: &'static str) -> impl 
 }
 
 impl Listeners {
-    pub async fn bind(kafka: SocketAddr, api: SocketAddr, handle: NodeHandle) -> Result<Listeners, NodeError> {
+    pub async fn bind(config: &Config, handle: NodeHandle, registry: &Registry) -> Result<Listeners, NodeError> {
+        let (kafka, api) = (config.kafka_listen, config.api_listen);
         check_overcommit(kafka, false).map_err(|error| NodeError::Config(error.to_string()))?;
         let kafka_failed = refused("Kafka", kafka, "--kafka-listen");
-        let kafka = Listener::bind(ListenerConfig::new(kafka), handle).await.map_err(&kafka_failed)?;
+        let kafka = Listener::bind(ListenerConfig::new(kafka), handle, registry).await.map_err(&kafka_failed)?;
         let api_failed = refused("the API", api, "--api-listen");
         let api = TcpListener::bind(api).await.map_err(&api_failed)?;
         let kafka_address = kafka.local_addr().map_err(kafka_failed)?;
@@ -55,7 +58,7 @@ impl Listeners {
     pub fn serve(
         self,
         handle: NodeHandle,
-        registry: Registry,
+        scraper: Scraper,
         host_names: Vec<String>,
         tree: &Supervisor,
         stop: &CancellationToken,
@@ -75,11 +78,11 @@ impl Listeners {
             Arc::new(ports),
             Arc::new(Clock),
             Arc::new(LoopbackOnly),
-            Arc::new(Watcher { registry: registry.clone() }),
+            Arc::new(Watcher { registry: scraper.registry.clone() }),
         );
         let door = RestDoor {
             pipeline: Arc::new(pipeline),
-            probes: Arc::new(NodeProbes { handle, registry }),
+            probes: Arc::new(NodeProbes { handle, scraper }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host_names,
         };
@@ -109,7 +112,7 @@ async fn unless_stopped(stop: &CancellationToken) -> Result<(), String> {
 
 struct NodeProbes {
     handle: NodeHandle,
-    registry: Registry,
+    scraper: Scraper,
 }
 
 impl Probes for NodeProbes {
@@ -125,7 +128,7 @@ impl Probes for NodeProbes {
         })
     }
 
-    fn metrics(&self) -> String {
-        self.registry.render()
+    fn metrics(&self) -> BoxFuture<'static, String> {
+        Box::pin(self.scraper.clone().scrape())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base::{Mono, Now};
 use futures::future::BoxFuture;
 use ops::{Ended, Observer, Record};
-use runtime::Registry;
+use runtime::{LATENCY_BUCKETS_S, Registry};
 
 pub(crate) struct Clock;
 
@@ -43,7 +43,11 @@ impl Observer for Watcher {
 
     fn metrics(&self, record: &Record) {
         let operation = if record.known { record.operation.as_str() } else { "unknown" };
-        let labels = [("operation", operation), ("ended", record.ended.as_str())];
-        self.registry.counter("muster_operations_total", "Operations carried out, by how they ended.", &labels).add(1);
+        let labels = [("operation", operation), ("code", record.ended.as_str())];
+        self.registry.counter("muster_operations_total", "Calls of operations, by how they ended.", &labels).add(1);
+        let help = "How long calls of operations took; of a stream, until its end.";
+        let labels = [("operation", operation)];
+        let seconds = self.registry.histogram("muster_operation_seconds", help, &labels, LATENCY_BUCKETS_S);
+        seconds.observe(record.took_ns as f64 / 1e9);
     }
 }

@@ -28,6 +28,7 @@ use crate::handle::{NodeHandle, REQUEST_QUEUE, Views};
 use crate::host;
 use crate::join;
 use crate::listeners::Listeners;
+use crate::metrics::{Scraper, Turns};
 use crate::tasks;
 use crate::vms;
 
@@ -218,7 +219,7 @@ impl Node {
     pub async fn start(config: Config) -> Result<Node, NodeError> {
         config.check_reach().map_err(NodeError::Config)?;
         let ground = Ground::lay(&config)?;
-        let listeners = Listeners::bind(config.kafka_listen, config.api_listen, ground.handle.clone()).await?;
+        let listeners = Listeners::bind(&config, ground.handle.clone(), &ground.registry).await?;
         let identity = Identity::load_or_create(&ground.data.identity())?;
         let (vm_events, vm_event_queue) = mpsc::channel(QUEUE);
         let mut vmm_config = VmmConfig::new(ground.data.path(), &config.name);
@@ -384,7 +385,7 @@ impl Parts {
         let core_config = core_config(config, me, &record);
         let sinks = Sinks {
             transport,
-            disk: Disk::start(&ground.data.journal(), disk_done)?,
+            disk: Disk::start(&ground.data.journal(), disk_done, &ground.registry)?,
             vm_actions,
             joins,
             views: ground.handle.views.clone(),
@@ -393,6 +394,7 @@ impl Parts {
             formed: remember_formed(ground.data.clone(), record),
             recovered: Some(recovered),
             departed: Some(departed_told),
+            turns: Turns::new(&ground.registry),
         };
         let sources =
             Sources { control: inboxes.control, bulk: inboxes.bulk, disk: disk_events, requests: ground.requests, vms };
@@ -408,7 +410,9 @@ impl Parts {
             }
         }
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
-        listeners.serve(ground.handle.clone(), ground.registry, host_names(config), &tree, &stop_clients)?;
+        let scraper =
+            Scraper::new(ground.handle.clone(), ground.registry, ground.supervisor.clone(), ground.data.path());
+        listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
         Ok(Node {
             handle: ground.handle,
             kafka,

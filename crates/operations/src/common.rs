@@ -101,25 +101,35 @@ pub(crate) async fn read(call: &Call<Ports>, stale: bool) -> Result<Arc<Metadata
 }
 
 /// One node and how it says it is.
-pub(crate) struct Asked {
+pub(crate) struct Asked<T = NodeStatus> {
     pub record: NodeRecord,
-    pub answer: Result<NodeStatus, RequestError>,
+    pub answer: Result<T, RequestError>,
 }
 
 /// Asks every member how it is, all at once, under one deadline.
 pub(crate) async fn ask_every_node(call: &Call<Ports>, metadata: &Metadata) -> Vec<Asked> {
+    ask_every(call, metadata, &Request::Status, |reply| match reply {
+        Reply::Status(status) => Some(*status),
+        _ => None,
+    })
+    .await
+}
+
+/// Asks every member the same, all at once, under one deadline; `take` takes the answer that was meant.
+pub(crate) async fn ask_every<T>(
+    call: &Call<Ports>,
+    metadata: &Metadata,
+    request: &Request,
+    take: fn(Reply) -> Option<T>,
+) -> Vec<Asked<T>> {
     let deadline = fan_out_deadline(call);
     let one = |record: NodeRecord| async move {
         let node = record.member.node;
         let target = if node == call.context.core.me() { Target::Here } else { Target::Node(node) };
-        let answer = call.context.core.request(target, deadline, Request::Status);
-        let answer = within(call, deadline, answer).await.and_then(|reply| match reply {
-            Reply::Status(status) => Ok(*status),
-            _ => Err(RequestError {
-                code: ErrorCode::Internal,
-                message: "it answered something else".into(),
-                leader: None,
-            }),
+        let answer = call.context.core.request(target, deadline, request.clone());
+        let answer = within(call, deadline, answer).await.and_then(|reply| {
+            let message = "it answered something else".into();
+            take(reply).ok_or(RequestError { code: ErrorCode::Internal, message, leader: None })
         });
         Asked { record, answer }
     };

@@ -31,6 +31,7 @@ use ops::{Operation, Registry, RegistryError};
 #[must_use]
 pub fn operations() -> Vec<Operation<Ports>> {
     vec![
+        cluster::consensus::operation(),
         cluster::status::operation(),
         group::list::operation(),
         kv::cas::operation(),

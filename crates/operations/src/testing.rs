@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use base::{ClusterId, EndpointId, ErrorCode, GroupId, Mono, NodeId, Now, ReplicaId, VmEpoch, Wall};
-use engine::{GroupView, NodeStatus, Reply, Request, RequestError, Target};
+use base::{ClusterId, EndpointId, ErrorCode, GroupId, Histogram, Mono, NodeId, Now, ReplicaId, VmEpoch, Wall};
+use engine::{Elections, GroupView, GroupVitals, NodeStatus, Queues, Reply, Request, RequestError, Target, Vitals};
 use futures::channel::oneshot;
 use futures::executor::block_on;
 use futures::future::{BoxFuture, pending, ready};
@@ -209,6 +209,38 @@ impl State {
         ready(Ok(Reply::Status(Box::new(status)))).boxed()
     }
 
+    /// A node that answers beat three times, once late, and committed something in 1.5 ms.
+    fn vitals(&self, node: NodeId) -> BoxFuture<'static, Result<Reply, RequestError>> {
+        match self.moods.get(&node) {
+            Some(Mood::Fails(reason)) => return ready(Err(error(ErrorCode::Unreachable, reason))).boxed(),
+            Some(Mood::Hangs) | None => return pending().boxed(),
+            Some(Mood::Ready | Mood::Joining(_)) => {}
+        }
+        let (mut sent, mut committed) = (Histogram::default(), Histogram::default());
+        [150_000, 200_000, 200_001].map(|us| sent.observe_us(us));
+        committed.observe_us(1_500);
+        let view = |(group, term): (GroupId, u64)| GroupVitals {
+            group,
+            term,
+            leader: self.leader,
+            elections: Elections { started: 2, leader_changes: term - 1, ..Elections::default() },
+            commit: 9,
+            applied: 9 - node.0,
+        };
+        let groups = [(GroupId::META, 2)].into_iter().chain(self.metadata.partitions.keys().map(|group| (*group, 5)));
+        let vitals = Vitals {
+            node,
+            counted_ms: 61_000,
+            heartbeats_sent: sent.distribution(),
+            committed: committed.distribution(),
+            heartbeat_interval_ms: 150,
+            queues: Queues { unapplied: 3, ..Queues::default() },
+            listed: groups.map(view).collect(),
+            ..Vitals::default()
+        };
+        ready(Ok(Reply::Vitals(Box::new(vitals)))).boxed()
+    }
+
     fn view(&self, node: NodeId, group: GroupId) -> GroupView {
         GroupView {
             group,
@@ -234,6 +266,8 @@ impl Core for World {
         match (request, target) {
             (Request::Status, Target::Here) => self.state.lock().unwrap().status(NodeId(1)),
             (Request::Status, Target::Node(node)) => self.state.lock().unwrap().status(node),
+            (Request::Vitals { .. }, Target::Here) => self.state.lock().unwrap().vitals(NodeId(1)),
+            (Request::Vitals { .. }, Target::Node(node)) => self.state.lock().unwrap().vitals(node),
             (Request::Command(_) | Request::Barrier, _) if leader.is_none() => {
                 ready(Err(error(ErrorCode::NoLeader, "no leader yet: term 7, 1 of 3 votes"))).boxed()
             }

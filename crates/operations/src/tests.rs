@@ -55,6 +55,40 @@ fn the_status_fits_one_screen_and_says_what_can_be_lost() {
 }
 
 #[test]
+fn consensus_is_told_node_by_node_and_the_restless_groups_by_name() {
+    let world = World::new(3);
+    world.mood(3, Mood::Fails("connection refused"));
+    let told = world.value("cluster.consensus", json!({})).unwrap();
+    let sent = &told["nodes"][1]["consensus"]["heartbeats_sent"];
+    assert_eq!((&sent["count"], &sent["late"], &sent["p999_us"]), (&json!(3), &json!(1), &json!(200_001)));
+    assert_eq!(told["nodes"][1]["consensus"]["commits"]["p50_us"], 1_500);
+    assert_eq!(told["nodes"][1]["consensus"]["syncs"]["max_us"], Value::Null, "nothing was synced yet");
+    assert_eq!((&told["nodes"][2]["reachable"], &told["nodes"][2]["consensus"]), (&json!(false), &Value::Null));
+    assert_eq!(told["nodes"][2]["reason"], "connection refused");
+    let expected = json!([{
+        "group": 1, "name": "muster.events/0", "term": 5, "leader": "node1", "without_leader_on": [],
+        "elections": 4, "leader_changes": 4, "unapplied": 2,
+    }]);
+    assert_eq!(told["groups"], expected, "__meta is in term 2, as it should be");
+
+    let shown = world.shown("cluster.consensus", json!({}));
+    assert!(
+        shown.starts_with("consensus as 2 of 3 nodes tell it\nnode3: unreachable: connection refused\n"),
+        "{shown}"
+    );
+    let row = shown.lines().find(|line| line.starts_with("node2  between heartbeats sent")).unwrap_or_default();
+    let cells: Vec<&str> = row.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect();
+    assert_eq!(cells, ["node2", "between heartbeats sent", "3", "200ms", "200ms", "200ms", "200ms", "1"], "{shown}");
+    assert!(shown.lines().count() <= 40 && shown.contains("muster.events/0  5"), "{shown}");
+
+    world.no_leader();
+    let told = world.value("cluster.consensus", json!({})).unwrap();
+    let first = &told["groups"][1];
+    assert_eq!((&first["name"], &first["leader"]), (&json!("__meta"), &Value::Null));
+    assert_eq!(first["without_leader_on"], json!(["node1", "node2"]));
+}
+
+#[test]
 fn a_token_leads_back_to_the_cluster_and_only_its_hash_stays() {
     let world = World::new(2);
     let made = world.value("token.create", json!({ "uses": 3 })).unwrap();

@@ -95,6 +95,8 @@ pub struct Record {
     /// Items sent, if the output is a stream.
     pub items: u64,
     pub took: Millis,
+    /// The same in nanoseconds.
+    pub took_ns: u64,
 }
 
 /// Is told of every call, once, when it has ended: first `audit`, then `metrics`. Must not block.

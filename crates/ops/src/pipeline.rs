@@ -13,8 +13,8 @@ use crate::idempotency::{Claim, Results, Turn};
 use crate::limit::{Limiter, Permit};
 use crate::operation::{Call, ItemStream, Operation, Output};
 use crate::{
-    Authenticator, Clock, Credentials, Ended, Idempotency, Limits, Observer, Once, OpError, Principal, Record,
-    Registry, Stage,
+    Authenticator, Clock, Credentials, Ended, Idempotency, Limits, Observer, Once, OpError, Permission, Principal,
+    Record, Registry, Stage,
 };
 
 /// What any operation may fail with, because of the stages around its handler.
@@ -143,6 +143,16 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
         }
     }
 
+    /// Whether somebody may have `what`, which is no operation, and who it is.
+    ///
+    /// # Errors
+    /// As of an operation that needs this permission.
+    pub fn authorize(&self, credentials: &Credentials, what: &str, needed: Permission) -> Result<Principal, OpError> {
+        let principal = self.authenticator.authenticate(credentials)?;
+        permitted(&principal, what, needed)?;
+        Ok(principal)
+    }
+
     /// The stages that need no input: who asks, and may they.
     fn admit(&self, invocation: &Invocation, account: &mut Account) -> Result<(Principal, &Operation<C>), OpError> {
         let principal = self.authenticator.authenticate(&invocation.credentials)?;
@@ -157,17 +167,7 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
             });
         };
         account.record.known = true;
-        let needed = operation.spec().permission;
-        if principal.permission < needed {
-            let message = format!(
-                "{} needs the permission `{}`, and {} has `{}`",
-                operation.spec().name,
-                needed.as_str(),
-                principal.name,
-                principal.permission.as_str()
-            );
-            return Err(OpError::new(ErrorCode::PermissionDenied, message).hint("ask somebody who has it"));
-        }
+        permitted(&principal, operation.spec().name, operation.spec().permission)?;
         Ok((principal, operation))
     }
 
@@ -229,9 +229,19 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
                 panicked: false,
                 items: 0,
                 took: Millis(0),
+                took_ns: 0,
             },
         }
     }
+}
+
+fn permitted(principal: &Principal, what: &str, needed: Permission) -> Result<(), OpError> {
+    if principal.permission >= needed {
+        return Ok(());
+    }
+    let (name, needed, has) = (&principal.name, needed.as_str(), principal.permission.as_str());
+    let message = format!("{what} needs the permission `{needed}`, and {name} has `{has}`");
+    Err(OpError::new(ErrorCode::PermissionDenied, message).hint("ask somebody who has it"))
 }
 
 fn keyed<C: Send + Sync + 'static>(operation: &Operation<C>, invocation: &Invocation) -> bool {
@@ -313,7 +323,9 @@ impl Account {
             return;
         }
         self.record.ended = ended;
-        self.record.took = self.clock.now().mono.since(self.started);
+        let now = self.clock.now().mono;
+        self.record.took = now.since(self.started);
+        self.record.took_ns = now.0.saturating_sub(self.started.0);
         self.observer.audit(&self.record);
         self.observer.metrics(&self.record);
     }

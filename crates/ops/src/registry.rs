@@ -24,7 +24,7 @@ impl<C: Send + Sync + 'static> Registry<C> {
     ///
     /// # Errors
     /// If two share a name, a route or a command; if a schema is not a plain object; if a path, a positional argument
-    /// or a follow-up names what is not there.
+    /// or a follow-up names what is not there, or a flag that stands for an operation has no command to stand at.
     pub fn new(list: Vec<Operation<C>>) -> Result<Self, RegistryError> {
         let mut operations = BTreeMap::new();
         let mut taken = BTreeSet::new();
@@ -46,6 +46,15 @@ impl<C: Send + Sync + 'static> Registry<C> {
         }
         let registry = Registry { operations };
         for spec in registry.specs() {
+            if let Some((words, flag)) = spec.flag_of() {
+                let base = registry.specs().find(|base| base.command_words() == words);
+                let has = |base: &Spec, name: &str| base.fields().any(|(field, _)| field == name);
+                let fits = base.is_some_and(|base| !has(base, flag) && spec.fields().all(|(name, _)| has(base, name)));
+                if !fits {
+                    let problem = format!("no command takes its flag `--{flag}` and its input");
+                    return Err(RegistryError { operation: spec.name, problem });
+                }
+            }
             if let Some(then) = spec.follow_up
                 && registry.get(then.operation).is_none()
             {

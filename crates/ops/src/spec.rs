@@ -235,7 +235,8 @@ pub struct Spec {
     pub output: Value,
     /// The output is a stream of items (NDJSON over HTTP).
     pub streams: bool,
-    /// The words after `muster`; by default those of the name.
+    /// The words after `muster`; by default those of the name. A last word that begins with `--` is a flag of the
+    /// operation whose words stand before it, which is carried out in place of that one.
     pub words: &'static [&'static str],
     /// Other names of the last word.
     pub aliases: &'static [&'static str],
@@ -254,6 +255,14 @@ impl Spec {
     #[must_use]
     pub fn command_words(&self) -> Vec<&'static str> {
         if self.words.is_empty() { self.name.split('.').collect() } else { self.words.to_vec() }
+    }
+
+    /// If it is called by a flag of another operation: that one's words, and the flag without its dashes.
+    #[must_use]
+    pub fn flag_of(&self) -> Option<(Vec<&'static str>, &'static str)> {
+        let mut words = self.command_words();
+        let flag = words.pop()?.strip_prefix("--")?;
+        Some((words, flag))
     }
 
     /// Every code that a call can end with: the declared ones and those of the pipeline.

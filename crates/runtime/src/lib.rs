@@ -14,11 +14,13 @@
 //! Invariant: this crate has no domain knowledge. It never speaks of groups, topics or machines.
 
 mod clock;
+mod exposition;
 mod metrics;
 mod supervisor;
 mod thread;
 
 pub use clock::Clock;
+pub use exposition::{Exposition, Family, Kind, Labels};
 pub use metrics::{Counter, Gauge, Histogram, LATENCY_BUCKETS_S, Registry};
 pub use supervisor::{
     Cause, HistoryEntry, Intensity, NodeEnd, RestartPolicy, ShutdownReport, Supervisor, SupervisorError, TaskContext,

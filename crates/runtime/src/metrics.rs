@@ -1,12 +1,13 @@
-//! Counters, gauges and histograms, and their Prometheus text form.
+//! Counters, gauges and histograms.
 //!
 //! A handle is an `Arc` over atomics: updating one takes no lock. Registering is idempotent: asking twice for one
 //! (name, labels) gives the same series, so that a restarted task goes on counting where its predecessor stopped.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::exposition::{Exposition, Kind, Number, render_labels};
 
 /// Series in one registry, at most. Beyond it new series are counted, not kept.
 const SERIES_MAX: usize = 16_384;
@@ -87,6 +88,17 @@ impl Histogram {
         add_f64(&self.0.sum, value);
     }
 
+    /// (bound, values up to it), and how many values there are: read once, so that they fit together.
+    fn cumulative(&self) -> (Vec<(f64, u64)>, u64) {
+        let mut count = 0;
+        let mut up_to = Vec::with_capacity(self.0.counts.len());
+        for (at, bucket) in self.0.counts.iter().enumerate() {
+            count += bucket.load(Ordering::Relaxed);
+            up_to.extend(self.0.bounds.get(at).map(|bound| (*bound, count)));
+        }
+        (up_to, count)
+    }
+
     /// Values counted so far.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -108,11 +120,11 @@ enum Series {
 }
 
 impl Series {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> Kind {
         match self {
-            Series::Counter(_) => "counter",
-            Series::Gauge(_) => "gauge",
-            Series::Histogram(_) => "histogram",
+            Series::Counter(_) => Kind::Counter,
+            Series::Gauge(_) => Kind::Gauge,
+            Series::Histogram(_) => Kind::Histogram,
         }
     }
 }
@@ -120,7 +132,7 @@ impl Series {
 #[derive(Debug)]
 struct Family {
     help: &'static str,
-    kind: &'static str,
+    kind: Kind,
     /// By rendered labels (`peer="2",channel="bulk"`).
     series: BTreeMap<String, Series>,
 }
@@ -189,24 +201,33 @@ impl Registry {
         inner.series -= removed;
     }
 
-    /// Everything in the Prometheus text format 0.0.4, sorted, so that equal states give equal texts.
-    #[must_use]
-    pub fn render(&self) -> String {
+    /// Adds everything to a text, sorted, so that equal states give equal texts.
+    pub fn render_into(&self, out: &mut Exposition) {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut out = String::new();
         for (name, family) in inner.families.iter().filter(|(_, family)| !family.series.is_empty()) {
-            let help = family.help.replace('\\', "\\\\").replace('\n', "\\n");
-            line(&mut out, format_args!("# HELP {name} {help}"));
-            line(&mut out, format_args!("# TYPE {name} {}", family.kind));
+            let mut text = out.family(name, family.kind, family.help);
             for (labels, series) in &family.series {
-                render_series(&mut out, name, labels, series);
+                match series {
+                    Series::Counter(counter) => text.rendered(labels, counter.get()),
+                    Series::Gauge(gauge) => text.rendered(labels, Number(gauge.get())),
+                    Series::Histogram(histogram) => {
+                        let (buckets, count) = histogram.cumulative();
+                        let sum = f64::from_bits(histogram.0.sum.load(Ordering::Relaxed));
+                        text.rendered_histogram(labels, buckets.into_iter(), sum, count)
+                    }
+                };
             }
         }
-        if inner.refused > 0 {
-            line(&mut out, format_args!("# TYPE muster_metrics_refused_total counter"));
-            line(&mut out, format_args!("muster_metrics_refused_total {}", inner.refused));
-        }
-        out
+        let help = "Series that were not kept because there are too many, or of another kind than before.";
+        out.counter("muster_metrics_refused_total", help, inner.refused as f64);
+    }
+
+    /// The same as a text of its own.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut out = Exposition::new();
+        self.render_into(&mut out);
+        out.finish()
     }
 
     /// None: the caller gets a series that counts for itself and is not shown.
@@ -218,7 +239,8 @@ impl Registry {
         let family =
             inner.families.entry(name).or_insert_with(|| Family { help, kind: fresh.kind(), series: BTreeMap::new() });
         if family.kind != fresh.kind() {
-            tracing::error!(metric = name, "registered as {} and as {}", family.kind, fresh.kind());
+            let (first, second) = (family.kind.as_str(), fresh.kind().as_str());
+            tracing::error!(metric = name, "registered as {first} and as {second}");
             inner.refused += 1;
             return None;
         }
@@ -235,14 +257,6 @@ impl Registry {
     }
 }
 
-fn render_labels(labels: &[(&str, &str)]) -> String {
-    let one = |(key, value): &(&str, &str)| {
-        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        format!("{key}=\"{value}\"")
-    };
-    labels.iter().map(one).collect::<Vec<_>>().join(",")
-}
-
 /// The labels of a rendered list, one by one; a comma inside a quoted value does not divide.
 fn split_labels(labels: &str) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
@@ -256,31 +270,6 @@ fn split_labels(labels: &str) -> impl Iterator<Item = &str> {
         }
         divides
     })
-}
-
-fn render_series(out: &mut String, name: &str, labels: &str, series: &Series) {
-    let braces = |labels: &str| if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-    match series {
-        Series::Counter(counter) => line(out, format_args!("{name}{} {}", braces(labels), counter.get())),
-        Series::Gauge(gauge) => line(out, format_args!("{name}{} {}", braces(labels), gauge.get())),
-        Series::Histogram(histogram) => {
-            let comma = if labels.is_empty() { "" } else { "," };
-            let mut total = 0;
-            for (at, count) in histogram.0.counts.iter().enumerate() {
-                total += count.load(Ordering::Relaxed);
-                let bound = histogram.0.bounds.get(at).map_or("+Inf".to_owned(), f64::to_string);
-                line(out, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}"));
-            }
-            let sum = f64::from_bits(histogram.0.sum.load(Ordering::Relaxed));
-            line(out, format_args!("{name}_sum{} {sum}", braces(labels)));
-            line(out, format_args!("{name}_count{} {total}", braces(labels)));
-        }
-    }
-}
-
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    // Writing into a String cannot fail.
-    let _ = writeln!(out, "{text}");
 }
 
 #[cfg(test)]
@@ -310,6 +299,9 @@ c_seconds_bucket{x=\"1\",le=\"1\"} 3
 c_seconds_bucket{x=\"1\",le=\"+Inf\"} 4
 c_seconds_sum{x=\"1\"} 7.65
 c_seconds_count{x=\"1\"} 4
+# HELP muster_metrics_refused_total Series that were not kept because there are too many, or of another kind than before.
+# TYPE muster_metrics_refused_total counter
+muster_metrics_refused_total 0
 ";
         assert_eq!(registry.render(), expected);
     }

@@ -420,9 +420,20 @@ impl World {
         if peer == node {
             return self.fail("messages go to others", format!("n{node} sends to itself"));
         }
+        // As the transport has it: what keeps leadership alive overtakes the rest.
+        let (urgent, rest): (Vec<_>, Vec<_>) = messages.into_iter().partition(PeerMessage::is_urgent);
+        for (urgent, messages) in [(true, urgent), (false, rest)] {
+            if !messages.is_empty() {
+                self.send_frame((node, peer), (channel, urgent), messages);
+            }
+        }
+    }
+
+    fn send_frame(&mut self, (node, peer): (NodeIx, NodeIx), lane: (Channel, bool), messages: Vec<PeerMessage>) {
+        let channel = lane.0;
         let frame = wire::encode(&PeerFrame { messages });
         self.stats.frames += 1;
-        match self.net.send(self.queue.now, node, peer, channel, frame.len()) {
+        match self.net.send(self.queue.now, node, peer, lane, frame.len()) {
             Some((at, session)) => {
                 if let Some(later) = self.net.echo() {
                     self.stats.frames_doubled += 1;

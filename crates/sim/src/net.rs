@@ -58,8 +58,8 @@ pub struct Network {
     links: BTreeMap<(NodeIx, NodeIx), Link>,
     /// Directions that carry nothing, with how many faults block them.
     blocked: BTreeMap<(NodeIx, NodeIx), u32>,
-    /// When the last frame of a channel arrives: the next one comes after it.
-    last: BTreeMap<(NodeIx, NodeIx, Channel), Nanos>,
+    /// When the last frame of a channel, urgent or not, arrives: the next one of its kind comes after it.
+    last: BTreeMap<(NodeIx, NodeIx, Channel, bool), Nanos>,
     pub weather: Weather,
     random: SplitMix64,
 }
@@ -143,7 +143,7 @@ impl Network {
         now: Nanos,
         from: NodeIx,
         to: NodeIx,
-        channel: Channel,
+        (channel, urgent): (Channel, bool),
         bytes: usize,
     ) -> Option<(Nanos, u64)> {
         let side = usize::from(from > to);
@@ -154,7 +154,7 @@ impl Network {
         }
         // About 1 GB/s, and a control channel that never waits behind bulk.
         let delay = us(self.random.between(80, 600)) + self.random.between(0, self.weather.delay) + bytes as u64;
-        let last = self.last.entry((from, to, channel)).or_default();
+        let last = self.last.entry((from, to, channel, urgent)).or_default();
         *last = (now + delay).max(*last + 1);
         Some((*last, session))
     }

@@ -20,6 +20,8 @@ pub struct Outcome {
     pub seed: u64,
     pub stats: Stats,
     pub violation: Option<Violation>,
+    /// What each node that ran at the end had counted; of a run that failed, nothing.
+    pub vitals: Vec<engine::Vitals>,
     /// Empty unless it was kept.
     pub trace: String,
     /// The incidents of the trace; as empty.
@@ -51,10 +53,12 @@ pub fn run(cfg: &SimConfig) -> Outcome {
     if died > 0 {
         world.stats.faults.insert("vm", died);
     }
+    let cores = world.nodes.iter().filter_map(|node| node.core.as_ref()).filter(|_| world.violation.is_none());
+    let vitals = cores.map(|core| core.vitals(usize::MAX)).collect();
     let trace = std::mem::replace(&mut world.trace, Trace::new(false));
     let (trace, timeline) = trace.into_parts();
     let timeline = timeline.render(cfg.nodes);
-    Outcome { seed: cfg.seed, stats: world.stats, violation: world.violation, trace, timeline }
+    Outcome { seed: cfg.seed, stats: world.stats, violation: world.violation, vitals, trace, timeline }
 }
 
 /// Many runs.

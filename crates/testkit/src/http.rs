@@ -26,6 +26,14 @@ pub struct Answer {
     pub body: Value,
 }
 
+/// What the API said, as it said it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Text {
+    pub status: u16,
+    pub content_type: String,
+    pub body: String,
+}
+
 impl Answer {
     /// The body, if the call succeeded.
     ///
@@ -58,6 +66,17 @@ impl Api {
     pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
         let answer = self.agent.get(self.url(path)).call();
         Self::read(answer).with_context(|| format!("GET {}", self.url(path)))
+    }
+
+    /// GET of something that is no JSON.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn text(&self, path: &str) -> anyhow::Result<Text> {
+        let mut answer = self.agent.get(self.url(path)).call().with_context(|| format!("GET {}", self.url(path)))?;
+        let content_type = answer.headers().get("content-type").and_then(|it| it.to_str().ok()).unwrap_or_default();
+        let (status, content_type) = (answer.status().as_u16(), content_type.to_owned());
+        Ok(Text { status, content_type, body: answer.body_mut().read_to_string()? })
     }
 
     /// POST with a JSON body.

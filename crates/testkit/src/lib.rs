@@ -11,6 +11,7 @@
 mod binary;
 mod cluster;
 mod enclave;
+mod exposition;
 mod http;
 mod kcat;
 mod node;
@@ -22,7 +23,8 @@ mod wait;
 pub use binary::muster_binary;
 pub use cluster::{Cluster, Folder};
 pub use enclave::{Enclave, Network};
-pub use http::{Answer, Api};
+pub use exposition::{Labels, Scrape};
+pub use http::{Answer, Api, Text};
 pub use kcat::{Kcat, Record};
 pub use node::{Node, Start};
 pub use ports::{free_port, tcp_is_closed};

@@ -13,9 +13,9 @@ use iroh::{EndpointAddr, RelayUrl};
 use runtime::{TaskContext, TaskResult};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use wire::{Channel, Hello, HelloAck, HelloPurpose, PROTOCOL_VERSION, PeerFrame, Refusal};
+use wire::{Channel, Hello, HelloAck, HelloPurpose, PROTOCOL_VERSION, PeerFrame, PeerMessage, Refusal};
 
-use crate::lane::Lane;
+use crate::lane::{Frame, Lane};
 use crate::peer::{Peer, rtt};
 use crate::transport::Shared;
 use crate::{ALPN, Incoming, close, frame};
@@ -273,8 +273,10 @@ async fn write_lane(conn: Connection, peer: Arc<Peer>, channel: Channel, lane: A
         |conn: &Connection| conn.close_reason().map_or("a stream was stopped".to_owned(), |e| close::describe(&e));
     let Ok(mut stream) = open_stream(&conn, channel).await else { return lost(&conn) };
     let metrics = peer.metrics.channel(channel);
+    let mut last_heartbeat: Option<Instant> = None;
     loop {
-        let messages = lane.next().await;
+        let Frame { messages, oldest } = lane.next().await;
+        let heartbeat = messages.iter().any(|message| matches!(message, PeerMessage::Gossip(_)));
         let count = messages.len();
         let body = wire::encode(&PeerFrame { messages });
         let bytes = body.len();
@@ -289,6 +291,11 @@ async fn write_lane(conn: Connection, peer: Arc<Peer>, channel: Channel, lane: A
         }
         metrics.frames_out.inc();
         metrics.bytes_out.add(bytes as u64);
+        let written = Instant::now();
+        metrics.delay.observe((written - oldest).as_secs_f64());
+        if heartbeat && let Some(last) = last_heartbeat.replace(written) {
+            peer.metrics.heartbeat_gap.observe((written - last).as_secs_f64());
+        }
     }
 }
 

@@ -70,6 +70,15 @@ impl Inbox {
     }
 }
 
+#[allow(clippy::len_without_is_empty, reason = "a number for those who watch")]
+impl Inbox {
+    /// How much waits.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+}
+
 /// The sending end, bounded in frames and in bytes.
 #[derive(Clone, Debug)]
 pub struct InboxSender {

@@ -1,4 +1,8 @@
 //! Outgoing queues: one lane per stream. Pushing never waits; the lanes of one channel share one budget.
+//!
+//! On the control channel, what keeps leadership alive (Raft's heartbeats and votes, gossip) overtakes the small requests
+//! beside it, in frames of its own and with a budget of its own: clients who forward much must neither delay nor drop a
+//! heartbeat.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +16,8 @@ use wire::{Channel, PeerMessage};
 
 /// Messages are merged into one frame until they take this many bytes.
 const FRAME_BYTES_AIM: usize = 1 << 20;
+/// The same on the control channel, where a heartbeat may come to wait for a frame that is being written.
+const CONTROL_FRAME_BYTES_AIM: usize = 128 << 10;
 /// ... or are this many.
 const FRAME_MESSAGES_MAX: usize = 1_024;
 /// What waited longer than this while there was no connection is not worth sending any more.
@@ -53,14 +59,33 @@ fn take(counter: &AtomicUsize, n: usize, max: usize) -> bool {
 pub struct Lanes {
     lanes: Vec<Arc<Lane>>,
     budget: Arc<Budget>,
+    urgent_budget: Arc<Budget>,
 }
 
 /// The queue of one stream.
 #[derive(Debug)]
 pub struct Lane {
-    queue: Mutex<VecDeque<Queued>>,
+    queues: Mutex<Queues>,
     ready: Notify,
+    frame_bytes_aim: usize,
     budget: Arc<Budget>,
+    urgent_budget: Arc<Budget>,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    /// Goes first.
+    urgent: VecDeque<Queued>,
+    rest: VecDeque<Queued>,
+}
+
+/// What one frame carries.
+#[derive(Debug)]
+pub struct Frame {
+    /// In order, never empty.
+    pub messages: Vec<PeerMessage>,
+    /// When the first of them was queued.
+    pub oldest: Instant,
 }
 
 #[derive(Debug)]
@@ -73,13 +98,20 @@ struct Queued {
 impl Lanes {
     /// Empty queues for `channel`.
     pub fn new(channel: Channel) -> Lanes {
-        let (count, bytes_max) = match channel {
-            Channel::Control => (1, PEER_CONTROL_QUEUE_BYTES_MAX),
-            Channel::Bulk => (PEER_BULK_STREAMS, PEER_BULK_QUEUE_BYTES_MAX),
+        let (count, bytes_max, frame_bytes_aim) = match channel {
+            Channel::Control => (1, PEER_CONTROL_QUEUE_BYTES_MAX, CONTROL_FRAME_BYTES_AIM),
+            Channel::Bulk => (PEER_BULK_STREAMS, PEER_BULK_QUEUE_BYTES_MAX, FRAME_BYTES_AIM),
         };
-        let budget = Arc::new(Budget { bytes: AtomicUsize::new(0), messages: AtomicUsize::new(0), bytes_max });
-        let lane = || Lane { queue: Mutex::default(), ready: Notify::new(), budget: budget.clone() };
-        Lanes { lanes: (0..count).map(|_| Arc::new(lane())).collect(), budget }
+        let budget = || Arc::new(Budget { bytes: AtomicUsize::new(0), messages: AtomicUsize::new(0), bytes_max });
+        let (budget, urgent_budget) = (budget(), budget());
+        let lane = || Lane {
+            queues: Mutex::default(),
+            ready: Notify::new(),
+            frame_bytes_aim,
+            budget: budget.clone(),
+            urgent_budget: urgent_budget.clone(),
+        };
+        Lanes { lanes: (0..count).map(|_| Arc::new(lane())).collect(), budget, urgent_budget }
     }
 
     /// The lanes, each for one writer.
@@ -88,16 +120,17 @@ impl Lanes {
     }
 
     /// Queues what fits and returns how many messages did not. After the first one of a lane that does not fit, no
-    /// later one of this call enters that lane: what arrives is always a prefix.
+    /// later one of this call enters that lane (urgent ones and the rest apart): what arrives is always a prefix.
     pub fn push(&self, messages: Vec<PeerMessage>) -> usize {
         let now = Instant::now();
-        let mut full = vec![false; self.lanes.len()];
-        let mut touched = full.clone();
+        let mut full = vec![[false; 2]; self.lanes.len()];
+        let mut touched = vec![false; self.lanes.len()];
         let mut dropped = 0;
         for message in messages {
-            let at = self.lane_of(&message);
-            if full[at] || !self.lanes[at].push(message, now) {
-                full[at] = true;
+            let (at, urgent) = (self.lane_of(&message), message.is_urgent());
+            let full = &mut full[at][usize::from(urgent)];
+            if *full || !self.lanes[at].push(message, urgent, now) {
+                *full = true;
                 dropped += 1;
             } else {
                 touched[at] = true;
@@ -134,66 +167,79 @@ impl Lanes {
 
     /// Bytes waiting.
     pub fn bytes(&self) -> usize {
-        self.budget.bytes.load(Ordering::Relaxed)
+        [&self.budget, &self.urgent_budget].map(|budget| budget.bytes.load(Ordering::Relaxed)).iter().sum()
     }
 }
 
 impl Lane {
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, message: PeerMessage, at: Instant) -> bool {
+    fn push(&self, message: PeerMessage, urgent: bool, at: Instant) -> bool {
         let bytes = approximate_bytes(&message);
-        let fits = self.budget.take(bytes);
+        let budget = if urgent { &self.urgent_budget } else { &self.budget };
+        let fits = budget.take(bytes);
         if fits {
-            self.queue().push_back(Queued { message, bytes, at });
+            let mut queues = self.queues();
+            let queue = if urgent { &mut queues.urgent } else { &mut queues.rest };
+            queue.push_back(Queued { message, bytes, at });
         }
         fits
     }
 
     /// The messages of the next frame, once there are any. For one caller at a time; safe to cancel.
-    pub async fn next(&self) -> Vec<PeerMessage> {
+    pub async fn next(&self) -> Frame {
         loop {
-            let messages = self.take_frame();
-            if !messages.is_empty() {
-                return messages;
+            if let Some(frame) = self.take_frame() {
+                return frame;
             }
             self.ready.notified().await;
         }
     }
 
-    fn take_frame(&self) -> Vec<PeerMessage> {
-        let mut queue = self.queue();
+    fn take_frame(&self) -> Option<Frame> {
+        let mut queues = self.queues();
+        let (queue, budget) = match queues.urgent.is_empty() {
+            false => (&mut queues.urgent, &self.urgent_budget),
+            true => (&mut queues.rest, &self.budget),
+        };
+        let oldest = queue.front()?.at;
         let (mut messages, mut bytes) = (Vec::new(), 0);
-        while bytes < FRAME_BYTES_AIM && messages.len() < FRAME_MESSAGES_MAX {
+        while bytes < self.frame_bytes_aim && messages.len() < FRAME_MESSAGES_MAX {
             match queue.front() {
                 // A large message that would take the frame far beyond the aim goes alone.
-                Some(next) if messages.is_empty() || bytes + next.bytes <= 2 * FRAME_BYTES_AIM => {}
+                Some(next) if messages.is_empty() || bytes + next.bytes <= 2 * self.frame_bytes_aim => {}
                 _ => break,
             }
             let Some(queued) = queue.pop_front() else { break };
             bytes += queued.bytes;
             messages.push(queued.message);
         }
-        self.budget.give_back(messages.len(), bytes);
-        messages
+        budget.give_back(messages.len(), bytes);
+        Some(Frame { messages, oldest })
     }
 
     fn retain(&self, keep: impl Fn(&Queued) -> bool) -> usize {
-        let mut queue = self.queue();
-        let (mut messages, mut bytes) = (0, 0);
-        queue.retain(|queued| {
-            let keep = keep(queued);
-            if !keep {
-                messages += 1;
-                bytes += queued.bytes;
-            }
-            keep
-        });
-        self.budget.give_back(messages, bytes);
-        messages
+        let mut queues = self.queues();
+        let Queues { urgent, rest } = &mut *queues;
+        retain(urgent, &self.urgent_budget, &keep) + retain(rest, &self.budget, &keep)
     }
+}
+
+/// Keeps some; returns how many went.
+fn retain(queue: &mut VecDeque<Queued>, budget: &Budget, keep: impl Fn(&Queued) -> bool) -> usize {
+    let (mut messages, mut bytes) = (0, 0);
+    queue.retain(|queued| {
+        let keep = keep(queued);
+        if !keep {
+            messages += 1;
+            bytes += queued.bytes;
+        }
+        keep
+    });
+    budget.give_back(messages, bytes);
+    messages
 }
 
 /// What a message takes in memory and on the wire, to within a few dozen bytes per entry.
@@ -253,8 +299,8 @@ mod tests {
     fn the_number_of_messages_is_bounded_and_room_comes_back() {
         let lanes = Lanes::new(Channel::Control);
         assert_eq!(lanes.push((0..PEER_QUEUE_MAX as u64 + 5).map(|id| reply(id, 1)).collect()), 5);
-        let first = lanes.lanes()[0].take_frame();
-        assert_eq!(first.len(), FRAME_MESSAGES_MAX);
+        let first = lanes.lanes()[0].take_frame().unwrap();
+        assert_eq!(first.messages.len(), FRAME_MESSAGES_MAX);
         assert_eq!(lanes.push((0..2_000).map(|id| reply(id, 1)).collect()), 2_000 - FRAME_MESSAGES_MAX);
         assert_eq!(lanes.clear(), PEER_QUEUE_MAX);
         assert_eq!(lanes.bytes(), 0);
@@ -274,7 +320,7 @@ mod tests {
         lanes.push((0..1_000).map(|n| chunk(n % 7, n)).collect());
         let mut seen = std::collections::BTreeMap::new();
         for (at, lane) in lanes.lanes().iter().enumerate() {
-            for message in lane.take_frame() {
+            for message in lane.take_frame().into_iter().flat_map(|frame| frame.messages) {
                 let PeerMessage::CheckpointChunk(chunk) = message else { panic!("{message:?}") };
                 let (last_lane, last) = seen.insert(chunk.group, (at, chunk.offset)).unwrap_or((at, 0));
                 assert!(last_lane == at && last <= chunk.offset, "group {} moved or was reordered", chunk.group);
@@ -285,13 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn a_heartbeat_overtakes_requests_and_finds_room_where_they_have_none() {
+        let lanes = Lanes::new(Channel::Control);
+        let heartbeat = || PeerMessage::Gossip(wire::Gossip::default());
+        assert_eq!(lanes.push((0..5_000).map(|id| reply(id, 10_000)).chain([heartbeat()]).collect()), 3_339);
+        let first = lanes.lanes()[0].take_frame().unwrap();
+        assert_eq!(first.messages, [heartbeat()]);
+        let second = lanes.lanes()[0].take_frame().unwrap();
+        assert_eq!(second.messages.len(), 13, "a frame that the next heartbeat waits for is small");
+        assert!(second.oldest <= first.oldest);
+        lanes.clear();
+        assert_eq!(lanes.bytes(), 0);
+    }
+
+    #[test]
     fn frames_are_merged_up_to_their_aim_and_a_giant_goes_alone() {
         let lanes = Lanes::new(Channel::Control);
-        lanes.push(vec![reply(1, 1_000), reply(2, 5 << 20), reply(3, 600 << 10), reply(4, 600 << 10), reply(5, 1)]);
-        let sizes = std::iter::from_fn(|| {
-            let frame = lanes.lanes()[0].take_frame();
-            (!frame.is_empty()).then_some(frame.len())
-        });
+        lanes.push(vec![reply(1, 1_000), reply(2, 5 << 20), reply(3, 75 << 10), reply(4, 75 << 10), reply(5, 1)]);
+        let sizes = std::iter::from_fn(|| Some(lanes.lanes()[0].take_frame()?.messages.len()));
         let sizes: Vec<usize> = sizes.collect();
         assert_eq!(sizes, [1, 1, 2, 1]);
     }

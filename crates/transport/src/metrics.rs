@@ -4,6 +4,10 @@ use base::NodeId;
 use runtime::{Counter, Gauge, Histogram, LATENCY_BUCKETS_S, Registry};
 use wire::Channel;
 
+/// Dense around the interval, [`base::limits::GOSSIP_INTERVAL`], and 50 ms above it.
+const HEARTBEAT_GAP_BUCKETS_S: &[f64] =
+    &[0.01, 0.05, 0.1, 0.12, 0.14, 0.15, 0.16, 0.17, 0.18, 0.19, 0.2, 0.25, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0];
+
 /// Counters of one channel of one peer.
 #[derive(Debug)]
 pub struct ChannelMetrics {
@@ -12,6 +16,8 @@ pub struct ChannelMetrics {
     pub frames_in: Counter,
     pub bytes_in: Counter,
     pub dropped: Counter,
+    /// From a message's being queued to its frame's being written.
+    pub delay: Histogram,
 }
 
 /// Counters of one peer.
@@ -22,6 +28,8 @@ pub struct PeerMetrics {
     pub connects: Counter,
     pub rtt_seconds: Gauge,
     pub connected: Gauge,
+    /// From one node-level heartbeat (gossip) written to the control stream to the next.
+    pub heartbeat_gap: Histogram,
 }
 
 /// Counters of the node.
@@ -44,6 +52,12 @@ impl ChannelMetrics {
             frames_in: counter("muster_peer_frames_received_total", "Frames received from a peer."),
             bytes_in: counter("muster_peer_bytes_received_total", "Bytes of frames received from a peer."),
             dropped: counter("muster_peer_messages_dropped_total", "Messages to a peer that were not sent."),
+            delay: registry.histogram(
+                "muster_peer_send_delay_seconds",
+                "From the core's sending a message to its being written to the peer's stream: the oldest of each frame.",
+                labels,
+                LATENCY_BUCKETS_S,
+            ),
         }
     }
 }
@@ -58,6 +72,12 @@ impl PeerMetrics {
             connects: registry.counter("muster_peer_connects_total", "Connections made to a peer.", labels),
             rtt_seconds: registry.gauge("muster_peer_rtt_seconds", "Round trip to a peer.", labels),
             connected: registry.gauge("muster_peer_connected", "1 while a peer can be sent to.", labels),
+            heartbeat_gap: registry.histogram(
+                "muster_peer_heartbeat_gap_seconds",
+                "Between two node-level heartbeats written to a peer's control stream.",
+                labels,
+                HEARTBEAT_GAP_BUCKETS_S,
+            ),
         }
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
 use crate::Member;
-use crate::raft::RaftMessage;
+use crate::raft::{RaftMessage, RaftMessageKind};
 
 /// The two kinds of stream between two peers (DESIGN 8).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -52,6 +52,22 @@ pub enum PeerMessage {
     /// Tells a node whose table is behind who the members are.
     #[n(6)]
     Members(#[n(0)] Members),
+}
+
+impl PeerMessage {
+    /// Keeps leadership alive: what Raft sends besides its log, and the node's own heartbeats. On a stream that it shares with
+    /// others it goes first; those of either kind keep their order among themselves.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        match self {
+            PeerMessage::Gossip(_) => true,
+            PeerMessage::Raft { message, .. } => !matches!(
+                message.kind,
+                RaftMessageKind::Append | RaftMessageKind::AppendResponse | RaftMessageKind::Snapshot
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// Sent to every node on the control channel, every [`base::limits::GOSSIP_INTERVAL`].

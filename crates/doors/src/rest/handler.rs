@@ -7,13 +7,14 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query, RawPathParams, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
 use base::limits::{API_BODY_BYTES_MAX, API_BODY_TIMEOUT};
 use base::{ErrorCode, Millis};
 use futures::StreamExt;
-use ops::{Credentials, Invocation, ItemStream, Method, OpError, Output, Spec};
+use ops::{Credentials, Invocation, ItemStream, Method, OpError, Output, Permission, Spec};
 use serde_json::{Value, json};
 
 use super::RestDoor;
@@ -43,7 +44,13 @@ pub(super) fn router<C: Send + Sync + 'static>(door: Arc<RestDoor<C>>) -> Router
         .route("/openapi.json", get(move || std::future::ready(json_response(StatusCode::OK, document.clone()))))
         .route("/healthz", get(|| std::future::ready("ok\n")))
         .route("/readyz", get(move || async move { readiness(ready.probes.ready().await) }))
-        .route("/metrics", get(move || std::future::ready(exposition(metrics.probes.metrics()))))
+        .route(
+            "/metrics",
+            get(move |request: Request| {
+                let door = Arc::clone(&metrics);
+                async move { exposition(&door, request).await.unwrap_or_else(IntoResponse::into_response) }
+            }),
+        )
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
@@ -78,11 +85,11 @@ async fn call<C: Send + Sync + 'static>(
     };
     let spec = operation.spec();
     let (parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<SocketAddr>().map(SocketAddr::ip);
+    let credentials = credentials(&parts)?;
     let invocation = Invocation {
         door: "rest",
         operation: name.into(),
-        credentials: Credentials { peer, token: text_header(&parts.headers, "authorization")? },
+        credentials,
         deadline: deadline(&parts.headers)?,
         idempotency_key: text_header(&parts.headers, IDEMPOTENCY_HEADER)?,
         input: Value::Null,
@@ -94,6 +101,11 @@ async fn call<C: Send + Sync + 'static>(
         Output::Value(value) => Ok(json_response(StatusCode::OK, value.to_string())),
         Output::Stream(items) => Ok(ndjson(items)),
     }
+}
+
+fn credentials(parts: &Parts) -> Result<Credentials, OpError> {
+    let peer = parts.extensions.get::<SocketAddr>().map(SocketAddr::ip);
+    Ok(Credentials { peer, token: text_header(&parts.headers, "authorization")? })
 }
 
 fn text_header(headers: &HeaderMap, name: &str) -> Result<Option<String>, OpError> {
@@ -187,9 +199,12 @@ fn readiness(ready: Result<(), String>) -> Response {
     }
 }
 
-fn exposition(metrics: String) -> Response {
+/// The metrics name topics, peers and VMs' numbers: they are for those who may see these anyway.
+async fn exposition<C: Send + Sync + 'static>(door: &RestDoor<C>, request: Request) -> Result<Response, Problem> {
+    let (parts, _) = request.into_parts();
+    door.pipeline.authorize(&credentials(&parts)?, "GET /metrics", Permission::Read)?;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], metrics).into_response()
+    Ok(([(header::CONTENT_TYPE, kind)], door.probes.metrics().await).into_response())
 }
 
 async fn no_such_route(request: Request) -> Response {

@@ -1,7 +1,7 @@
 //! The registry over HTTP/1.1: one route per operation, failures as problem documents, streams as NDJSON.
 //!
 //! Besides: `GET /openapi.json`; `GET /healthz` (the process answers); `GET /readyz` (the node is a ready member);
-//! `GET /metrics` (text exposition format).
+//! `GET /metrics` (Prometheus' text format; whoever may read may have it).
 //!
 //! A browser on the same machine must not become a way in: bodies must be `application/json` (which makes browsers ask
 //! first), and the `Host` header must be an address, `localhost` or a name that the door was told is its own.
@@ -24,8 +24,8 @@ use ops::Pipeline;
 pub trait Probes: Send + Sync {
     /// Whether the node is a member that can do its work; otherwise why not.
     fn ready(&self) -> BoxFuture<'static, Result<(), String>>;
-    /// All metrics, in the text exposition format.
-    fn metrics(&self) -> String;
+    /// All metrics, in Prometheus' text format 0.0.4.
+    fn metrics(&self) -> BoxFuture<'static, String>;
 }
 
 /// Everything that the REST door serves from.

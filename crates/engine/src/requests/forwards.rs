@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use base::simulation::{Mark, mark};
 use base::limits::REQUEST_DEADLINE_MAX;
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, Millis, NodeId};
 use metadata::CommandOrigin;
 use minicbor::{Decode, Encode};

@@ -88,7 +88,7 @@ impl Node {
         let node = Node(Arc::new(inner));
         let mut config = ListenerConfig::new("127.0.0.1:0".parse().unwrap());
         change(&mut config);
-        let listener = Listener::bind(config, node.clone()).await.unwrap();
+        let listener = Listener::bind(config, node.clone(), &runtime::Registry::new()).await.unwrap();
         let address = listener.local_addr().unwrap();
         node.form(address);
         tokio::spawn(listener.run(CancellationToken::new()));

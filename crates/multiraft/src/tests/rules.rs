@@ -9,7 +9,7 @@ use wire::{EntryKind, MembershipOp, RaftMessage, RaftMessageKind};
 
 use super::cluster::{Cluster, ids, step};
 use super::{ELECTION_TICKS, GROUP};
-use crate::{MultiRaft, MultiRaftConfig, Proposal, ProposeError, Refused, Role};
+use crate::{MultiRaft, MultiRaftConfig, Output, Proposal, ProposeError, Refused, Role};
 
 /// Three voters with a leader.
 fn led(seed: u64) -> (Cluster, u64) {
@@ -171,6 +171,33 @@ fn heartbeats_are_answered_while_the_disk_is_stuck() {
     let status = cluster.status(leader).unwrap();
     assert_eq!((status.role, status.term), (Role::Leader, term), "lost its quorum over a slow disk");
     assert!(status.commit < status.last_index, "committed without a durable quorum");
+}
+
+#[test]
+fn heartbeats_that_a_read_asks_for_are_not_those_that_the_clock_does() {
+    let (mut cluster, leader) = led(3);
+    write(&mut cluster, leader, 1, 10);
+    let mut beats = [0, 0];
+    let start = cluster.now_ms;
+    for n in 0..60 {
+        let now = at(start + n * 50);
+        cluster.raft(leader).tick(now);
+        // A read that begins in the same moment as a beat would go with it.
+        let context = Bytes::copy_from_slice(&n.to_le_bytes());
+        let ticked = cluster.raft(leader).flush(10_000 + 2 * n);
+        let _ = cluster.raft(leader).read_index(GROUP, context);
+        let read = cluster.raft(leader).flush(10_001 + 2 * n);
+        let heartbeats = |output: Output| {
+            output
+                .sends
+                .into_iter()
+                .filter(|sent| sent.message.kind == RaftMessageKind::Heartbeat)
+                .map(|sent| sent.beat)
+        };
+        heartbeats(ticked).chain(heartbeats(read)).for_each(|beat| beats[usize::from(beat)] += 1);
+    }
+    // Until the leader hears nobody and steps down: every three ticks one to each of two followers.
+    assert!((20..=28).contains(&beats[1]) && beats[0] > 2 * beats[1], "{beats:?}");
 }
 
 #[test]

@@ -110,7 +110,7 @@ async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
 }
 
 /// This node knows of no member, not even itself: it says why.
-async fn not_a_member_yet(call: &Call<Ports>) -> OpError {
+pub(crate) async fn not_a_member_yet(call: &Call<Ports>) -> OpError {
     let status = call.context.core.request(engine::Target::Here, call.deadline, Request::Status).await;
     let reason = match status {
         Ok(engine::Reply::Status(status)) => status.reason,

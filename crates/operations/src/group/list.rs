@@ -84,7 +84,8 @@ fn entry(metadata: &Metadata, view: engine::GroupView) -> GroupEntry {
     }
 }
 
-fn group_name(metadata: &Metadata, group: GroupId) -> String {
+/// `__meta`, or `TOPIC/PARTITION`.
+pub(crate) fn group_name(metadata: &Metadata, group: GroupId) -> String {
     match metadata.partitions.get(&group) {
         _ if group == GroupId::META => "__meta".into(),
         Some(partition) => format!("{}/{}", partition.topic, partition.partition),

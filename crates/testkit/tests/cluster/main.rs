@@ -12,6 +12,7 @@ mod json_output;
 mod kafka;
 mod kv;
 mod main_job;
+mod metrics;
 mod single_node;
 mod support;
 mod verbs;
