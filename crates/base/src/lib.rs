@@ -9,6 +9,7 @@ pub mod limits;
 mod random;
 pub mod simulation;
 mod time;
+pub mod version;
 
 pub use error::ErrorCode;
 pub use ids::{
@@ -17,3 +18,4 @@ pub use ids::{
 };
 pub use random::{SplitMix64, hash64};
 pub use time::{Millis, Mono, Now, Wall};
+pub use version::{ClusterVersion, VersionRange};

@@ -31,6 +31,8 @@ use ops::{Operation, Registry, RegistryError};
 #[must_use]
 pub fn operations() -> Vec<Operation<Ports>> {
     vec![
+        cluster::hold::operation(),
+        cluster::release::operation(),
         cluster::status::operation(),
         group::list::operation(),
         kv::cas::operation(),

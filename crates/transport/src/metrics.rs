@@ -12,6 +12,8 @@ pub struct ChannelMetrics {
     pub frames_in: Counter,
     pub bytes_in: Counter,
     pub dropped: Counter,
+    /// Received, of kinds that this version does not know.
+    pub not_understood: Counter,
 }
 
 /// Counters of one peer.
@@ -44,6 +46,10 @@ impl ChannelMetrics {
             frames_in: counter("muster_peer_frames_received_total", "Frames received from a peer."),
             bytes_in: counter("muster_peer_bytes_received_total", "Bytes of frames received from a peer."),
             dropped: counter("muster_peer_messages_dropped_total", "Messages to a peer that were not sent."),
+            not_understood: counter(
+                "muster_peer_messages_not_understood_total",
+                "Messages from a newer peer that were left out.",
+            ),
         }
     }
 }

@@ -14,5 +14,6 @@ mod kv;
 mod main_job;
 mod single_node;
 mod support;
+mod upgrades;
 mod verbs;
 mod vms;
