@@ -9,10 +9,10 @@ use metadata::Metadata;
 use multiraft::{Install, Role};
 use wire::{Channel, CheckpointChunk, CheckpointPull, PeerMessage, RaftMessage, SnapshotMeta};
 
-use crate::{Effect, Work, Worked};
 use crate::core::{NodeCore, Stage};
 use crate::groups::GroupStage;
 use crate::journal_events::ReadFor;
+use crate::{Effect, Work, Worked};
 
 /// A part that does not come is asked for again after this long, ...
 const PULL_RETRY: Millis = Millis(500);

@@ -15,9 +15,15 @@ pub enum Work {
 /// What it came to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Worked {
-    Encoded { index: u64, bytes: Bytes },
+    Encoded {
+        index: u64,
+        bytes: Bytes,
+    },
     /// The state, or why the bytes hold none.
-    Decoded { index: u64, state: Result<Box<Metadata>, String> },
+    Decoded {
+        index: u64,
+        state: Result<Box<Metadata>, String>,
+    },
 }
 
 impl Work {

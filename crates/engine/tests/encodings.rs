@@ -5,7 +5,7 @@ mod fixtures;
 
 use std::collections::BTreeMap;
 
-use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, NodeId, ReplicaId, VersionRange};
+use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, VersionRange};
 use bytes::Bytes;
 use engine::{
     Acks, GroupView, NodeStatus, PartitionBatches, Produce, ReadLog, ReadPartition, Reply, Request, RequestError,
@@ -15,6 +15,7 @@ use fixtures::Fixtures;
 use metadata::{Command, CommandResult};
 
 const V1: ClusterVersion = ClusterVersion::V1;
+const V2: ClusterVersion = ClusterVersion::V2;
 
 #[test]
 fn requests() {
@@ -33,8 +34,10 @@ fn requests() {
         Request::ReadPoint,
         Request::Tasks,
         Request::ReadPartition(ReadPartition { group, offset: -1, bytes_max: 1_000 }),
+        Request::KeepLease { lease: LeaseId(3) },
     ];
-    fixtures.each(|_| V1, &requests);
+    let since = |request: &Request| if matches!(request, Request::KeepLease { .. }) { V2 } else { V1 };
+    fixtures.each(since, &requests);
     let acks = [Acks::None, Acks::Leader, Acks::All];
     for one in acks {
         fixtures.value(V1, &format!("Produce{one:?}"), &produce(one));
@@ -93,8 +96,10 @@ fn replies() {
         Reply::ReadPoint { index: 7 },
         Reply::Tasks(vec![task]),
         Reply::PartitionBatches(PartitionBatches { batches, high_watermark: 6, log_start_offset: 1 }),
+        Reply::LeaseKept { ttl_ms: 5_000 },
     ];
-    fixtures.each(|_| V1, &replies);
+    let since = |reply: &Reply| if matches!(reply, Reply::LeaseKept { .. }) { V2 } else { V1 };
+    fixtures.each(since, &replies);
     let error = RequestError { code: ErrorCode::NotLeader, message: "no".into(), leader: Some(NodeId(2)) };
     fixtures.value(V1, "RequestError", &error);
     fixtures.finish();

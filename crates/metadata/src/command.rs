@@ -1,7 +1,8 @@
 //! The commands of `__meta`: the closed, versioned set of changes to the replicated cluster state.
 
 use base::{
-    ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId, Wall,
+    ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId,
+    Wall,
 };
 use bytes::Bytes;
 use compute::{VmReport, VmSpec};

@@ -114,7 +114,11 @@ fn size(key: &str, value: &[u8]) -> u64 {
 
 impl KvStore {
     /// The keys that begin with `prefix`, in order, behind `after`.
-    pub fn range<'a>(&'a self, prefix: &'a str, after: Option<&'a str>) -> impl Iterator<Item = (&'a String, &'a KeyRecord)> {
+    pub fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> impl Iterator<Item = (&'a String, &'a KeyRecord)> {
         let from = after.filter(|after| *after > prefix).unwrap_or(prefix).to_owned();
         let behind = move |key: &str| after.is_none_or(|after| key > after);
         self.keys.range(from..).take_while(move |(key, _)| key.starts_with(prefix)).filter(move |(key, _)| behind(key))
@@ -241,7 +245,9 @@ impl Metadata {
         let lease = match life {
             KeyLife::Lasting => None,
             KeyLife::Bound(lease) if !self.kv.leases.contains_key(&lease) => return no_lease(lease),
-            KeyLife::Bound(lease) if self.kv.leased.get(&lease).is_some_and(|keys| keys.len() >= KV_KEYS_AT_ONCE_MAX) => {
+            KeyLife::Bound(lease)
+                if self.kv.leased.get(&lease).is_some_and(|keys| keys.len() >= KV_KEYS_AT_ONCE_MAX) =>
+            {
                 return refuse(ErrorCode::TooLarge, format!("lease {lease} holds {KV_KEYS_AT_ONCE_MAX} keys"));
             }
             KeyLife::Bound(lease) => Some(lease),

@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 
 use crate::state::NextIds;
 use crate::{
-    DepartedNode, KvStore, Metadata, NodeRecord, OnceKey, OnceRecord, OnceTable, OutboxEvent, PartitionRecord, SessionRecord, TokenRecord, TopicRecord,
+    DepartedNode, KvStore, Metadata, NodeRecord, OnceKey, OnceRecord, OnceTable, OutboxEvent, PartitionRecord,
+    SessionRecord, TokenRecord, TopicRecord,
 };
 
 /// A checkpoint that cannot be read.

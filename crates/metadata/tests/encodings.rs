@@ -7,18 +7,21 @@ mod fixtures;
 use std::collections::BTreeMap;
 
 use base::{
-    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId,
-    VersionRange, VmEpoch, VmId, VmIncarnation, Wall,
+    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId,
+    TopicId, VersionRange, VmEpoch, VmId, VmIncarnation, Wall,
 };
+use bytes::Bytes;
 use compute::{VmDesired, VmPhase, VmReport, VmReportEvent, VmSpec};
 use fixtures::Fixtures;
 use metadata::{
-    Command, CommandEnvelope, CommandError, CommandOrigin, CommandResult, Metadata, NodeLifecycle, token_hash,
+    Command, CommandEnvelope, CommandError, CommandOrigin, CommandResult, KeyExpect, KeyLife, Metadata, NodeLifecycle,
+    OnceKey, token_hash,
 };
 use wire::{Member, NodeAddress};
 
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 const V1: ClusterVersion = ClusterVersion::V1;
+const V2: ClusterVersion = ClusterVersion::V2;
 
 fn member(n: u8) -> Member {
     let address = NodeAddress { endpoint: EndpointId([n; 32]), ..NodeAddress::default() };
@@ -69,6 +72,16 @@ fn commands() -> Vec<Command> {
         Command::RemoveReplica { group, replica },
         Command::EvictVm { vm, epoch },
         Command::RetireReplica { group, replica },
+        Command::PutKey {
+            key: name(),
+            value: Bytes::from_static(b"value"),
+            expect: Some(KeyExpect::Revision(7)),
+            life: KeyLife::Bound(LeaseId(3)),
+        },
+        Command::DeleteKeys { key: name(), prefix: true, expect: Some(KeyExpect::Absent) },
+        Command::GrantLease { ttl_ms: 5_000 },
+        Command::EndLease { lease: LeaseId(3), expired: true },
+        Command::Once { key: OnceKey([4; 16]), command: Box::new(Command::DeleteTopic { name: name() }) },
         Command::SetClusterVersion { version: V1 },
         Command::HoldVersion { at: Some(ClusterVersion::V2) },
     ]
@@ -112,8 +125,23 @@ fn results() {
         CommandResult::VmCreated { vm: VmId(5) },
         CommandResult::ReplicaAdded { replica: ReplicaId(4) },
         CommandResult::Refused { code: ErrorCode::NotFound, message: "no".into() },
+        CommandResult::KeyPut { revision: 7, version: 2, lease: Some(LeaseId(3)) },
+        CommandResult::KeysDeleted { revision: 7, count: 2 },
+        CommandResult::LeaseGranted { lease: LeaseId(3) },
     ];
-    fixtures.each(|_| V1, &results);
+    // Each came with the commands that have it.
+    let since = |result: &CommandResult| match result {
+        CommandResult::Done
+        | CommandResult::SessionOpened { .. }
+        | CommandResult::NodeAdmitted { .. }
+        | CommandResult::TokenCreated { .. }
+        | CommandResult::TopicCreated { .. }
+        | CommandResult::VmCreated { .. }
+        | CommandResult::ReplicaAdded { .. }
+        | CommandResult::Refused { .. } => V1,
+        CommandResult::KeyPut { .. } | CommandResult::KeysDeleted { .. } | CommandResult::LeaseGranted { .. } => V2,
+    };
+    fixtures.each(since, &results);
     fixtures.finish();
 }
 
@@ -157,6 +185,39 @@ fn state() -> Metadata {
     state
 }
 
+/// What came with version 2: keys, leases, their history, and commands that are carried out once.
+fn with_keys(state: &mut Metadata) {
+    let put =
+        |key: &str, life| Command::PutKey { key: key.into(), value: Bytes::from_static(b"value"), expect: None, life };
+    let remove = Command::DeleteKeys { key: "gone".into(), prefix: false, expect: None };
+    let commands = [
+        put("key", KeyLife::Lasting),
+        Command::GrantLease { ttl_ms: 5_000 },
+        put("bound", KeyLife::Bound(LeaseId(1))),
+        put("own", KeyLife::Ttl(5_000)),
+        put("gone", KeyLife::Lasting),
+        Command::Once { key: OnceKey([4; 16]), command: Box::new(remove) },
+        put("late", KeyLife::Ttl(5_000)),
+        Command::EndLease { lease: LeaseId(3), expired: true },
+    ];
+    for command in commands {
+        let index = state.applied + 1;
+        let result = state.apply(index, &CommandEnvelope::new(None, Wall(index as i64), command));
+        assert!(!matches!(result, CommandResult::Refused { .. }), "{result:?}");
+    }
+}
+
+/// The variants inside of commands that came with version 2.
+#[test]
+fn keys() {
+    let mut fixtures = Fixtures::of(CRATE, "keys");
+    let expects = [KeyExpect::Absent, KeyExpect::Revision(7), KeyExpect::Value(Bytes::from_static(b"value"))];
+    fixtures.each(|_| V2, &expects);
+    let lives = [KeyLife::Lasting, KeyLife::Bound(LeaseId(3)), KeyLife::Ttl(5_000)];
+    fixtures.each(|_| V2, &lives);
+    fixtures.finish();
+}
+
 #[test]
 fn the_whole_state() {
     let mut fixtures = Fixtures::of(CRATE, "state");
@@ -197,8 +258,9 @@ fn the_whole_state() {
         (vm.phase, vm.desired) = (phase, wanted[n % wanted.len()]);
         check(V1, &format!("vm-{phase:?}"), &state);
     }
-    (of.cluster_version, of.version_hold) = (ClusterVersion::V2, Some(ClusterVersion::V2));
-    check(ClusterVersion::V2, "state", &of);
+    (of.cluster_version, of.version_hold) = (V2, Some(V2));
+    with_keys(&mut of);
+    check(V2, "state", &of);
     fixtures.all_covered(&lifecycles);
     fixtures.all_covered(&wanted);
     fixtures.all_covered(&phases);

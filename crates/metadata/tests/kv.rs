@@ -1,18 +1,17 @@
 //! The key-value store, command by command.
 
 use base::limits::{KV_HISTORY_CHANGES_MAX, KV_VALUE_BYTES_MAX};
-use base::{ClusterId, ErrorCode, LeaseId, Wall};
+use base::{ClusterId, ErrorCode, LeaseId, VersionRange, Wall};
 use bytes::Bytes;
-use metadata::{
-    Command, CommandEnvelope, CommandResult, KeyChanged, KeyExpect, KeyLife, Metadata, valid_key,
-};
+use metadata::{Command, CommandEnvelope, CommandResult, KeyChanged, KeyExpect, KeyLife, Metadata, valid_key};
 use wire::Member;
 
 struct Store(Metadata);
 
 impl Store {
     fn new() -> Store {
-        Store(Metadata::bootstrap(ClusterId([1; 16]), Member::default(), Wall(0)))
+        let member = Member { versions: VersionRange::BINARY, ..Member::default() };
+        Store(Metadata::bootstrap(ClusterId([1; 16]), member, Wall(0)))
     }
 
     fn apply(&mut self, command: Command) -> CommandResult {
@@ -194,7 +193,8 @@ fn a_watcher_misses_nothing_or_is_told_so() {
     store.set("b", "1");
     let middle = store.0.applied;
     store.delete("", true);
-    let all = [("a", "put"), ("b", "put"), ("a", "deleted"), ("b", "deleted")].map(|(key, what)| (key.to_owned(), what));
+    let all =
+        [("a", "put"), ("b", "put"), ("a", "deleted"), ("b", "deleted")].map(|(key, what)| (key.to_owned(), what));
     assert_eq!(store.changes(from), all);
     assert_eq!(store.changes(middle), all[2..], "both changes of one revision");
     for n in 0..KV_HISTORY_CHANGES_MAX {

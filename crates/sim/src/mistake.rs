@@ -144,7 +144,9 @@ impl SimConfig {
             Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
-            Mistake::Code(Plant::ReadsTrustLease | Plant::LeasesKeptWithoutQuorum) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
+            Mistake::Code(Plant::ReadsTrustLease | Plant::LeasesKeptWithoutQuorum) => {
+                some(&[Fault::Partition, Fault::Flap, Fault::Moment])
+            }
             // Nothing else may keep the others from taking over.
             Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
             // What was read back must be old, and what was written must be torn.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use base::simulation::{Mark, mark};
 use base::limits::REQUEST_DEADLINE_MAX;
+use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, Millis, NodeId};
 use metadata::CommandOrigin;
 use minicbor::{Decode, Encode};
@@ -42,7 +42,11 @@ impl NodeCore {
         if let Request::Command(body) = &request
             && let Some(reason) = self.unreadable_for(to, body.since())
         {
-            return self.resolve(key, Err(error(ErrorCode::UnsupportedVersion, reason)));
+            // This node's table may be behind. What was asked before may have been done: that it was not is not said.
+            if self.requests.pending.get(&key).is_some_and(|pending| !pending.tried) {
+                self.resolve(key, Err(error(ErrorCode::UnsupportedVersion, reason)));
+            }
+            return;
         }
         self.requests.next += 1;
         let send = self.requests.next;

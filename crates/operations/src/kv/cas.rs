@@ -39,7 +39,10 @@ pub(crate) fn operation() -> Operation<Ports> {
              naming its revision, if it is something else. Of several callers that expect the same, one succeeds.",
         )
         .examples(&[
-            Example { command: "muster kv cas app/leader node1 --revision 0 --ttl-s 10", says: "only if nobody has it" },
+            Example {
+                command: "muster kv cas app/leader node1 --revision 0 --ttl-s 10",
+                says: "only if nobody has it",
+            },
             Example { command: "muster kv cas app/count 8 --expect 7", says: "only if it is 7" },
         ])
         .permission(Permission::Operate)

@@ -94,7 +94,9 @@ pub(crate) fn life(ttl_s: Option<u32>, lease: Option<u64>) -> Result<KeyLife, Op
         (None, None) => Ok(KeyLife::Lasting),
         (Some(ttl), None) => Ok(KeyLife::Ttl(u64::from(ttl) * 1_000)),
         (None, Some(lease)) => Ok(KeyLife::Bound(LeaseId(lease))),
-        (Some(_), Some(_)) => Err(OpError::field("ttl_s", "is refused: a key has a time of its own or a lease, not both")),
+        (Some(_), Some(_)) => {
+            Err(OpError::field("ttl_s", "is refused: a key has a time of its own or a lease, not both"))
+        }
     }
 }
 

@@ -116,8 +116,11 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Typed<Item>, OpError> {
 }
 
 fn compacted(told: u64, kept: u64) -> OpError {
-    OpError::new(ErrorCode::Compacted, format!("the changes since revision {told} are not kept: only those since {kept}"))
-        .hint("begin anew: `muster kv list`, then watch from the revision behind the one that it gives")
+    OpError::new(
+        ErrorCode::Compacted,
+        format!("the changes since revision {told} are not kept: only those since {kept}"),
+    )
+    .hint("begin anew: `muster kv list`, then watch from the revision behind the one that it gives")
 }
 
 impl Watching {
@@ -148,7 +151,8 @@ impl Watching {
         let changes = self.metadata.kv.changes_after(self.told).map_err(|kept| compacted(self.told, kept))?;
         let mut told = self.metadata.applied;
         for change in changes {
-            if self.ready.len() >= PREPARED_MAX && self.ready.back().is_some_and(|last| last.revision < change.revision) {
+            if self.ready.len() >= PREPARED_MAX && self.ready.back().is_some_and(|last| last.revision < change.revision)
+            {
                 told = change.revision - 1;
                 break;
             }

@@ -123,7 +123,8 @@ async fn wait(call: &Call<Ports>, input: &Input, lease: LeaseId, ttl_ms: u64) ->
             renew(call, lease, renewed.plus(Millis(ttl_ms))).await?;
         }
         let changed = core.metadata_after(metadata.applied);
-        if let Either::Left((later, _)) = select(changed, call.clock.sleep_until(give_up.min(renew_at.max(now)))).await {
+        if let Either::Left((later, _)) = select(changed, call.clock.sleep_until(give_up.min(renew_at.max(now)))).await
+        {
             metadata = later;
         }
     }

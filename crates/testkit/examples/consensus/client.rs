@@ -38,7 +38,8 @@ pub fn run(system: &dyn System, load: &Load) -> anyhow::Result<Outcome> {
             scope.spawn(move || client(system, load, number as u64, next, value, address))
         };
         let clients: Vec<_> = (0..load.clients).map(one).collect();
-        let joined = |client: std::thread::ScopedJoinHandle<'_, _>| client.join().unwrap_or_else(|_| bail!("a client panicked"));
+        let joined =
+            |client: std::thread::ScopedJoinHandle<'_, _>| client.join().unwrap_or_else(|_| bail!("a client panicked"));
         clients.into_iter().map(joined).collect()
     });
     let mut times = Vec::new();

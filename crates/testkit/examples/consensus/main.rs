@@ -77,7 +77,8 @@ fn fill(system: &dyn System) -> anyhow::Result<()> {
 }
 
 fn measure(system: &dyn System, put: bool, clients: usize, length: Duration) -> anyhow::Result<Cell> {
-    let load = |length| Load { put, clients, until: Some(Instant::now() + length), keys: KEYS, value_bytes: VALUE_BYTES };
+    let load =
+        |length| Load { put, clients, until: Some(Instant::now() + length), keys: KEYS, value_bytes: VALUE_BYTES };
     client::run(system, &load(Duration::from_secs(1)))?;
     let before = cpu(system)?;
     let began = Instant::now();

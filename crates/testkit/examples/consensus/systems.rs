@@ -75,7 +75,8 @@ pub struct Etcd {
 impl Etcd {
     /// Formed, with a leader.
     pub fn start(folder: &Folder) -> anyhow::Result<Etcd> {
-        let binary = ["/usr/bin/etcd", "/usr/local/bin/etcd"].map(PathBuf::from).into_iter().find(|path| path.is_file());
+        let binary =
+            ["/usr/bin/etcd", "/usr/local/bin/etcd"].map(PathBuf::from).into_iter().find(|path| path.is_file());
         let binary = binary.context("there is no etcd: install the package etcd-server")?;
         let ports: Vec<(u16, u16)> = (0..3).map(|_| Ok((free_port()?, free_port()?))).collect::<anyhow::Result<_>>()?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
@@ -100,7 +101,8 @@ impl Etcd {
             }
             processes.push(Process::start(&mut command, &name, folder.path())?);
         }
-        let clients: Vec<SocketAddr> = ports.iter().map(|(_, client)| SocketAddr::from(([127, 0, 0, 1], *client))).collect();
+        let clients: Vec<SocketAddr> =
+            ports.iter().map(|(_, client)| SocketAddr::from(([127, 0, 0, 1], *client))).collect();
         for address in &clients {
             wait_until(Duration::from_secs(30), "etcd has a leader", || {
                 let health: Value = Api::at(*address).get("/health")?.ok()?;

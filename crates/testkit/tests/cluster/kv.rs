@@ -44,7 +44,10 @@ fn keys_are_the_same_through_every_node_and_outlive_their_leader() {
         put(&cluster.nodes[survivor], &["app/lasting", "after"])?;
         cluster.nodes[leader].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
-        ensure!(said(&cluster.nodes[leader], &["kv", "get", "app/lasting"])? == "after\n", "a restarted node is behind");
+        ensure!(
+            said(&cluster.nodes[leader], &["kv", "get", "app/lasting"])? == "after\n",
+            "a restarted node is behind"
+        );
 
         // Who goes on watching through another node misses nothing.
         let rest = json_lines(&cluster.nodes[leader], &format!("/v1/kv-changes?prefix=app/&from_revision={first}"), 8)?;
