@@ -269,11 +269,14 @@ fn the_whole_state() {
 
 #[test]
 fn a_state_of_a_later_version_or_with_more_in_it_is_refused() {
-    let later = Metadata { cluster_version: ClusterVersion(ClusterVersion::NEWEST.0 + 1), ..state() };
+    let mut later = state();
+    later.cluster_version = ClusterVersion(ClusterVersion::NEWEST.0 + 1);
     let error = Metadata::decode(&later.encode()).expect_err("of a later version").to_string();
     assert!(error.contains("upgrade muster on this node"), "{error}");
     // One more field than this version has, at the end of the record (its length is the second byte, 0x98 the first).
-    let bytes = Metadata { version_hold: Some(V1), ..state() }.encode();
+    let mut held = state();
+    held.version_hold = Some(V1);
+    let bytes = held.encode();
     let mut more = bytes.to_vec();
     assert_eq!(more[1..3], [0x98, 25]);
     more[2] = 26;

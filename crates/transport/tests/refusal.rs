@@ -172,9 +172,8 @@ async fn a_message_that_only_a_newer_muster_knows_costs_only_itself() {
     stream.write_all(&[1]).await.unwrap();
     write_frame(&mut stream, &frame).await;
     let two = loop {
-        match nodes[0].control().await {
-            Incoming::Peer { from: NodeId(3), messages, .. } => break messages,
-            _ => {}
+        if let Incoming::Peer { from: NodeId(3), messages, .. } = nodes[0].control().await {
+            break messages;
         }
     };
     assert_eq!(two, [ping(1), ping(2)]);
@@ -188,16 +187,15 @@ async fn a_message_that_only_a_newer_muster_knows_costs_only_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_cannot_work_at_the_active_version_is_refused_and_learns_which_that_is() {
-    let mut nodes = vec![Node::start(1).await, Node::start(2).await];
+    let mut nodes = [Node::start(1).await, Node::start(2).await];
     let older = Local { versions: VersionRange::default(), ..local(2, 1) };
     nodes[1].transport.set_local(older);
     nodes[0].transport.set_cluster_version(ClusterVersion(2));
     let members: Arc<Members> = Arc::new(nodes.iter().map(Node::place).collect());
     nodes.iter().for_each(|node| node.know(&members));
     let told = loop {
-        match nodes[1].control().await {
-            Incoming::Outdated { by, active } => break (by, active),
-            _ => {}
+        if let Incoming::Outdated { by, active } = nodes[1].control().await {
+            break (by, active);
         }
     };
     assert_eq!(told, (NodeId(1), ClusterVersion(2)));

@@ -42,7 +42,7 @@ fn the_cluster_version_rises_after_the_last_node_and_older_ones_are_refused_from
         for at in 0..3 {
             let early = cluster.nodes[(at + 1) % 3].cli(&["cluster", "hold"])?;
             ensure!(!early.status.success(), "what came with version 2 is done by older nodes:\n{}", early.text());
-            let last = &cluster.nodes[2].name;
+            let last = cluster.nodes[2].name.clone();
             ensure!(
                 early.text().contains("upgrade muster on") && early.text().contains(last.as_str()),
                 "{}",
