@@ -10,6 +10,7 @@ pub mod limits;
 mod random;
 pub mod simulation;
 mod time;
+pub mod version;
 
 pub use error::ErrorCode;
 pub use histogram::{Distribution, Histogram};
@@ -19,3 +20,4 @@ pub use ids::{
 };
 pub use random::{SplitMix64, hash64};
 pub use time::{Millis, Mono, Now, Wall};
+pub use version::{ClusterVersion, VersionRange};

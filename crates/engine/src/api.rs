@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use base::{ErrorCode, GroupId, Incarnation, LeaseId, Mono, NodeId, ReplicaId, RequestId};
+use base::{
+    ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, Mono, NodeId, ReplicaId, RequestId, VersionRange,
+};
 use bytes::Bytes;
 use compute::{VmAction, VmReport};
 use journal::{DiskDone, DiskError, DiskOp, OpId};
@@ -16,7 +18,7 @@ use crate::{Work, Worked};
 /// What a node is told once, at start.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CoreConfig {
-    /// This node (0 in `me.node` is wrong).
+    /// This node (0 in `me.node` is wrong). It acts as one that can `me.versions`.
     pub me: Member,
     pub cluster: base::ClusterId,
     pub formation: Formation,
@@ -88,6 +90,11 @@ pub enum Event {
     /// A member refuses this node as one that is no member any more.
     Expelled {
         by: NodeId,
+    },
+    /// A member refuses this node because it cannot work at the cluster version that is active there.
+    Outdated {
+        by: NodeId,
+        active: ClusterVersion,
     },
     /// The hypervisor side reports.
     Vm(VmReport),
@@ -350,6 +357,18 @@ pub struct NodeStatus {
     /// The learners of `__meta`, as this node sees it.
     #[n(10)]
     pub meta_learners: Vec<NodeId>,
+    /// The cluster versions that the process can.
+    #[n(24)]
+    #[cbor(default)]
+    pub versions: VersionRange,
+    /// The active one, as this node has applied it.
+    #[n(25)]
+    #[cbor(default)]
+    pub cluster_version: ClusterVersion,
+    /// The release that runs.
+    #[n(26)]
+    #[cbor(default)]
+    pub release: String,
 }
 
 /// One group as one node sees it.

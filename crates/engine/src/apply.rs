@@ -54,7 +54,8 @@ impl NodeCore {
                 Ok(None)
             }
             EntryKind::Command => {
-                let mut envelope: CommandEnvelope = wire::decode(&entry.data).map_err(|e| e.to_string())?;
+                let mut envelope =
+                    CommandEnvelope::read(&entry.data, self.config.me.versions).map_err(|error| error.to_string())?;
                 if planted(Plant::LocalClockInApply) {
                     envelope.wall = self.now.wall;
                 }
@@ -64,9 +65,30 @@ impl NodeCore {
                 if self.groups.get(&GroupId::META).is_some_and(|meta| meta.active) {
                     self.leases.applied(&result, &self.metadata, self.now.mono);
                 }
-                Ok(Some(result))
+                match self.outdated(self.metadata.cluster_version) {
+                    Some(reason) => Err(reason),
+                    None => Ok(Some(result)),
+                }
             }
             EntryKind::Batch => Err("a record batch does not belong here".into()),
+        }
+    }
+
+    /// Why this node cannot go on in a cluster at that version; `None`: it can.
+    pub(crate) fn outdated(&self, active: base::ClusterVersion) -> Option<String> {
+        let versions = self.config.me.versions;
+        (!versions.contains(active)).then(|| {
+            format!(
+                "the cluster is at cluster version {active}, this node can {versions}: upgrade muster on this node, or raise its \
+                 --cluster-version-max. Nothing is lost"
+            )
+        })
+    }
+
+    /// A member has applied what this node has not, and cannot: nobody will speak to this node again.
+    pub(crate) fn refused_as_outdated(&mut self, by: base::NodeId, active: base::ClusterVersion) {
+        if let Some(reason) = self.outdated(active) {
+            self.fatal(format!("node {by} refuses this node: {reason}"));
         }
     }
 

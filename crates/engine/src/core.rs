@@ -145,6 +145,7 @@ impl NodeCore {
             Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
             Event::Expelled { by } => self.expelled(by),
             Event::Worked(worked) => self.worked(worked),
+            Event::Outdated { by, active } => self.refused_as_outdated(by, active),
             Event::Vm(report) => self.take_vm_report(report),
             Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }
@@ -239,8 +240,9 @@ impl NodeCore {
         }
     }
 
+    /// Sends a message with this flush. What not all members understand yet is not sent.
     pub(crate) fn send(&mut self, to: NodeId, channel: Channel, message: PeerMessage) {
-        if to != self.config.me.node {
+        if to != self.config.me.node && message.since() <= self.metadata.cluster_version {
             self.sends.entry((to, channel)).or_default().push(message);
         }
     }

@@ -246,6 +246,9 @@ impl NodeCore {
                 metadata.cluster, self.config.cluster
             ));
         }
+        if let Some(reason) = self.outdated(metadata.cluster_version) {
+            return self.fatal(reason);
+        }
         self.peers.follow(&self.metadata.nodes, &metadata);
         self.metadata = metadata;
         self.metadata_changed = true;

@@ -130,8 +130,9 @@ mod tests {
     use crate::requests::tests::at;
 
     fn tables() -> Metadata {
-        let mut metadata = Metadata::default();
-        for (index, ttl_ms) in [(1, 1_000), (2, 5_000)] {
+        let member = wire::Member { versions: base::VersionRange::BINARY, ..wire::Member::default() };
+        let mut metadata = Metadata::bootstrap(base::ClusterId([1; 16]), member, Wall(0));
+        for (index, ttl_ms) in [(2, 1_000), (3, 5_000)] {
             metadata.apply(index, &CommandEnvelope::new(None, Wall(0), Command::GrantLease { ttl_ms }));
         }
         metadata

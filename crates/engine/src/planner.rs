@@ -67,7 +67,11 @@ impl NodeCore {
         }
         self.planner.ran = Some(self.now.mono);
         self.planner.ran_for = self.metadata.applied;
-        let mut commands = self.plan_nodes();
+        // Not by one that could not follow: its own word on what it can may still be on the way.
+        let version = self.metadata.next_version().filter(|version| self.config.me.versions.contains(*version));
+        let version = version.map(|version| Command::SetClusterVersion { version });
+        let mut commands: Vec<Command> = version.into_iter().collect();
+        commands.extend(self.plan_nodes());
         commands.extend(self.plan_retirements());
         commands.extend(self.plan_replicas());
         commands.extend(self.plan_evictions());

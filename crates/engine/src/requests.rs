@@ -314,9 +314,14 @@ impl NodeCore {
             let refusal = self.not_leader(GroupId::META);
             return reply(self, refusal);
         };
+        if let Some(reason) = self.metadata.too_early(body.since()).filter(|_| !planted(Plant::CommandsNotGated)) {
+            mark(Mark::CommandTooEarly);
+            return reply(self, error(ErrorCode::UnsupportedVersion, reason));
+        }
         let gives_birth = matches!(body.body(), Command::CreateTopic { .. } | Command::CreateVm { .. });
         let silent = if gives_birth { self.silent_nodes() } else { Vec::new() };
-        let data = wire::encode(&CommandEnvelope { origin: command, wall: self.now.wall, command: body, silent });
+        let envelope = CommandEnvelope { silent, ..CommandEnvelope::new(command, self.now.wall, body) };
+        let data = wire::encode(&envelope);
         if data.len() > base::limits::COMMAND_BYTES_MAX {
             let message = format!("the command has {} bytes, more than is allowed", data.len());
             return reply(self, error(ErrorCode::TooLarge, message));
@@ -678,7 +683,7 @@ pub(super) mod tests {
     use super::*;
     use crate::{CoreConfig, Formation};
 
-    pub(super) fn at(ms: u64) -> Now {
+    pub(crate) fn at(ms: u64) -> Now {
         Now { mono: Mono::default().plus(Millis(ms)), wall: Wall(0) }
     }
 

@@ -39,6 +39,9 @@ impl NodeCore {
                 .map(|m| on_nodes(if m.voters_outgoing.is_empty() { &m.voters } else { &m.voters_outgoing }))
                 .unwrap_or_default(),
             meta_learners: meta.map(|m| on_nodes(&m.learners)).unwrap_or_default(),
+            versions: self.config.me.versions,
+            cluster_version: self.metadata.cluster_version,
+            release: self.config.me.capabilities.version.clone(),
         }
     }
 

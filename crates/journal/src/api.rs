@@ -236,7 +236,11 @@ pub enum JournalError {
     #[error("{operation} failed: {reason}")]
     Disk { operation: String, reason: String },
     /// Written by a newer version.
-    #[error("{file} was written by a newer version (format {format})")]
+    #[error(
+        "{file} was written by a newer version (format {format}, this one reads format {}): upgrade muster on this node. \
+         Nothing was changed",
+        base::version::SEGMENT_FORMAT
+    )]
     NewerFormat { file: String, format: u32 },
 }
 

@@ -10,7 +10,7 @@ use crate::framing::BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"musterWL";
 /// The format that this version writes and reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = base::version::SEGMENT_FORMAT;
 const HEADER_BYTES: usize = 48;
 
 /// A segment's header.

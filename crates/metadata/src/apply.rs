@@ -26,6 +26,10 @@ impl Metadata {
         debug_assert!(index > self.applied, "index {index} applied twice");
         self.applied = index;
         let context = Context { index, now: envelope.wall, silent: &envelope.silent };
+        // A leader proposes nothing of the kind: what was active once stays so.
+        if let Some(reason) = self.too_early(envelope.version.max(envelope.command.since())) {
+            return refuse(ErrorCode::UnsupportedVersion, reason);
+        }
         let Some(origin) = envelope.origin else {
             return self.dispatch(context, &envelope.command);
         };
@@ -85,6 +89,8 @@ impl Metadata {
             Command::Once { key, command } => self.apply_once(context, *key, command),
             Command::GrantLease { ttl_ms } => self.grant_lease(context, *ttl_ms),
             Command::EndLease { lease, expired } => self.end_lease(context, *lease, *expired),
+            Command::SetClusterVersion { version } => self.set_cluster_version(context, *version),
+            Command::HoldVersion { at } => self.hold_version(context, *at),
         }
     }
 

@@ -1,6 +1,9 @@
 //! The commands of `__meta`: the closed, versioned set of changes to the replicated cluster state.
 
-use base::{ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId, Wall};
+use base::{
+    ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId, TopicId, VmEpoch, VmId,
+    Wall,
+};
 use bytes::Bytes;
 use compute::{VmReport, VmSpec};
 use minicbor::{Decode, Encode};
@@ -23,13 +26,17 @@ pub struct CommandEnvelope {
     #[n(3)]
     #[cbor(default)]
     pub silent: Vec<NodeId>,
+    /// The cluster version that one must be able to, to read the rest; read first ([`CommandEnvelope::read`]).
+    #[n(4)]
+    pub version: ClusterVersion,
 }
 
 impl CommandEnvelope {
     /// A command, proposed while all nodes are there.
     #[must_use]
     pub fn new(origin: Option<CommandOrigin>, wall: Wall, command: Command) -> CommandEnvelope {
-        CommandEnvelope { origin, wall, command, silent: Vec::new() }
+        let version = command.since();
+        CommandEnvelope { origin, wall, command, silent: Vec::new(), version }
     }
 }
 
@@ -293,6 +300,19 @@ pub enum Command {
         /// Its time was over, says the leader.
         #[n(1)]
         expired: bool,
+    },
+    /// Planner: from now on everything up to `version` may be used (refused unless every member can it). Never lowered.
+    #[n(40)]
+    SetClusterVersion {
+        #[n(0)]
+        version: ClusterVersion,
+    },
+    /// An operator holds the cluster at a version, or lets it rise again (`None`).
+    #[n(41)]
+    HoldVersion {
+        /// Not below the active one.
+        #[n(0)]
+        at: Option<ClusterVersion>,
     },
 }
 

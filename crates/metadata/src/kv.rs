@@ -305,7 +305,7 @@ impl Metadata {
     }
 
     fn new_lease(&mut self, context: Context, ttl_ms: u64, own: bool) -> Result<LeaseId, CommandResult> {
-        if ttl_ms < LEASE_TTL_MIN.0 || ttl_ms > LEASE_TTL_MAX.0 {
+        if !(LEASE_TTL_MIN.0..=LEASE_TTL_MAX.0).contains(&ttl_ms) {
             let message = format!("a lease lives {LEASE_TTL_MIN} to {LEASE_TTL_MAX}, not {ttl_ms} ms");
             return Err(refuse(ErrorCode::InvalidArgument, message));
         }

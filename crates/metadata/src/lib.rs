@@ -18,6 +18,7 @@ mod snapshot;
 mod state;
 mod tokens;
 mod topics;
+mod version;
 mod vms;
 
 pub use command::*;
@@ -28,6 +29,7 @@ pub use snapshot::SnapshotError;
 pub use state::*;
 pub use tokens::token_hash;
 pub use topics::{console_topic, free_topic_name};
+pub use version::CommandError;
 pub use vms::valid_vm_name;
 
 /// The topic that every transition is published to.

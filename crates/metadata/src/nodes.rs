@@ -20,10 +20,11 @@ fn impostor(known: &NodeRecord) -> String {
 
 impl Metadata {
     /// The state that a new cluster is born with: its first node, which holds the first replica of `__meta`, and the
-    /// topic of its events. Covers index 1.
+    /// topic of its events. It begins at the highest cluster version that the node can. Covers index 1.
     #[must_use]
     pub fn bootstrap(cluster: ClusterId, member: Member, now: Wall) -> Metadata {
-        let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, ..Metadata::default() };
+        let cluster_version = member.versions.max;
+        let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, cluster_version, ..Metadata::default() };
         let context = Context { index: 1, now, silent: &[] };
         let node = metadata.insert_node(context, member);
         debug_assert_eq!(node, (NodeId(1), ReplicaId(1)));
@@ -45,6 +46,9 @@ impl Metadata {
         secret: &[u8; 32],
         member: &Member,
     ) -> CommandResult {
+        if let Some(refused) = self.misfit(member.versions) {
+            return refused;
+        }
         if let Some(known) = self.node_of(&member.address.endpoint).filter(|_| !planted(Plant::AdmittedTwice)) {
             if known.member.store != member.store {
                 return refuse(ErrorCode::PermissionDenied, impostor(known));
@@ -64,7 +68,7 @@ impl Metadata {
     }
 
     pub(crate) fn update_node(&mut self, context: Context, member: &Member) -> CommandResult {
-        let Some(record) = self.nodes.get_mut(&member.node) else {
+        let Some(record) = self.nodes.get(&member.node) else {
             return refuse(ErrorCode::NotFound, format!("node {} is not a member", member.node));
         };
         if record.member.address.endpoint != member.address.endpoint {
@@ -77,6 +81,10 @@ impl Metadata {
         if record.member == *member {
             return CommandResult::Done;
         }
+        if let Some(refused) = self.misfit(member.versions) {
+            return refused;
+        }
+        let Some(record) = self.nodes.get_mut(&member.node) else { return CommandResult::Done };
         record.member = member.clone();
         let event = json!({ "event": "node.updated", "node": member.node.0, "name": member.name });
         self.publish(context, &member.name, event);

@@ -1,7 +1,12 @@
 //! The state as bytes, for checkpoints. Numbered fields; a table that a newer version adds is optional.
+//!
+//! A reader that left out what it does not know would from then on differ from the others without a sign of it. So the
+//! state says at which cluster version it is, which a reader must be able to; and what was read, encoded again, must give
+//! the same bytes. A newer node therefore encodes the state of an older version as that version does: what a version adds
+//! is encoded as nothing (`None`) as long as it is empty.
 
 use base::simulation::{Plant, planted};
-use base::{ClusterId, GroupId, Incarnation, NodeId, SessionId, VmId};
+use base::{ClusterId, ClusterVersion, GroupId, Incarnation, NodeId, SessionId, VersionRange, VmId};
 use bytes::Bytes;
 use compute::VmRecord;
 use minicbor::{Decode, Encode};
@@ -15,8 +20,30 @@ use crate::{
 
 /// A checkpoint that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the state of __meta cannot be read: {0}")]
-pub struct SnapshotError(#[from] wire::WireError);
+pub enum SnapshotError {
+    #[error("the state of __meta cannot be read: {0}")]
+    Unreadable(#[from] wire::WireError),
+    /// Written at a version that this binary does not know.
+    #[error(
+        "the state of __meta is at cluster version {version}, this node's muster can {}: upgrade muster on this node. Nothing is \
+         lost",
+        VersionRange::BINARY
+    )]
+    Newer { version: ClusterVersion },
+    /// It holds something that this binary would have dropped.
+    #[error(
+        "the state of __meta holds more than this node's muster reads of cluster version {version}: upgrade muster on this \
+         node. Nothing is lost"
+    )]
+    UnknownContent { version: ClusterVersion },
+}
+
+/// What every version reads of the state.
+#[derive(Encode, Decode)]
+struct SnapshotVersion {
+    #[n(23)]
+    cluster_version: ClusterVersion,
+}
 
 #[derive(Encode, Decode)]
 struct Snapshot {
@@ -50,11 +77,13 @@ struct Snapshot {
     #[cbor(default)]
     departed: BTreeMap<NodeId, DepartedNode>,
     #[n(14)]
-    #[cbor(default)]
-    kv: KvStore,
+    kv: Option<KvStore>,
     #[n(15)]
-    #[cbor(default)]
-    once: BTreeMap<OnceKey, OnceRecord>,
+    once: Option<BTreeMap<OnceKey, OnceRecord>>,
+    #[n(23)]
+    cluster_version: ClusterVersion,
+    #[n(24)]
+    version_hold: Option<ClusterVersion>,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -65,6 +94,7 @@ impl Metadata {
     /// The whole state as bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
+        let kv = if planted(Plant::HistoryNotInSnapshot) { self.kv.without_history() } else { self.kv.clone() };
         wire::encode(&Snapshot {
             cluster: self.cluster,
             cluster_incarnation: self.cluster_incarnation,
@@ -80,20 +110,36 @@ impl Metadata {
             outbox_next: self.outbox_next,
             outbox_dropped: self.outbox_dropped,
             departed: table(&self.departed),
-            once: table(&self.once.records),
-            kv: if planted(Plant::HistoryNotInSnapshot) { self.kv.without_history() } else { self.kv.clone() },
+            once: (!self.once.records.is_empty()).then(|| table(&self.once.records)),
+            kv: Some(kv).filter(|kv| *kv != KvStore::default()),
+            cluster_version: self.cluster_version,
+            version_hold: self.version_hold,
         })
     }
 
     /// The state that `bytes` hold.
     ///
     /// # Errors
-    /// If they were not written by [`Metadata::encode`] of this or an older version.
+    /// If they were not written by [`Metadata::encode`] of this or an older version, or hold anything that this version
+    /// does not know.
     pub fn decode(bytes: &[u8]) -> Result<Metadata, SnapshotError> {
+        let SnapshotVersion { cluster_version: version } = wire::decode(bytes)?;
+        if version > ClusterVersion::NEWEST {
+            return Err(SnapshotError::Newer { version });
+        }
         let snapshot: Snapshot = wire::decode(bytes)?;
+        match wire::is_encoding_of(bytes, &snapshot) {
+            true => Ok(Metadata::from(snapshot)),
+            false => Err(SnapshotError::UnknownContent { version }),
+        }
+    }
+}
+
+impl From<Snapshot> for Metadata {
+    fn from(snapshot: Snapshot) -> Metadata {
         let mut once = OnceTable::default();
-        snapshot.once.into_iter().for_each(|(key, record)| once.insert(key, record));
-        Ok(Metadata {
+        snapshot.once.into_iter().flatten().for_each(|(key, record)| once.insert(key, record));
+        Metadata {
             once,
             cluster: snapshot.cluster,
             cluster_incarnation: snapshot.cluster_incarnation,
@@ -109,8 +155,10 @@ impl Metadata {
             outbox_next: snapshot.outbox_next,
             outbox_dropped: snapshot.outbox_dropped,
             departed: snapshot.departed.into_iter().collect(),
-            kv: snapshot.kv,
+            kv: snapshot.kv.unwrap_or_default(),
             next: snapshot.next,
-        })
+            cluster_version: snapshot.cluster_version,
+            version_hold: snapshot.version_hold,
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! The replicated state: tables that share structure, so that a clone is cheap.
 
-use base::{ClusterId, EndpointId, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmId, Wall};
+use base::{
+    ClusterId, ClusterVersion, EndpointId, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmId, Wall,
+};
 use compute::VmRecord;
 use imbl::OrdMap;
 use minicbor::{Decode, Encode};
@@ -33,6 +35,10 @@ pub struct Metadata {
     pub kv: KvStore,
     /// Commands that were carried out once, and are not again.
     pub once: OnceTable,
+    /// What may be used: every member can it, and every later one must.
+    pub cluster_version: ClusterVersion,
+    /// An operator does not want it to rise beyond this.
+    pub version_hold: Option<ClusterVersion>,
     pub(crate) next: NextIds,
 }
 

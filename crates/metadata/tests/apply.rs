@@ -1,6 +1,9 @@
 //! The state machine of `__meta`, command by command.
 
-use base::{ClusterId, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, SessionId, TopicId, VmEpoch, VmId, Wall};
+use base::{
+    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, SessionId, TopicId, VersionRange,
+    VmEpoch, VmId, Wall,
+};
 use compute::{VmPhase, VmReport, VmReportEvent, VmSpec};
 use metadata::{
     Command, CommandEnvelope, CommandOrigin, CommandResult, EVENTS_TOPIC, Metadata, NodeLifecycle, console_topic,
@@ -411,4 +414,52 @@ fn nothing_is_born_on_a_node_that_is_silent() {
     let partition = &cluster.state.partitions[&groups[0]];
     assert!(partition.replicas.iter().all(|r| r.node != NodeId(2)), "{partition:?}");
     assert_eq!(cluster.state.replica_plan(partition).missing, 1, "made when it is there");
+}
+
+fn able(n: u8, node: u64, max: u16) -> Member {
+    let versions = VersionRange { min: ClusterVersion(1), max: ClusterVersion(max) };
+    Member { node: NodeId(node), versions, ..member(n) }
+}
+
+#[test]
+fn the_version_rises_when_every_member_can_it_and_never_goes_back() {
+    let mut cluster = Cluster::new();
+    cluster.join(2);
+    let version = |version: u16| Command::SetClusterVersion { version: ClusterVersion(version) };
+    let hold = Command::HoldVersion { at: Some(ClusterVersion(2)) };
+    assert_eq!(cluster.state.cluster_version, ClusterVersion(1));
+    assert_eq!(cluster.state.next_version(), None);
+    assert!(
+        refused(&cluster.apply(hold.clone()), ErrorCode::UnsupportedVersion)
+            .contains("upgrade muster on node-1 (can 1), node-2 (can 1)")
+    );
+    cluster.apply(Command::UpdateNode { member: able(1, 1, 3) });
+    assert_eq!(cluster.state.next_version(), None, "one of two");
+    assert!(refused(&cluster.apply(version(2)), ErrorCode::FailedPrecondition).contains("has to wait for "));
+    cluster.apply(Command::UpdateNode { member: able(2, 2, 2) });
+    assert_eq!(cluster.state.next_version(), Some(ClusterVersion(2)));
+    assert!(refused(&cluster.apply(hold.clone()), ErrorCode::UnsupportedVersion).contains("try again"));
+    assert_eq!(cluster.apply(version(2)), CommandResult::Done);
+    assert_eq!(cluster.apply(version(1)), CommandResult::Done);
+    assert_eq!(cluster.state.cluster_version, ClusterVersion(2), "never lowered");
+
+    // From here on an older one is neither taken in nor taken back.
+    assert!(
+        refused(&cluster.apply(Command::UpdateNode { member: able(2, 2, 1) }), ErrorCode::UnsupportedVersion)
+            .contains("upgrade muster there")
+    );
+    let admit = |max| Command::AdmitNode { token_id: 1, secret: [0; 32], member: able(3, 0, max) };
+    assert!(
+        refused(&cluster.apply(admit(1)), ErrorCode::UnsupportedVersion)
+            .contains("that node can 1: upgrade muster there")
+    );
+
+    // Held, it stays; a hold is not a way back.
+    assert_eq!(cluster.apply(hold), CommandResult::Done);
+    cluster.apply(Command::UpdateNode { member: able(2, 2, 3) });
+    assert_eq!(cluster.state.next_version(), None);
+    let back = Command::HoldVersion { at: Some(ClusterVersion(1)) };
+    assert!(refused(&cluster.apply(back), ErrorCode::FailedPrecondition).contains("no way back"));
+    cluster.apply(Command::HoldVersion { at: None });
+    assert_eq!(cluster.state.next_version(), Some(ClusterVersion(3)));
 }

@@ -1,7 +1,7 @@
 //! The key-value store, command by command.
 
 use base::limits::{KV_HISTORY_CHANGES_MAX, KV_VALUE_BYTES_MAX};
-use base::{ClusterId, ErrorCode, LeaseId, Wall};
+use base::{ClusterId, ErrorCode, LeaseId, VersionRange, Wall};
 use bytes::Bytes;
 use metadata::{Command, CommandEnvelope, CommandResult, KeyChanged, KeyExpect, KeyLife, Metadata, valid_key};
 use wire::Member;
@@ -10,7 +10,8 @@ struct Store(Metadata);
 
 impl Store {
     fn new() -> Store {
-        Store(Metadata::bootstrap(ClusterId([1; 16]), Member::default(), Wall(0)))
+        let member = Member { versions: VersionRange::BINARY, ..Member::default() };
+        Store(Metadata::bootstrap(ClusterId([1; 16]), member, Wall(0)))
     }
 
     fn apply(&mut self, command: Command) -> CommandResult {
@@ -45,7 +46,7 @@ impl Store {
         }
     }
 
-    fn keys(&self, prefix: &str) -> Vec<&str> {
+    fn keys<'a>(&'a self, prefix: &'a str) -> Vec<&'a str> {
         self.0.kv.range(prefix, None).map(|(key, _)| key.as_str()).collect()
     }
 

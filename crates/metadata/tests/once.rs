@@ -1,7 +1,7 @@
 //! Commands that are carried out once, whoever sends them.
 
 use base::limits::{IDEMPOTENCY_KEPT, ONCE_MAX};
-use base::{ClusterId, ErrorCode, Wall};
+use base::{ClusterId, ErrorCode, VersionRange, Wall};
 use metadata::{Command, CommandEnvelope, CommandResult, KeyLife, Metadata, OnceKey};
 use wire::Member;
 
@@ -12,7 +12,8 @@ fn put(state: &mut Metadata, at: i64, key: u128, name: &str) -> CommandResult {
 }
 
 fn state() -> Metadata {
-    Metadata::bootstrap(ClusterId([1; 16]), Member::default(), Wall(0))
+    let member = Member { versions: VersionRange::BINARY, ..Member::default() };
+    Metadata::bootstrap(ClusterId([1; 16]), member, Wall(0))
 }
 
 #[test]

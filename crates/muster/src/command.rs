@@ -166,6 +166,9 @@ fn node_flags(command: Command) -> Command {
             .arg(Arg::new("node-lost-after").long("node-lost-after").value_name("TIME").help(
                 "While it leads: make a silent node's replicas anew elsewhere after this long, such as 10m [default: 10m]",
             ))
+            .arg(Arg::new("cluster-version-max").long("cluster-version-max").value_name("VERSION").help(
+                "Act as an older muster that can no cluster version above this: holds back what a new one brings",
+            ))
             .arg(parent_arg()),
     )
     .arg(advertise("kafka", "What Kafka clients are told to connect to"))

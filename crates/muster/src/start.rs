@@ -67,6 +67,10 @@ fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
     if let Some(text) = args.get_one::<String>("node-lost-after") {
         config.node_lost_after = Some(node::parse_duration("--node-lost-after", text).map_err(anyhow::Error::msg)?);
     }
+    if let Some(text) = args.get_one::<String>("cluster-version-max") {
+        let version = node::parse_cluster_version("--cluster-version-max", text);
+        config.cluster_version_max = Some(version.map_err(anyhow::Error::msg)?);
+    }
     config.kernel = args.get_one::<PathBuf>("kernel").cloned();
     Ok(config)
 }

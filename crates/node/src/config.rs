@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use base::{ClusterVersion, VersionRange};
 use toml::de::{DeTable, DeValue};
 use wire::JoinToken;
 
@@ -40,6 +41,9 @@ pub struct Config {
     /// While this node leads the cluster: how long another one is silent until its replicas are made anew elsewhere;
     /// [`base::limits::NODE_LOST_AFTER`] if not given.
     pub node_lost_after: Option<base::Millis>,
+    /// The node acts as one that can no cluster version above this, so that a new one is not activated yet; the binary's
+    /// own if not given.
+    pub cluster_version_max: Option<ClusterVersion>,
 }
 
 /// A configuration that cannot be used: what is wrong, where, and what to write instead.
@@ -68,6 +72,7 @@ impl Config {
             join: None,
             kernel: None,
             node_lost_after: None,
+            cluster_version_max: None,
         }
     }
 
@@ -138,6 +143,7 @@ impl Config {
             "kafka_advertise" => self.kafka_advertise = Some(valid_advertise(key, value)?.to_owned()),
             "api_advertise" => self.api_advertise = Some(valid_advertise(key, value)?.to_owned()),
             "node_lost_after" => self.node_lost_after = Some(parse_duration(key, value)?),
+            "cluster_version_max" => self.cluster_version_max = Some(parse_cluster_version(key, value)?),
             "join" => self.join = Some(value.parse().map_err(|error| format!("join: {error}"))?),
             _ => return Err(unknown_key(key)),
         }
@@ -173,6 +179,13 @@ impl Config {
         Ok(())
     }
 
+    /// The cluster versions that the node can, as it is told.
+    #[must_use]
+    pub fn versions(&self) -> VersionRange {
+        let binary = VersionRange::BINARY;
+        self.cluster_version_max.and_then(|max| binary.up_to(max)).unwrap_or(binary)
+    }
+
     /// Whether the data directory holds a member of a cluster already.
     #[must_use]
     pub fn is_member(data_dir: &Path) -> bool {
@@ -192,6 +205,7 @@ const KEYS: &[&str] = &[
     "join",
     "kernel",
     "node_lost_after",
+    "cluster_version_max",
 ];
 
 fn unknown_key(name: &str) -> String {
@@ -212,8 +226,19 @@ fn example(key: &str) -> &'static str {
         "api_advertise" => "\"node1.example.org:7400\"",
         "kernel" => "\"/boot/vmlinuz\"",
         "node_lost_after" => "\"10m\"",
+        "cluster_version_max" => "\"1\"",
         _ => "\"muster1_...\"",
     }
+}
+
+/// A cluster version that this binary can be held at.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn parse_cluster_version(what: &str, text: &str) -> Result<ClusterVersion, String> {
+    let binary = VersionRange::BINARY;
+    let version = text.parse().ok().filter(|version| binary.contains(*version));
+    version.ok_or_else(|| format!("{what} {text:?}: this muster can cluster versions {binary}"))
 }
 
 /// A node's name: a DNS label (RFC 1123).

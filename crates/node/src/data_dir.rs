@@ -12,9 +12,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base::limits::DATA_DIR_RESERVE_BYTES;
-use base::{ClusterId, Incarnation, NodeId};
+use base::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRange};
 use minicbor::{Decode, Encode};
 use rustix::fs::{FlockOperation, flock};
 use wire::JoinAccepted;
@@ -40,6 +41,42 @@ pub(crate) struct ClusterRecord {
     /// Seeds this node's choices.
     #[n(5)]
     pub seed: u64,
+    /// The highest cluster version at which the node worked: an older muster cannot read what is here.
+    #[n(6)]
+    #[cbor(default)]
+    pub cluster_version: ClusterVersion,
+}
+
+/// Keeps the record true while the node runs.
+pub(crate) struct Keeper {
+    data: Arc<DataDir>,
+    record: ClusterRecord,
+}
+
+impl Keeper {
+    pub fn new(data: Arc<DataDir>, record: ClusterRecord) -> Keeper {
+        Keeper { data, record }
+    }
+
+    /// Carries out [`engine::Effect::Formed`]; durable on return.
+    pub fn formed(&mut self) -> Result<(), String> {
+        if self.record.formed {
+            return Ok(());
+        }
+        self.record.formed = true;
+        self.data.save(&self.record).map_err(|error| error.to_string())
+    }
+
+    /// The cluster is at `active`. The journal knows it too; the record says it before the journal is touched.
+    pub fn at_version(&mut self, active: ClusterVersion) {
+        if active > self.record.cluster_version {
+            self.record.cluster_version = active;
+            match self.data.save(&self.record) {
+                Ok(()) => tracing::info!(version = %active, "the cluster works at this cluster version"),
+                Err(error) => tracing::warn!(%error, version = %active, "the record does not name the cluster version"),
+            }
+        }
+    }
 }
 
 /// The directory, locked for this process.
@@ -155,7 +192,24 @@ impl DataDir {
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
             return Err(damaged("checksum".into()));
         }
-        wire::decode(body).map(Some).map_err(|error| damaged(error.to_string()))
+        wire::decode(body).map(Some).map_err(|error| match error {
+            wire::WireError::UnknownFormat(format) => NodeError::Newer {
+                path: path.clone(),
+                written: format!("in format {format}"),
+                reads: "format 1".into(),
+            },
+            error => damaged(error.to_string()),
+        })
+    }
+
+    /// Refuses data that a newer muster has written, before anything is read or changed.
+    pub fn check_version(&self, record: &ClusterRecord, versions: VersionRange) -> Result<(), NodeError> {
+        let version = record.cluster_version;
+        if version <= versions.max {
+            return Ok(());
+        }
+        let (path, written) = (self.path.clone(), format!("at cluster version {version}"));
+        Err(NodeError::Newer { path, written, reads: format!("cluster versions {versions}") })
     }
 
     /// Replaces the record; durable on return.
@@ -186,6 +240,23 @@ impl DataDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures::Fixtures;
+
+    #[test]
+    fn the_encoding_of_the_record() {
+        let mut fixtures = Fixtures::of(env!("CARGO_MANIFEST_DIR"), "cluster");
+        fixtures.value(ClusterVersion::V1, "founder", &record());
+        let joined = JoinAccepted {
+            cluster: ClusterId([1; 16]),
+            cluster_incarnation: Incarnation(1),
+            node: NodeId(2),
+            meta_replica: base::ReplicaId(4),
+            members: vec![wire::Member::default()],
+            meta_replicas: vec![base::ReplicaId(4)],
+        };
+        fixtures.value(ClusterVersion::V1, "joined", &ClusterRecord { joined: Some(joined), ..record() });
+        fixtures.finish();
+    }
 
     fn record() -> ClusterRecord {
         ClusterRecord {
@@ -195,7 +266,28 @@ mod tests {
             formed: true,
             joined: None,
             seed: 4,
+            cluster_version: ClusterVersion(1),
         }
+    }
+
+    #[test]
+    fn what_a_newer_muster_wrote_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = Arc::new(DataDir::open(dir.path()).expect("opens"));
+        let mut keeper = Keeper::new(data.clone(), record());
+        keeper.at_version(ClusterVersion(3));
+        let kept = data.load().expect("readable").expect("there");
+        let can = |max: u16| VersionRange { min: ClusterVersion(1), max: ClusterVersion(max) };
+        assert!(data.check_version(&kept, can(3)).is_ok());
+        let error = data.check_version(&kept, can(2)).expect_err("too new").to_string();
+        assert!(error.contains("at cluster version 3") && error.contains("reads cluster versions 1 to 2"), "{error}");
+
+        let mut body = wire::encode(&kept).to_vec();
+        body[0] = 9;
+        body.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        std::fs::write(dir.path().join("cluster"), body).expect("writes");
+        let error = data.load().expect_err("another format").to_string();
+        assert!(error.contains("in format 9") && error.contains("upgrade muster"), "{error}");
     }
 
     #[test]

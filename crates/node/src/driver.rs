@@ -13,6 +13,7 @@ use runtime::{CancellationToken, Clock, Supervisor};
 use tokio::sync::{mpsc, oneshot, watch};
 use transport::{Inbox, Incoming, PeerLink, Transport};
 
+use crate::data_dir::Keeper;
 use crate::disk::Disk;
 use crate::handle::{Asked, NodeHandle, Views};
 use crate::join::JoinCall;
@@ -57,8 +58,8 @@ pub(crate) struct Sinks {
     pub views: Arc<Views>,
     pub metadata: watch::Sender<Arc<Metadata>>,
     pub supervisor: Supervisor,
-    /// Carries out [`Effect::Formed`]; durable on return.
-    pub formed: Box<dyn FnMut() -> Result<(), String> + Send>,
+    /// What the data directory says of this node's cluster.
+    pub record: Keeper,
     /// Told once, when recovery is done.
     pub recovered: Option<oneshot::Sender<()>>,
     /// Told once, if the cluster has forgotten this node.
@@ -189,6 +190,7 @@ impl Driver {
             Incoming::Up { node, incarnation } => Event::PeerUp { node, incarnation },
             Incoming::Down { node } => Event::PeerDown { node },
             Incoming::Expelled { by } => Event::Expelled { by },
+            Incoming::Outdated { by, active } => Event::Outdated { by, active },
             Incoming::Join { request, endpoint, reply } => {
                 // A full queue drops the reply, which refuses the stranger as busy.
                 let _ = self.sinks.joins.try_send(JoinCall { request, endpoint, reply });
@@ -252,7 +254,7 @@ impl Driver {
                 });
             }
             Effect::Work(work) => self.work(work),
-            Effect::Formed => (self.sinks.formed)().map_err(End::Fatal)?,
+            Effect::Formed => self.sinks.record.formed().map_err(End::Fatal)?,
             Effect::Recovered => {
                 if let Some(recovered) = self.sinks.recovered.take() {
                     let _ = recovered.send(());
@@ -287,6 +289,8 @@ impl Driver {
     }
 
     fn publish_metadata(&mut self, metadata: Metadata) {
+        self.sinks.transport.set_cluster_version(metadata.cluster_version);
+        self.sinks.record.at_version(metadata.cluster_version);
         self.sinks.metadata.send_replace(Arc::new(metadata));
         self.sinks.views.changed();
     }

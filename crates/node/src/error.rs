@@ -15,6 +15,13 @@ pub enum NodeError {
     /// The record of the node's cluster is damaged.
     #[error("{} is damaged ({reason}): restore it, or wipe {} and join anew with a token", path.display(), dir.display())]
     State { path: PathBuf, dir: PathBuf, reason: String },
+    /// A newer muster has written it.
+    #[error(
+        "{} was written {written} by a newer muster, this one reads {reads}: upgrade muster here again (or raise \
+         --cluster-version-max). Nothing was changed",
+        path.display()
+    )]
+    Newer { path: PathBuf, written: String, reads: String },
     /// A port is taken.
     #[error("{what} cannot listen on {address}: {reason}; {flag} changes the address")]
     Listen { what: &'static str, address: SocketAddr, reason: String, flag: &'static str },

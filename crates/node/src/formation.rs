@@ -1,6 +1,6 @@
 //! How a process finds its place: it forms a cluster, joins one, or returns to the one it was in.
 
-use base::{ClusterId, Incarnation, NodeId};
+use base::{ClusterId, ClusterVersion, Incarnation, NodeId};
 use engine::Formation;
 use transport::Transport;
 use wire::{JoinRequest, JoinToken, Member};
@@ -25,6 +25,7 @@ pub(crate) async fn find_place(
                     token.cluster
                 )));
             }
+            data.check_version(&known, me.versions)?;
             if token.is_some() {
                 tracing::info!(node = %known.node, cluster = %known.cluster, "a member already: the token is not needed");
             }
@@ -38,6 +39,7 @@ pub(crate) async fn find_place(
             formed: false,
             joined: None,
             seed: seed()?,
+            cluster_version: ClusterVersion::default(),
         },
     };
     data.save(&record)?;
@@ -54,6 +56,7 @@ async fn join(token: &JoinToken, transport: &Transport, me: &Member) -> Result<C
         formed: false,
         joined: Some(accepted),
         seed: seed()?,
+        cluster_version: ClusterVersion::default(),
     })
 }
 

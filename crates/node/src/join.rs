@@ -45,7 +45,7 @@ pub(crate) async fn take_calls(handle: NodeHandle, mut calls: mpsc::Receiver<Joi
 async fn admit(handle: &NodeHandle, request: JoinRequest, endpoint: EndpointId) -> Result<JoinAccepted, Refusal> {
     if request.cluster != handle.cluster() {
         let reason = format!("the token is for cluster {}, this is cluster {}", request.cluster, handle.cluster());
-        return Err(Refusal { code: ErrorCode::PermissionDenied, reason });
+        return Err(Refusal::new(ErrorCode::PermissionDenied, reason));
     }
     let mut member = request.member;
     member.address.endpoint = endpoint; // Proven by the connection, never claimed.
@@ -55,8 +55,8 @@ async fn admit(handle: &NodeHandle, request: JoinRequest, endpoint: EndpointId) 
         Ok(Reply::Command { index, result: CommandResult::NodeAdmitted { node, meta_replica } }) => {
             accepted(handle, index, node, meta_replica).await
         }
-        Ok(other) => Err(Refusal { code: ErrorCode::Internal, reason: format!("unexpected answer {other:?}") }),
-        Err(error) => Err(Refusal { code: error.code, reason: error.message }),
+        Ok(other) => Err(Refusal::new(ErrorCode::Internal, format!("unexpected answer {other:?}"))),
+        Err(error) => Err(Refusal::new(error.code, error.message)),
     }
 }
 
@@ -73,7 +73,7 @@ async fn accepted(
         Ok(Ok(metadata)) => metadata.clone(),
         _ => {
             let reason = "this node is stopping: ask another member".to_owned();
-            return Err(Refusal { code: ErrorCode::ShuttingDown, reason });
+            return Err(Refusal::new(ErrorCode::ShuttingDown, reason));
         }
     };
     Ok(JoinAccepted {

@@ -17,6 +17,9 @@ mod data_dir;
 mod disk;
 mod driver;
 mod error;
+#[cfg(test)]
+#[path = "../../wire/tests/fixtures/mod.rs"]
+mod fixtures;
 mod formation;
 mod handle;
 mod host;

@@ -8,7 +8,7 @@ use base::limits::{
     CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
     META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
 };
-use base::{ClusterId, Millis, NodeId};
+use base::{ClusterId, Millis, NodeId, VersionRange};
 use engine::{CoreConfig, NodeCore, Reply, Request, Target};
 use metadata::Metadata;
 use runtime::{CancellationToken, Clock, Registry, Supervisor, spawn_priority_thread};
@@ -19,7 +19,7 @@ use wire::{Member, NodeAddress};
 
 use crate::config::Config;
 use crate::console;
-use crate::data_dir::{ClusterRecord, DataDir};
+use crate::data_dir::{ClusterRecord, DataDir, Keeper};
 use crate::disk::Disk;
 use crate::driver::{Departed, Driver, End, Sinks, Sources};
 use crate::error::NodeError;
@@ -244,10 +244,11 @@ impl Node {
             capabilities: host::measure(ground.data.path(), hypervisor.as_ref()),
             labels: config.labels.clone(),
             store: ground.data.store()?,
+            versions: config.versions(),
         };
         let record = formation::find_place(&ground.data, config.join.as_ref(), &transport, &me).await?;
         me.node = record.node;
-        take_place(&ground, &transport, &record);
+        take_place(&ground, &transport, &record, me.versions);
 
         let adopted = vmm.adopt().await?;
         for vm in &adopted {
@@ -328,7 +329,7 @@ fn image_dir() -> Option<std::path::PathBuf> {
 }
 
 /// From now on this process speaks as a member.
-fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord) {
+fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, versions: VersionRange) {
     // Set once per process, here.
     let _ = ground.handle.views.place.set((record.node, record.cluster));
     ground.supervisor.set_node(record.node, record.incarnation);
@@ -338,7 +339,9 @@ fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord) {
         cluster_incarnation,
         node: record.node,
         incarnation: record.incarnation,
+        versions,
     });
+    transport.set_cluster_version(record.cluster_version);
     if let Some(accepted) = &record.joined {
         let members = accepted.members.iter().map(|m| (m.address.endpoint, (m.node, m.address.clone()))).collect();
         if let Err(error) = transport.set_members(&Arc::new(members), Arc::default()) {
@@ -391,7 +394,7 @@ impl Parts {
             views: ground.handle.views.clone(),
             metadata: ground.metadata,
             supervisor: ground.supervisor.clone(),
-            formed: remember_formed(ground.data.clone(), record),
+            record: Keeper::new(ground.data.clone(), record),
             recovered: Some(recovered),
             departed: Some(departed_told),
             turns: Turns::new(&ground.registry),
@@ -458,17 +461,6 @@ async fn ended_by_node(task: impl Future<Output = ()>) -> Result<(), String> {
 fn host_names(config: &Config) -> Vec<String> {
     let host = |advertised: &String| advertised.rsplit_once(':').map_or(advertised.clone(), |(host, _)| host.into());
     config.api_advertise.iter().map(host).collect()
-}
-
-/// Carries out [`engine::Effect::Formed`].
-fn remember_formed(data: Arc<DataDir>, mut record: ClusterRecord) -> Box<dyn FnMut() -> Result<(), String> + Send> {
-    Box::new(move || {
-        if record.formed {
-            return Ok(());
-        }
-        record.formed = true;
-        data.save(&record).map_err(|error| error.to_string())
-    })
 }
 
 /// Starts the thread that owns the core. It ends with the node; what it says at its end is why.

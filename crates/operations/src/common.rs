@@ -24,6 +24,7 @@ pub(crate) const WRITE_ERRORS: &[ErrorCode] = &[
     ErrorCode::DiskFull,
     ErrorCode::TooLarge,
     ErrorCode::StaleEpoch,
+    ErrorCode::UnsupportedVersion,
     ErrorCode::ShuttingDown,
 ];
 

@@ -32,6 +32,8 @@ use ops::{Operation, Registry, RegistryError};
 pub fn operations() -> Vec<Operation<Ports>> {
     vec![
         cluster::consensus::operation(),
+        cluster::hold::operation(),
+        cluster::release::operation(),
         cluster::status::operation(),
         group::list::operation(),
         kv::cas::operation(),

@@ -176,6 +176,7 @@ fn member(node: u64) -> Member {
         capabilities: Capabilities { cores: 4, memory_mib: 2048, ..Capabilities::default() },
         labels: BTreeMap::new(),
         store: node,
+        versions: base::VersionRange::BINARY,
     }
 }
 

@@ -89,6 +89,17 @@ fn consensus_is_told_node_by_node_and_the_restless_groups_by_name() {
 }
 
 #[test]
+fn the_status_says_at_which_version_the_cluster_is_and_whether_it_is_held_there() {
+    let world = World::new(3);
+    assert!(world.shown("cluster.status", json!({})).contains("\ncluster version: 2\n"));
+    assert_eq!(world.value("cluster.hold", json!({})).unwrap(), json!({ "active": 2, "held_at": 2 }));
+    assert!(world.shown("cluster.status", json!({})).contains("\ncluster version: 2 (held at 2)\n"));
+    assert_eq!(world.value("cluster.release", json!({})).unwrap(), json!({ "active": 2, "held_at": null }));
+    let version = &world.value("cluster.status", json!({})).unwrap()["version"];
+    assert_eq!(*version, json!({ "active": 2, "possible": 2, "held_at": null, "waits_for": [] }));
+}
+
+#[test]
 fn a_token_leads_back_to_the_cluster_and_only_its_hash_stays() {
     let world = World::new(2);
     let made = world.value("token.create", json!({ "uses": 3 })).unwrap();

@@ -56,11 +56,14 @@ pub enum Fault {
     Destroy,
     /// A node is drained for a while.
     Drain,
+    /// Nodes begin as older ones and are restarted one after another as newer ones (a rolling upgrade); now and then one
+    /// goes back to what it was.
+    Upgrade,
 }
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 23] = [
+    pub const ALL: [(Fault, &'static str); 24] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -84,6 +87,7 @@ impl Fault {
         (Fault::Leave, "leave"),
         (Fault::Destroy, "destroy"),
         (Fault::Drain, "drain"),
+        (Fault::Upgrade, "upgrade"),
     ];
 
     /// How a process ends: with all others, because it is killed, or with its machine.

@@ -176,6 +176,9 @@ impl World {
             Effect::Fatal(why) if self.nodes[node].disk.is_rotten() && why.contains("damaged") => {
                 self.found_rotten(node, &why);
             }
+            Effect::Fatal(why) if self.is_outdated(node) && why.contains("upgrade muster on this node") => {
+                self.stopped_as_outdated(node, &why);
+            }
             Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
         }
     }
@@ -193,6 +196,9 @@ impl World {
     }
 
     fn applied(&mut self, node: NodeIx, group: GroupId, entry: &Entry) {
+        if group == GroupId::META {
+            self.check_readable(node, entry);
+        }
         let term = self.nodes[node].core.as_ref().and_then(|core| core.term(group)).unwrap_or(u64::MAX);
         match self.checks.logs.applied(node, group, entry, term) {
             Ok(Seen::Again) => return,
@@ -218,6 +224,7 @@ impl World {
             let verdict = self.checks.members.tables(before.as_ref(), state);
             self.check("replicas have one owner", verdict);
         }
+        self.check_version(entry, before.as_ref());
         self.took_note(entry, before.as_ref());
         if let Some(command) = self.checks.commands.command(entry.index) {
             let verdict = self.checks.leases.committed(command, self.queue.now);
@@ -431,7 +438,7 @@ impl World {
 
     fn send_frame(&mut self, (node, peer): (NodeIx, NodeIx), lane: (Channel, bool), messages: Vec<PeerMessage>) {
         let channel = lane.0;
-        let frame = wire::encode(&PeerFrame { messages });
+        let frame = PeerFrame::encode(&messages);
         self.stats.frames += 1;
         match self.net.send(self.queue.now, node, peer, lane, frame.len()) {
             Some((at, session)) => {
@@ -472,7 +479,7 @@ impl World {
             return;
         }
         let id = self.nodes[from].id();
-        let Ok(PeerFrame { mut messages }) = wire::decode::<PeerFrame>(frame) else {
+        let Ok(PeerFrame { mut messages, unknown: 0 }) = PeerFrame::decode(frame) else {
             return self.fail("frames survive the codec", format!("n{from} sent n{to} a frame that cannot be read"));
         };
         if let Some(Mistake::Seam(seam)) = self.cfg.plant {

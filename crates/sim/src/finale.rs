@@ -275,6 +275,9 @@ impl World {
             if !state.kv.leases.is_empty() {
                 return Some(format!("nobody renews leases, and there are {:?}", state.kv.leases));
             }
+            if let Some(what) = self.version_unsettled(state) {
+                return Some(what);
+            }
             if let Some(what) = state.vms.values().find_map(|vm| self.vm_unsettled(vm)) {
                 return Some(what);
             }

@@ -95,6 +95,10 @@ impl World {
             Some(core),
         ) = (outcome, sponsor)
         else {
+            if self.is_outdated(node) {
+                // It was told to be upgraded first.
+                self.install_newest(node);
+            }
             let again = ms(self.forming.random.between(100, 400));
             return self.queue.after(again, Ev::Join { node });
         };

@@ -17,6 +17,7 @@
 //! | process | power loss or a kill (the machine goes on, with what was written and its VMs) at any moment, also the moment at which a rare state is reached, and again soon after; restart after any time, any number of nodes at once, pauses of any length; what a process sent before its end may still arrive | two processes on one data directory; a node that lost its disk and comes back under its old id |
 //! | clock | any wall clock, jumps; monotonic clocks with any origin, seen to jump forward after a pause, up to 2% fast or slow | a monotonic clock that goes backwards |
 //! | membership | joins, leaves, drains and removals at any time, also under load and faults; a machine is lost for good while every group can spare it, and an operator says so; machines that went join as other nodes | two machines lost for good before the first one's replicas are made anew |
+//! | versions | nodes of two versions side by side; one after another is restarted as the newer one, and now and then goes back before or after the new version is active (then it stops, and is upgraded again) | a node that reads what its version does not know and goes on |
 //! | VMs | machines that die, power themselves off, do not start, outlive the process that watched them, or fit nowhere | a machine of a removed node that runs on: an operator's word says that it does not |
 //!
 //! A [`Mistake`] lies outside the line, on purpose: the tests plant them to show that the checkers notice.
@@ -52,6 +53,7 @@ mod stats;
 pub mod time;
 mod timeline;
 mod trace;
+mod upgrades;
 mod vmhost;
 mod watch;
 mod workload;

@@ -169,6 +169,7 @@ impl SimConfig {
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }
+            Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
             _ => FaultSet::all(),
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.

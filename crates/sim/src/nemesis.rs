@@ -151,6 +151,9 @@ impl World {
             Shot::LateJoin { node } => return self.join_late(node),
             Shot::Leave { node, back_in } => return self.order(node, Order::Leave { back_in }),
             Shot::Destroy { node, noticed, back_in } => return self.destroy(node, noticed, back_in),
+            shot @ (Shot::Upgrade { .. } | Shot::GoBack { .. } | Shot::Hold { .. }) => {
+                return self.shoot_upgrade(&shot);
+            }
             Shot::Drain { node, lasts } => {
                 let drained = self.order(node, Order::Drain);
                 if drained {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::{EndpointId, GroupId, Incarnation, Mono, NodeId, Now, Wall, hash64, limits};
+use base::{EndpointId, GroupId, Incarnation, Mono, NodeId, Now, VersionRange, Wall, hash64, limits};
 use engine::{CoreConfig, Event, Formation, LeaderInfo, NodeCore};
 use wire::{Capabilities, JoinAccepted, Member, NodeAddress};
 
@@ -73,6 +73,8 @@ pub struct SimNode {
     pub departed: bool,
     /// Former members, as its core said.
     pub known_departed: BTreeSet<NodeId>,
+    /// It was started as an older node than it had been: what its record says may not be true any more.
+    pub went_back: bool,
     /// How often its machine was made anew.
     generation: u8,
 }
@@ -153,6 +155,7 @@ impl SimNode {
             order: None,
             departed: false,
             known_departed: BTreeSet::new(),
+            went_back: false,
             generation: 0,
         }
     }
@@ -161,8 +164,9 @@ impl SimNode {
     pub fn renew(&mut self, seed: u64) {
         let (boot, clock, generation) = (self.boot, self.clock, self.generation + 1);
         let fresh = SimNode::new(self.ix, hash64(&[seed, 8, u64::from(generation)]));
-        *self =
-            SimNode { boot, clock, generation, member: member(self.ix, generation), stage: Stage::Stranger, ..fresh };
+        // Whatever is installed there stays installed.
+        let member = Member { versions: self.member.versions, ..member(self.ix, generation) };
+        *self = SimNode { boot, clock, generation, member, stage: Stage::Stranger, ..fresh };
     }
 
     /// Both of its clocks.
@@ -261,5 +265,6 @@ fn member(ix: NodeIx, generation: u8) -> Member {
         },
         labels: BTreeMap::new(),
         store: 1 + u64::from(generation),
+        versions: VersionRange::BINARY,
     }
 }

@@ -70,6 +70,12 @@ pub enum Shot {
     Destroy { node: NodeIx, noticed: Nanos, back_in: Option<Nanos> },
     /// A node is drained, and resumed later.
     Drain { node: NodeIx, lasts: Nanos },
+    /// A node is stopped, and started as a newer one.
+    Upgrade { node: NodeIx, lasts: Nanos },
+    /// A node is stopped, and started as the older one that it was.
+    GoBack { node: NodeIx, lasts: Nanos },
+    /// An operator holds the cluster's version, or lets it go, through a node.
+    Hold { node: NodeIx, hold: bool },
 }
 
 /// How a process ends, and what comes after.
@@ -126,7 +132,7 @@ impl Schedule {
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
         let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let allowed: Vec<Fault> = cfg.faults.0.iter().copied().collect();
+        let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| *fault != Fault::Upgrade).collect();
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
         if faults.is_empty() || allowed.len() <= 3 {
             faults = allowed;
@@ -134,7 +140,9 @@ impl Schedule {
         let pace = ms(random.between(100, 1_500));
         let from_the_start = !faults.is_empty() && random.chance(300_000);
         let mut draw = Draw { random, nodes: cfg.nodes };
-        let (mut injections, mut at) = (Vec::new(), 0);
+        let upgrades = Draw::upgrades(cfg);
+        let upgraded = !upgrades.is_empty();
+        let (mut injections, mut at) = (upgrades, 0);
         while !faults.is_empty() && at < ms(cfg.seconds * 1_000) {
             at += draw.random.between(pace / 4, pace * 2);
             let fault = faults[draw.random.below(faults.len() as u64) as usize];
@@ -147,7 +155,8 @@ impl Schedule {
             index += 1;
             cfg.only.as_ref().is_none_or(|only| only.contains(&(index - 1)))
         });
-        Schedule { from_the_start, kinds: faults.into_iter().collect(), injections }
+        let upgraded = upgraded.then_some(Fault::Upgrade);
+        Schedule { from_the_start, kinds: faults.into_iter().chain(upgraded).collect(), injections }
     }
 
     /// The nodes that ask to join only when others have formed the cluster.
@@ -166,6 +175,44 @@ struct Draw {
 }
 
 impl Draw {
+    /// A rolling upgrade: every node once, in some order, one after another; some go back and are upgraded later. Drawn apart
+    /// from all else, and first, because it happens once in a run.
+    fn upgrades(cfg: &SimConfig) -> Vec<Injection> {
+        let mut draw = Draw { random: SplitMix64::new(hash64(&[cfg.seed, 52])), nodes: cfg.nodes };
+        if !cfg.faults.0.contains(&Fault::Upgrade) || cfg.faults.0.len() > 3 && draw.random.chance(600_000) {
+            return Vec::new();
+        }
+        let mut order: Vec<NodeIx> = (0..cfg.nodes).collect();
+        for last in (1..order.len()).rev() {
+            order.swap(last, draw.random.below(last as u64 + 1) as usize);
+        }
+        let pace = draw.random.between(100, 2_000);
+        let (mut out, mut at) = (Vec::new(), 0);
+        let mut add = |draw: &mut Draw, shot: Shot| {
+            at += ms(draw.random.between(pace / 4, pace));
+            out.push(Injection { at, shot, salt: draw.random.next_u64() });
+        };
+        for node in order {
+            let lasts = draw.span(20, 2_000);
+            add(&mut draw, Shot::Upgrade { node, lasts });
+            if draw.random.chance(300_000) {
+                let (node, hold) = (draw.node(), draw.random.chance(500_000));
+                add(&mut draw, Shot::Hold { node, hold });
+            }
+            if draw.random.chance(200_000) {
+                let lasts = draw.span(20, 2_000);
+                add(&mut draw, Shot::GoBack { node, lasts });
+                let lasts = draw.span(20, 2_000);
+                add(&mut draw, Shot::Upgrade { node, lasts });
+            }
+        }
+        for hold in [true, false] {
+            let node = draw.node();
+            add(&mut draw, Shot::Hold { node, hold });
+        }
+        out
+    }
+
     fn node(&mut self) -> NodeIx {
         self.random.below(self.nodes as u64) as usize
     }
@@ -219,8 +266,8 @@ impl Draw {
             Fault::StuckDisk => Shot::StuckDisk { node, lasts: self.span(100, 5_000) },
             Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
             Fault::BitRot => Shot::BitRot { node },
-            // Machines die by themselves, see `vmhost.rs`.
-            Fault::Vm => return None,
+            // Machines die by themselves, see `vmhost.rs`; upgrades are drawn apart.
+            Fault::Vm | Fault::Upgrade => return None,
             Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
             Fault::Transfer => Shot::Transfer { node, to: self.node() },
             Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
@@ -293,6 +340,7 @@ impl Shot {
             Shot::Leave { .. } => Fault::Leave,
             Shot::Destroy { .. } => Fault::Destroy,
             Shot::Drain { .. } => Fault::Drain,
+            Shot::Upgrade { .. } | Shot::GoBack { .. } | Shot::Hold { .. } => Fault::Upgrade,
         }
     }
 }
@@ -371,6 +419,14 @@ impl fmt::Display for Shot {
                 write!(f, "the machine of n{node} is lost, and removed {} later{}", long(*noticed), returns(*back_in))
             }
             Shot::Drain { node, lasts } => write!(f, "n{node} is drained for {}", long(*lasts)),
+            Shot::Upgrade { node, lasts } => write!(f, "n{node} is upgraded, which takes {}", long(*lasts)),
+            Shot::GoBack { node, lasts } => {
+                write!(f, "n{node} goes back to the older version, which takes {}", long(*lasts))
+            }
+            Shot::Hold { node, hold: true } => write!(f, "an operator holds the cluster's version, through n{node}"),
+            Shot::Hold { node, hold: false } => {
+                write!(f, "an operator lets the cluster's version rise, through n{node}")
+            }
         }
     }
 }

@@ -221,9 +221,8 @@ pub fn tells(error: &RequestError) -> bool {
 pub fn refused_for_certain(error: &RequestError) -> bool {
     match error.code {
         // Said before anything was proposed.
-        ErrorCode::Busy | ErrorCode::DiskFull | ErrorCode::NotLeader | ErrorCode::NoLeader | ErrorCode::TooLarge => {
-            true
-        }
+        ErrorCode::Busy | ErrorCode::DiskFull | ErrorCode::NotLeader | ErrorCode::NoLeader => true,
+        ErrorCode::TooLarge | ErrorCode::UnsupportedVersion => true,
         // Said by the state itself, which then did not change.
         ErrorCode::InvalidArgument | ErrorCode::PermissionDenied | ErrorCode::UnknownSession => true,
         _ => false,

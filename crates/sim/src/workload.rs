@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::{ErrorCode, GroupId, LeaseId, NodeId, SplitMix64, TopicId, hash64};
+use base::{ClusterVersion, ErrorCode, GroupId, LeaseId, NodeId, SplitMix64, TopicId, hash64};
 use compute::{VmDesired, VmSpec};
 use engine::{Acks, Produce, ReadLog, Reply, Request, Target};
 use metadata::{Command, CommandResult, KeyLife, OnceKey};
@@ -343,6 +343,11 @@ impl World {
         let mut key = [0; 16];
         key[..8].copy_from_slice(&random.next_u64().to_be_bytes());
         key[8..].copy_from_slice(&random.next_u64().to_be_bytes());
+        // Older nodes do not know it yet.
+        let home = self.nodes[self.clients[client].home].core.as_ref();
+        if home.is_some_and(|core| core.metadata().cluster_version < ClusterVersion::V2) {
+            return self.command(client, command, kind);
+        }
         let command = Command::Once { key: OnceKey(key), command: Box::new(command) };
         self.command(client, command, kind)
     }

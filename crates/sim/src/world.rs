@@ -21,6 +21,7 @@ use crate::schedule::End;
 use crate::stats::Stats;
 use crate::time::{Nanos, ms, us};
 use crate::trace::Trace;
+use crate::upgrades::refused_as_outdated;
 use crate::workload::Client;
 
 /// Between two ticks that a driver gives its core.
@@ -95,6 +96,7 @@ impl World {
                 (node.host.exits, node.host.failures) = (200_000, 50_000);
             }
         }
+        self.install_versions();
         let late: Vec<NodeIx> = self.nemesis.schedule.late().collect();
         self.start_node(0);
         for node in 1..self.cfg.nodes {
@@ -368,6 +370,10 @@ impl World {
         if let Some((node, by)) = expelled.map(|(caller, called)| (caller.ix, called.id())) {
             self.dial_soon(low, high);
             return self.tell(node, Event::Expelled { by });
+        }
+        if let Some((node, event)) = answers.then(|| refused_as_outdated(one, other)).flatten() {
+            self.dial_soon(low, high);
+            return self.tell(node, event);
         }
         if !answers || !one.known.contains(&high) || !other.known.contains(&low) {
             self.dial_soon(low, high);

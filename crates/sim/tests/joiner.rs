@@ -1,7 +1,7 @@
 //! A joiner of `__meta`, message by message: orders of events that runs by chance hardly meet, and what a node must not
 //! survive.
 
-use base::{ClusterId, GroupId, Incarnation, Mono, NodeId, Now, ReplicaId, Wall, limits};
+use base::{ClusterId, ClusterVersion, GroupId, Incarnation, Mono, NodeId, Now, ReplicaId, VersionRange, Wall, limits};
 use bytes::Bytes;
 use engine::{CoreConfig, Effect, Event, Formation, NodeCore};
 use metadata::{Command, CommandEnvelope, Metadata, ReplicaRecord};
@@ -42,9 +42,19 @@ impl Joiner {
     }
 
     fn with(formation: Formation, cluster: ClusterId, disk: VirtualDisk, incarnation: u64) -> Joiner {
+        Joiner::able_to(VersionRange::default(), formation, cluster, disk, incarnation)
+    }
+
+    fn able_to(
+        versions: VersionRange,
+        formation: Formation,
+        cluster: ClusterId,
+        disk: VirtualDisk,
+        incarnation: u64,
+    ) -> Joiner {
         let now = Now { mono: Mono(0), wall: Wall(0) };
         let config = CoreConfig {
-            me: member(JOINER.0),
+            me: Member { versions, ..member(JOINER.0) },
             cluster,
             formation,
             incarnation: Incarnation(incarnation),
@@ -66,6 +76,11 @@ impl Joiner {
     /// Its process ends, and another one begins on the same disk.
     fn restart(self, cluster: ClusterId) -> Joiner {
         Joiner::with(Formation::Restart, cluster, self.disk, 2)
+    }
+
+    /// As [`Joiner::restart`], with a newer muster.
+    fn upgrade(self) -> Joiner {
+        Joiner::able_to(VersionRange::BINARY, Formation::Restart, CLUSTER, self.disk, 2)
     }
 
     /// Why it stopped.
@@ -203,6 +218,34 @@ fn an_entry_that_cannot_be_applied_stops_the_node_and_nothing_behind_it_is_appli
         assert!(joiner.last_words().starts_with("__meta entry 102: "), "{:?}", joiner.stopped);
         assert_eq!(joiner.core.metadata().applied, 101);
     }
+}
+
+#[test]
+fn an_older_node_stops_at_what_it_cannot_read_and_goes_on_from_there_once_it_is_upgraded() {
+    let envelope = CommandEnvelope::new(None, Wall(1), Command::HoldVersion { at: None });
+    let newer = entry(102, EntryKind::Command, wire::encode(&envelope));
+    let mut joiner = installed();
+    joiner.append(1, 100, vec![command(101), newer, command(103)]);
+    let expected =
+        "__meta entry 102: this node's version cannot read a command of cluster version 2, it can 1: upgrade muster";
+    assert!(joiner.last_words().starts_with(expected), "{:?}", joiner.stopped);
+    assert_eq!(joiner.core.metadata().applied, 101);
+    let mut joiner = joiner.upgrade();
+    joiner.append(1, 103, vec![command(104)]);
+    assert_eq!((joiner.core.metadata().applied, joiner.stopped.as_deref()), (104, None));
+}
+
+#[test]
+fn a_node_that_is_refused_as_outdated_stops_and_says_what_to_do() {
+    let mut joiner = installed();
+    for (active, stops) in [(ClusterVersion::V1, false), (ClusterVersion::V2, true)] {
+        joiner.core.handle(joiner.now, Event::Outdated { by: LEADER.0, active });
+        joiner.settle();
+        assert_eq!(joiner.stopped.is_some(), stops, "{:?}", joiner.stopped);
+    }
+    let expected =
+        "node 1 refuses this node: the cluster is at cluster version 2, this node can 1: upgrade muster on this node";
+    assert!(joiner.last_words().starts_with(expected), "{:?}", joiner.stopped);
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Caller {
             self.shared.control.send(join, HELLO_FRAME_BYTES_MAX).await.ok()?;
             answer.await.ok()
         };
-        let refused = |code, reason: &str| HelloAck::Refused(Refusal { code, reason: reason.to_owned() });
+        let refused = |code, reason: &str| HelloAck::Refused(Refusal::new(code, reason));
         let answer = tokio::select! {
             decided = timeout(Duration::from_millis(JOIN_DEADLINE.0), decided) => match decided {
                 Ok(Some(answer)) => answer,
@@ -208,7 +208,7 @@ const STREAMS_MAX: u32 = 1 + PEER_BULK_STREAMS as u32;
 
 fn unintelligible(why: String) -> Verdict {
     let reason = format!("its hello cannot be understood ({why}); is it muster, and of which version?");
-    Verdict::Refused(Refusal { code: ErrorCode::UnsupportedVersion, reason })
+    Verdict::Refused(Refusal::new(ErrorCode::UnsupportedVersion, reason))
 }
 
 /// Reads the first byte, which says what the stream is, and then its frames, on the thread where they belong.
@@ -250,7 +250,13 @@ async fn read_frames(
     while let Some(bytes) = frame::read(&mut stream, PEER_FRAME_BYTES_MAX).await? {
         metrics.frames_in.inc();
         metrics.bytes_in.add(bytes.len() as u64);
-        let PeerFrame { messages } = wire::decode(&bytes)?;
+        let PeerFrame { messages, unknown } = PeerFrame::decode(&bytes)?;
+        if unknown > 0 {
+            metrics.not_understood.add(unknown);
+            if let Some(held_back) = shared.log.allow(&format!("unknown messages {}", peer.node)) {
+                tracing::warn!(peer = %peer.node, unknown, held_back, "left out messages of a kind that only a newer muster knows");
+            }
+        }
         let size = bytes.len();
         drop(bytes);
         if inbox.send(Incoming::Peer { from: peer.node, channel, messages }, size).await.is_err() {

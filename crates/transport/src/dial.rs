@@ -147,6 +147,9 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
                     // Said again at the next attempt, should there be no room for it now.
                     shared.control.try_send(Incoming::Expelled { by: peer.node });
                 }
+                if let DialError::Refused(Refusal { active: Some(active), .. }) = error {
+                    shared.control.try_send(Incoming::Outdated { by: peer.node, active });
+                }
                 if matches!(error, DialError::Timeout) {
                     peer.hang_up_on_caller();
                 }
@@ -191,7 +194,7 @@ async fn call(shared: &Arc<Shared>, peer: &Peer) -> Result<(Connection, Incarnat
         node: local.node,
         incarnation: local.incarnation,
     };
-    let hello = Hello { protocol: PROTOCOL_VERSION, purpose };
+    let hello = Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions };
     match say_hello(&conn, &hello, HELLO_FRAME_BYTES_MAX, ANSWER_TIMEOUT).await {
         Ok(HelloAck::Welcome { node, incarnation }) if node == peer.node => {
             shared.metrics.connect_seconds.observe(began.elapsed().as_secs_f64());
@@ -278,7 +281,7 @@ async fn write_lane(conn: Connection, peer: Arc<Peer>, channel: Channel, lane: A
         let Frame { messages, oldest } = lane.next().await;
         let heartbeat = messages.iter().any(|message| matches!(message, PeerMessage::Gossip(_)));
         let count = messages.len();
-        let body = wire::encode(&PeerFrame { messages });
+        let body = PeerFrame::encode(&messages);
         let bytes = body.len();
         if bytes > PEER_FRAME_BYTES_MAX {
             metrics.dropped.add(count as u64);

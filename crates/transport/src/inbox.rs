@@ -34,6 +34,13 @@ pub enum Incoming {
         /// The member.
         node: NodeId,
     },
+    /// A member refused this node, because it cannot work at the active cluster version.
+    Outdated {
+        /// The member.
+        by: NodeId,
+        /// The version that is active there.
+        active: base::ClusterVersion,
+    },
     /// A member refused this node, as one that is no member any more.
     Expelled {
         /// The member.

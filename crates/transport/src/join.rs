@@ -20,7 +20,8 @@ pub async fn join(shared: Arc<Shared>, seeds: Vec<TokenSeed>, request: JoinReque
     if seeds.is_empty() {
         return Err(JoinError::NoSeeds);
     }
-    let hello = Hello { protocol: PROTOCOL_VERSION, purpose: HelloPurpose::Join(Box::new(request)) };
+    let versions = request.member.versions;
+    let hello = Hello { protocol: PROTOCOL_VERSION, purpose: HelloPurpose::Join(Box::new(request)), versions };
     let mut failures = Vec::new();
     for seed in seeds {
         let reason = match ask(&shared, &seed, &hello).await {
@@ -47,10 +48,9 @@ async fn ask(shared: &Shared, seed: &TokenSeed, hello: &Hello) -> Result<JoinAcc
     match answer? {
         HelloAck::Joined(accepted) => Ok(*accepted),
         HelloAck::Refused(refusal) => Err(DialError::Refused(refusal)),
-        HelloAck::Welcome { .. } => Err(DialError::Refused(Refusal {
-            code: ErrorCode::Internal,
-            reason: "it welcomed a joiner as a member".to_owned(),
-        })),
+        HelloAck::Welcome { .. } => {
+            Err(DialError::Refused(Refusal::new(ErrorCode::Internal, "it welcomed a joiner as a member")))
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub struct ChannelMetrics {
     pub dropped: Counter,
     /// From a message's being queued to its frame's being written.
     pub delay: Histogram,
+    /// Received, of kinds that this version does not know.
+    pub not_understood: Counter,
 }
 
 /// Counters of one peer.
@@ -57,6 +59,10 @@ impl ChannelMetrics {
                 "From the core's sending a message to its being written to the peer's stream: the oldest of each frame.",
                 labels,
                 LATENCY_BUCKETS_S,
+            ),
+            not_understood: counter(
+                "muster_peer_messages_not_understood_total",
+                "Messages from a newer peer that were left out.",
             ),
         }
     }

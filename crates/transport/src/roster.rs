@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{ClusterId, EndpointId, ErrorCode, Incarnation, NodeId};
+use base::{ClusterId, ClusterVersion, EndpointId, ErrorCode, Incarnation, NodeId, VersionRange};
 use wire::{Hello, HelloPurpose, JoinRequest, NodeAddress, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal};
 
 /// The members, by what the network knows of them.
@@ -23,6 +23,8 @@ pub struct Local {
     pub node: NodeId,
     /// This process.
     pub incarnation: Incarnation,
+    /// The cluster versions that it can.
+    pub versions: VersionRange,
 }
 
 /// What is known of members and of this node.
@@ -32,6 +34,8 @@ pub struct Roster {
     members: Arc<Members>,
     /// Former members; only the reason in a refusal depends on it.
     departed: Arc<Departed>,
+    /// The active cluster version, as this node has applied it: who cannot work at it is not heard.
+    cluster_version: ClusterVersion,
 }
 
 /// What becomes of a hello.
@@ -62,6 +66,14 @@ impl Roster {
         (self.members, self.departed) = (members, departed);
     }
 
+    pub fn cluster_version(&self) -> ClusterVersion {
+        self.cluster_version
+    }
+
+    pub fn set_cluster_version(&mut self, active: ClusterVersion) {
+        self.cluster_version = active;
+    }
+
     /// Judges a hello that came from `endpoint`, whose key the connection has proven.
     pub fn judge(&self, endpoint: EndpointId, hello: Hello) -> Verdict {
         if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&hello.protocol) {
@@ -77,6 +89,7 @@ impl Roster {
                 "this node is not a member of a cluster itself (yet); try again, or call another node".to_owned();
             return refused(ErrorCode::FailedPrecondition, reason);
         };
+        let misfit = hello.versions.objection(self.cluster_version);
         match hello.purpose {
             HelloPurpose::Join(request) if request.cluster != local.cluster => {
                 let reason = format!(
@@ -85,14 +98,24 @@ impl Roster {
                 );
                 refused(ErrorCode::PermissionDenied, reason)
             }
-            HelloPurpose::Join(request) => Verdict::Join(request),
+            HelloPurpose::Join(request) => match misfit {
+                None => Verdict::Join(request),
+                Some(reason) => self.outdated(reason),
+            },
             HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation } => {
-                match self.objection(local, endpoint, (cluster, cluster_incarnation), node) {
-                    None => Verdict::Member { node, incarnation },
-                    Some((code, reason)) => refused(code, reason),
+                let objection = self.objection(local, endpoint, (cluster, cluster_incarnation), node);
+                match (objection, misfit) {
+                    (Some((code, reason)), _) => refused(code, reason),
+                    (None, Some(reason)) => self.outdated(reason),
+                    (None, None) => Verdict::Member { node, incarnation },
                 }
             }
         }
+    }
+
+    fn outdated(&self, reason: String) -> Verdict {
+        let active = Some(self.cluster_version);
+        Verdict::Refused(Refusal { active, ..Refusal::new(ErrorCode::UnsupportedVersion, reason) })
     }
 
     /// Why somebody who says that it is a member is not heard.
@@ -141,7 +164,7 @@ impl Roster {
 }
 
 fn refused(code: ErrorCode, reason: String) -> Verdict {
-    Verdict::Refused(Refusal { code, reason })
+    Verdict::Refused(Refusal::new(code, reason))
 }
 
 #[cfg(test)]
@@ -155,7 +178,13 @@ mod tests {
     fn roster() -> Roster {
         let mut roster = Roster::default();
         let cluster_incarnation = Incarnation(4);
-        roster.set_local(Local { cluster: CLUSTER, cluster_incarnation, node: NodeId(1), incarnation: Incarnation(1) });
+        roster.set_local(Local {
+            cluster: CLUSTER,
+            cluster_incarnation,
+            node: NodeId(1),
+            incarnation: Incarnation(1),
+            versions: VersionRange::BINARY,
+        });
         let members = Arc::new(BTreeMap::from([(FRIEND, (NodeId(2), NodeAddress::default()))]));
         roster.set_members(members, Arc::default());
         roster
@@ -164,12 +193,13 @@ mod tests {
     fn member(cluster: ClusterId, cluster_incarnation: u64, node: u64) -> Hello {
         let (cluster_incarnation, incarnation) = (Incarnation(cluster_incarnation), Incarnation(7));
         let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node: NodeId(node), incarnation };
-        Hello { protocol: PROTOCOL_VERSION, purpose }
+        Hello { protocol: PROTOCOL_VERSION, purpose, versions: VersionRange::default() }
     }
 
     fn join(cluster: ClusterId) -> Hello {
         let request = JoinRequest { cluster, token_id: 1, secret: [0; 32], member: wire::Member::default() };
-        Hello { protocol: PROTOCOL_VERSION, purpose: HelloPurpose::Join(Box::new(request)) }
+        let purpose = HelloPurpose::Join(Box::new(request));
+        Hello { protocol: PROTOCOL_VERSION, purpose, versions: VersionRange::default() }
     }
 
     #[track_caller]
@@ -201,6 +231,21 @@ mod tests {
         roster.set_members(Arc::default(), Arc::new(BTreeSet::from([(FRIEND, NodeId(2))])));
         check_refused(&roster, FRIEND, member(CLUSTER, 4, 2), ErrorCode::Expelled, "was removed");
         check_refused(&roster, FRIEND, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "not a member");
+    }
+
+    #[test]
+    fn who_cannot_work_at_the_active_version_is_told_what_to_do() {
+        let mut roster = roster();
+        roster.set_cluster_version(ClusterVersion(2));
+        for (from, hello) in [(FRIEND, member(CLUSTER, 4, 2)), (STRANGER, join(CLUSTER))] {
+            check_refused(&roster, from, hello, ErrorCode::UnsupportedVersion, "can 1: upgrade muster there");
+        }
+        let versions = VersionRange { min: ClusterVersion(3), max: ClusterVersion(4) };
+        let hello = Hello { versions, ..member(CLUSTER, 4, 2) };
+        check_refused(&roster, FRIEND, hello, ErrorCode::UnsupportedVersion, "too new");
+        let versions = VersionRange { min: ClusterVersion(1), max: ClusterVersion(2) };
+        let hello = Hello { versions, ..member(CLUSTER, 4, 2) };
+        assert!(matches!(roster.judge(FRIEND, hello), Verdict::Member { .. }));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use base::limits::{HANDSHAKES_MAX, STRANGERS_MAX};
-use base::{EndpointId, ErrorCode, NodeId, Wall};
+use base::{ClusterVersion, EndpointId, ErrorCode, NodeId, Wall};
 use iroh::endpoint::{
     AfterHandshakeOutcome, Connection, EndpointHooks, IdleTimeout, PortmapperConfig, QuicTransportConfig, Side, VarInt,
     presets,
@@ -211,6 +211,13 @@ impl Transport {
     pub fn set_local(&self, local: Local) {
         self.shared.gate.with_roster(|roster| roster.set_local(local));
         self.shared.peers().values().for_each(|peer| peer.wake.notify_one());
+    }
+
+    /// Says at which version the cluster is: from now on whoever cannot work at it is refused.
+    pub fn set_cluster_version(&self, active: ClusterVersion) {
+        if self.shared.gate.roster().cluster_version() != active {
+            self.shared.gate.with_roster(|roster| roster.set_cluster_version(active));
+        }
     }
 
     /// Says who the members are. New ones are dialled, moved ones dialled at their new address, and those that are gone

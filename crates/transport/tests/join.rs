@@ -77,7 +77,7 @@ async fn a_joiner_becomes_a_member_through_the_first_seed_that_answers() {
 async fn a_refused_joiner_hears_the_reason_and_asks_nobody_else() {
     let mut first = Node::start(1).await;
     let second = joiner().await;
-    let refusal = Refusal { code: ErrorCode::PermissionDenied, reason: "the token was used already".into() };
+    let refusal = Refusal::new(ErrorCode::PermissionDenied, "the token was used already");
     let (dead, _silent) = nobody();
     let seeds = [seed(&first), dead];
     let (joined, _) = tokio::join!(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::limits::{HELLO_FRAME_BYTES_MAX, PEER_FRAME_BYTES_MAX, STRANGERS_MAX};
-use base::{ClusterId, ErrorCode, Incarnation, NodeId, SplitMix64};
+use base::{ClusterId, ClusterVersion, ErrorCode, Incarnation, NodeId, SplitMix64, VersionRange};
 use common::*;
 use iroh::endpoint::{Connection, ConnectionError};
 use runtime::{Registry, Supervisor};
@@ -80,7 +80,7 @@ async fn a_dialler_tells_why_the_other_side_refused_its_version() {
     let (mut send, mut recv) = conn.accept_bi().await.unwrap();
     let hello: Hello = wire::decode(&read_frame(&mut recv).await.unwrap()).unwrap();
     assert_eq!(hello, member_hello(1));
-    let refusal = wire::Refusal { code: ErrorCode::UnsupportedVersion, reason: "I speak 7 to 9".into() };
+    let refusal = wire::Refusal::new(ErrorCode::UnsupportedVersion, "I speak 7 to 9");
     write_frame(&mut send, &wire::encode(&HelloAck::Refused(refusal))).await;
     let told = |error: &str| error.contains("unsupported_version") && error.contains("I speak 7 to 9");
     first.until_status(2, |status| status.last_error.as_deref().is_some_and(told)).await;
@@ -137,9 +137,8 @@ async fn a_member_that_sends_nonsense_is_cut_off_and_the_others_are_unharmed() {
     truncated.extend(1_000u32.to_be_bytes());
     let mut foreign = vec![1, 0, 0, 0, 3];
     foreign.extend([9, 9, 9]);
-    let mut counted = vec![2, 0, 0, 0, 10, 1, 0x81];
-    // An array of 2^56 messages.
-    counted.extend([0x9b, 1, 0, 0, 0, 0, 0, 0]);
+    // A message of 4 GiB in a frame of 10 bytes.
+    let counted = [2, 0, 0, 0, 10, 1, 0xff, 0xff, 0xff, 0xff, 0x81, 1, 0, 0, 0];
     let cases: [(&[u8], &str); 5] = [
         (&[77, 1, 2, 3], "kind 77"),
         (&[&[1], huge.as_slice()].concat(), "was announced"),
@@ -160,6 +159,48 @@ async fn a_member_that_sends_nonsense_is_cut_off_and_the_others_are_unharmed() {
     }
     assert!(nodes[0].registry.render().contains("muster_peer_violations_total 5\n"));
     check_unharmed(&mut nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_only_a_newer_muster_knows_costs_only_itself() {
+    let (mut nodes, _raw, conn) = with_a_bad_member().await;
+    // Between two known messages one of kind 99.
+    let unknown = [7, 0, 0, 0, 0x82, 0x18, 99, 0x81, 0xa1, 1, 2];
+    let known = |n: u64| wire::PeerFrame::encode(&[ping(n)]).to_vec();
+    let frame = [known(1).as_slice(), &unknown, &known(2)[1..]].concat();
+    let mut stream = conn.open_uni().await.unwrap();
+    stream.write_all(&[1]).await.unwrap();
+    write_frame(&mut stream, &frame).await;
+    let two = loop {
+        if let Incoming::Peer { from: NodeId(3), messages, .. } = nodes[0].control().await {
+            break messages;
+        }
+    };
+    assert_eq!(two, [ping(1), ping(2)]);
+    write_frame(&mut stream, &known(3)).await;
+    while pinged(&nodes[0].control().await) != Some(3) {}
+    let counted = nodes[0].registry.render();
+    let name = "muster_peer_messages_not_understood_total";
+    let counts: Vec<&str> = counted.lines().filter(|line| line.starts_with(name) && line.ends_with(" 1")).collect();
+    assert!(counts.len() == 1 && counts[0].contains("peer=\"3\""), "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_work_at_the_active_version_is_refused_and_learns_which_that_is() {
+    let mut nodes = [Node::start(1).await, Node::start(2).await];
+    let older = Local { versions: VersionRange::default(), ..local(2, 1) };
+    nodes[1].transport.set_local(older);
+    nodes[0].transport.set_cluster_version(ClusterVersion(2));
+    let members: Arc<Members> = Arc::new(nodes.iter().map(Node::place).collect());
+    nodes.iter().for_each(|node| node.know(&members));
+    let told = loop {
+        if let Incoming::Outdated { by, active } = nodes[1].control().await {
+            break (by, active);
+        }
+    };
+    assert_eq!(told, (NodeId(1), ClusterVersion(2)));
+    let status = nodes[1].until_status(1, |status| status.last_error.is_some()).await;
+    assert!(format!("{status:?}").contains("that node can 1: upgrade muster there"), "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::ProcessIdentity;
 
 const FILE: &str = "record.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = base::version::VM_RECORD;
 /// A record is some hundred bytes; anything larger is not one.
 const RECORD_BYTES_MAX: u64 = 64 << 10;
 
@@ -96,6 +96,34 @@ fn damaged(path: &Path, reason: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As version 1 wrote it: it stays readable.
+    const V1: &str = r#"{
+  "version": 1,
+  "id": 7,
+  "name": "web",
+  "epoch": 2,
+  "incarnation": 3,
+  "live": true,
+  "hypervisor": "qemu",
+  "process": null
+}"#;
+
+    #[test]
+    fn the_first_version_stays_readable_and_a_later_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let expected = Record {
+            live: true,
+            hypervisor: "qemu".to_owned(),
+            ..Record::new(VmId(7), "web", VmEpoch(2), VmIncarnation(3))
+        };
+        expected.write(directory.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), V1);
+        assert_eq!(Record::read(directory.path()).unwrap(), Some(expected));
+        std::fs::write(directory.path().join(FILE), V1.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        let refused = Record::read(directory.path()).unwrap_err().to_string();
+        assert!(refused.contains("version 2 is unknown"), "{refused}");
+    }
 
     #[test]
     fn records_round_trip_and_damage_is_named() {

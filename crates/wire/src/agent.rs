@@ -16,7 +16,7 @@ use minicbor::{Decode, Encode};
 use crate::codec::{WireError, decode, encode};
 
 /// The agent protocol that this version speaks. Each side reports its own in the hello.
-pub const AGENT_PROTOCOL_VERSION: u32 = 1;
+pub const AGENT_PROTOCOL_VERSION: u32 = base::version::AGENT_PROTOCOL;
 
 /// The name of the virtio-serial port, as found in `/sys/class/virtio-ports/*/name`.
 pub const AGENT_PORT_NAME: &str = "org.muster.agent";

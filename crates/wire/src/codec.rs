@@ -4,7 +4,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
 /// The format that [`encode`] writes. A reader refuses any other.
-const FORMAT: u8 = 1;
+pub(crate) const FORMAT: u8 = base::version::ENVELOPE_FORMAT;
 
 /// Bytes that are not what they should be.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum WireError {
     #[error("empty message")]
     Empty,
     /// Written by a version whose format this one does not know.
-    #[error("unknown format {0} (this version reads format {FORMAT})")]
+    #[error("unknown format {0} (this version reads format {FORMAT}; a newer one wrote it)")]
     UnknownFormat(u8),
     /// Not the value expected.
     #[error("malformed {what}: {reason}")]
@@ -72,6 +72,29 @@ where
     }
 }
 
+/// Whether [`encode`] of `value` gives just these bytes: then whoever read it from them dropped nothing. Takes no memory.
+pub fn is_encoding_of<T: Encode<()>>(bytes: &[u8], value: &T) -> bool {
+    let Some(body) = bytes.strip_prefix(&[FORMAT]) else { return false };
+    let mut rest = Expected(body);
+    minicbor::encode(value, &mut rest).is_ok() && rest.0.is_empty()
+}
+
+/// Takes what it holds, in order, and nothing else.
+struct Expected<'a>(&'a [u8]);
+
+/// Something else was written.
+#[derive(Debug)]
+struct Differs;
+
+impl minicbor::encode::Write for Expected<'_> {
+    type Error = Differs;
+
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Differs> {
+        self.0 = self.0.strip_prefix(bytes).ok_or(Differs)?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +107,15 @@ mod tests {
         assert_eq!(decode::<u64>(&[9, 0]), Err(WireError::UnknownFormat(9)));
         assert_eq!(decode::<u64>(&[1, 0, 0]), Err(WireError::TrailingBytes(1)));
         assert!(matches!(decode::<u64>(&[1, 0x61]), Err(WireError::Malformed { .. })));
+    }
+
+    #[test]
+    fn bytes_are_compared_with_what_a_value_is_encoded_to() {
+        let bytes = encode(&vec![1u64, 1_000]);
+        assert!(is_encoding_of(&bytes, &vec![1u64, 1_000]));
+        for other in [vec![], vec![1u64], vec![1, 1_001], vec![1, 1_000, 2]] {
+            assert!(!is_encoding_of(&bytes, &other), "{other:?}");
+        }
+        assert!(!is_encoding_of(&[9], &7u64) && !is_encoding_of(&[], &7u64));
     }
 }

@@ -1,14 +1,14 @@
 //! The first words on a connection. Nothing else is read before the hello was accepted.
 
-use base::{ClusterId, ErrorCode, Incarnation, NodeId, ReplicaId};
+use base::{ClusterId, ClusterVersion, ErrorCode, Incarnation, NodeId, ReplicaId, VersionRange};
 use minicbor::{Decode, Encode};
 
 use crate::member::Member;
 
 /// The peer protocol that this version speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = base::version::PEER_PROTOCOL;
 /// The oldest it still understands.
-pub const PROTOCOL_VERSION_MIN: u32 = 1;
+pub const PROTOCOL_VERSION_MIN: u32 = base::version::PEER_PROTOCOL_MIN;
 
 /// Sent by the dialler, first.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -17,6 +17,9 @@ pub struct Hello {
     pub protocol: u32,
     #[n(1)]
     pub purpose: HelloPurpose,
+    /// The cluster versions that the caller can.
+    #[n(2)]
+    pub versions: VersionRange,
 }
 
 /// Why the dialler calls.
@@ -106,4 +109,15 @@ pub struct Refusal {
     /// A sentence for people: what is wrong and what to do.
     #[n(1)]
     pub reason: String,
+    /// If the caller cannot work at the active cluster version: which that is. It never gets lower.
+    #[n(2)]
+    pub active: Option<ClusterVersion>,
+}
+
+impl Refusal {
+    /// No, for a reason that has nothing to do with versions.
+    #[must_use]
+    pub fn new(code: ErrorCode, reason: impl Into<String>) -> Refusal {
+        Refusal { code, reason: reason.into(), active: None }
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! Everything is CBOR (RFC 8949) with numbered fields, by way of `minicbor`: a field is never renumbered, a new field
 //! is optional, and a reader skips numbers it does not know, so that versions N and N+1 understand each other.
-//! Top-level values stand behind one format byte ([`encode`], [`decode`]).
+//! Top-level values stand behind one format byte ([`encode`], [`decode`]). What must not be skipped (commands, the state of
+//! `__meta`) is used only when all members can read it: see `base::version`.
 //!
 //! Invariant: this crate holds no logic, only shapes, and decoding any bytes ends in a value or a [`WireError`],
 //! never in a panic or an allocation that the input's length does not justify.
@@ -17,7 +18,7 @@ mod peer;
 mod raft;
 mod token;
 
-pub use codec::{WireError, decode, encode};
+pub use codec::{WireError, decode, encode, is_encoding_of};
 pub use hello::{
     Hello, HelloAck, HelloPurpose, JoinAccepted, JoinRequest, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal,
 };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use base::{EndpointId, NodeId};
+use base::{EndpointId, NodeId, VersionRange};
 use minicbor::{Decode, Encode};
 
 /// How to reach a node.
@@ -70,4 +70,8 @@ pub struct Member {
     #[n(5)]
     #[cbor(default)]
     pub store: u64,
+    /// The cluster versions that it can, as of its last start. Whoever does not say can the first one.
+    #[n(20)]
+    #[cbor(default)]
+    pub versions: VersionRange,
 }

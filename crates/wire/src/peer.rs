@@ -1,11 +1,15 @@
 //! What the nodes of one cluster say to each other, once their hello was accepted.
 
-use base::{GroupId, Incarnation, ReplicaId};
+use base::{ClusterVersion, GroupId, Incarnation, ReplicaId};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
 use crate::Member;
+use crate::codec::{FORMAT, WireError};
 use crate::raft::{RaftMessage, RaftMessageKind};
+
+/// Of the length before each message of a frame.
+const LENGTH_BYTES: usize = 4;
 
 /// The two kinds of stream between two peers (DESIGN 8).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -17,10 +21,76 @@ pub enum Channel {
 }
 
 /// What one write to a peer carries: the messages of one flush.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+///
+/// ```text
+/// | format: 1 byte | length: u32 LE | message: CBOR | length | message | ...
+/// ```
+///
+/// Each message has its length, so that one of a kind that the reader does not know costs neither its neighbours nor the
+/// connection: a newer node may say more than an older one understands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PeerFrame {
-    #[n(0)]
     pub messages: Vec<PeerMessage>,
+    /// Messages that were left out, because they are, or hold, something of a kind that this version does not know.
+    pub unknown: u64,
+}
+
+impl PeerFrame {
+    /// The messages as one frame.
+    ///
+    /// # Panics
+    /// If a message has 4 GiB or more: every message is bounded far below that.
+    #[must_use]
+    pub fn encode(messages: &[PeerMessage]) -> Bytes {
+        let mut out = vec![FORMAT];
+        for message in messages {
+            let at = out.len();
+            out.extend_from_slice(&[0; LENGTH_BYTES]);
+            minicbor::encode(message, &mut out).expect("encoding into memory cannot fail");
+            let length = u32::try_from(out.len() - at - LENGTH_BYTES).expect("a message is far below 4 GiB");
+            out[at..at + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        }
+        Bytes::from(out)
+    }
+
+    /// Reads a frame.
+    ///
+    /// # Errors
+    /// Another format, a length that does not fit, or a message of a known kind that is not what it should be.
+    pub fn decode(bytes: &[u8]) -> Result<PeerFrame, WireError> {
+        let malformed = |reason: &str| WireError::Malformed { what: "PeerFrame", reason: reason.to_owned() };
+        let (&format, mut rest) = bytes.split_first().ok_or(WireError::Empty)?;
+        if format != FORMAT {
+            return Err(WireError::UnknownFormat(format));
+        }
+        let mut frame = PeerFrame::default();
+        while !rest.is_empty() {
+            let (length, after) =
+                rest.split_first_chunk::<LENGTH_BYTES>().ok_or_else(|| malformed("it ends inside a length"))?;
+            let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            let (message, after) =
+                after.split_at_checked(length).ok_or_else(|| malformed("it ends inside a message"))?;
+            match decode_message(message)? {
+                Some(message) => frame.messages.push(message),
+                None => frame.unknown += 1,
+            }
+            rest = after;
+        }
+        Ok(frame)
+    }
+}
+
+/// `None`: of an unknown kind.
+fn decode_message(bytes: &[u8]) -> Result<Option<PeerMessage>, WireError> {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    match decoder.decode::<PeerMessage>() {
+        Ok(message) => match bytes.len() - decoder.position() {
+            0 => Ok(Some(message)),
+            left => Err(WireError::TrailingBytes(left)),
+        },
+        Err(error) if error.is_unknown_variant() => Ok(None),
+        Err(error) => Err(WireError::Malformed { what: "PeerMessage", reason: error.to_string() }),
+    }
 }
 
 /// One message between nodes.
@@ -66,6 +136,20 @@ impl PeerMessage {
                 RaftMessageKind::Append | RaftMessageKind::AppendResponse | RaftMessageKind::Snapshot
             ),
             _ => false,
+        }
+    }
+
+    /// The first cluster version at which it may be sent. Whoever adds a message says so here.
+    #[must_use]
+    pub fn since(&self) -> ClusterVersion {
+        match self {
+            PeerMessage::Raft { .. }
+            | PeerMessage::Gossip(_)
+            | PeerMessage::Forward(_)
+            | PeerMessage::ForwardReply(_)
+            | PeerMessage::CheckpointPull(_)
+            | PeerMessage::CheckpointChunk(_)
+            | PeerMessage::Members(_) => ClusterVersion::V1,
         }
     }
 }
@@ -194,5 +278,48 @@ mod tests {
         let full = Gossip { disk_full: Some(true), ..new };
         assert_eq!(crate::decode(&crate::encode(&full)), Ok(full.clone()));
         assert_eq!(crate::decode(&crate::encode(&full)), Ok(old));
+    }
+
+    /// A frame of messages that are given as CBOR.
+    fn frame(messages: &[&[u8]]) -> Vec<u8> {
+        let length = |message: &&[u8]| u32::try_from(message.len()).expect("short").to_le_bytes();
+        let framed = |message: &&[u8]| [length(message).as_slice(), message].concat();
+        [vec![FORMAT], messages.iter().flat_map(framed).collect()].concat()
+    }
+
+    fn gossip() -> PeerMessage {
+        PeerMessage::Gossip(Gossip { meta_applied: 7, ..Gossip::default() })
+    }
+
+    #[test]
+    fn frames_round_trip() {
+        for messages in [vec![], vec![gossip()], vec![gossip(), PeerMessage::Members(Members::default())]] {
+            let read = PeerFrame::decode(&PeerFrame::encode(&messages));
+            assert_eq!(read, Ok(PeerFrame { messages, unknown: 0 }));
+        }
+    }
+
+    #[test]
+    fn a_message_of_an_unknown_kind_costs_only_itself() {
+        let known = minicbor::to_vec(gossip()).expect("memory");
+        // Kind 99 with a map inside; and a Raft message of kind 77.
+        let unknown: &[u8] = &[0x82, 0x18, 99, 0x81, 0xa1, 1, 2];
+        let inside: &[u8] = &[0x82, 0, 0x82, 0, 0x81, 0x18, 77];
+        let read = PeerFrame::decode(&frame(&[unknown, &known, inside, &known])).expect("readable");
+        assert_eq!(read, PeerFrame { messages: vec![gossip(), gossip()], unknown: 2 });
+    }
+
+    #[test]
+    fn a_damaged_frame_is_refused_as_a_whole() {
+        let known = minicbor::to_vec(gossip()).expect("memory");
+        let malformed = |bytes: &[u8]| assert!(matches!(PeerFrame::decode(bytes), Err(WireError::Malformed { .. })));
+        malformed(&frame(&[&known[..3]]));
+        malformed(&frame(&[&[]]));
+        malformed(&frame(&[&known])[..7]);
+        malformed(&[FORMAT, 1, 0]);
+        assert_eq!(PeerFrame::decode(&[]), Err(WireError::Empty));
+        assert_eq!(PeerFrame::decode(&[9]), Err(WireError::UnknownFormat(9)));
+        let trailing = [known.as_slice(), &[0]].concat();
+        assert_eq!(PeerFrame::decode(&frame(&[&trailing])), Err(WireError::TrailingBytes(1)));
     }
 }

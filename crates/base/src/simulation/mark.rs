@@ -351,6 +351,15 @@ super::table! {
             "A leader's process stood still.",
         MetaLeaderIsolated "meta-leader-isolated"
             "A partition cut the leader of `__meta` off from all others, in at least one direction.",
+        // metadata: versions
+        VersionRaised "version-raised"
+            "The cluster version rose.",
+        VersionRaisedTooEarly "version-raised-too-early"
+            "The cluster version was to rise, but an older member was there by then.",
+        VersionRefused "version-refused"
+            "A node that cannot work at the active cluster version was refused.",
+        CommandTooEarly "command-too-early"
+            "A command was refused because not all members can read it yet.",
     }
 }
 

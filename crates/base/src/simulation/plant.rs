@@ -135,6 +135,10 @@ super::table! {
             "A read takes part in a quorum round that began before it was asked for.",
         StuckDiskIgnored "stuck-disk-ignored"
             "A leader whose disk is stuck goes on leading.",
+        VersionNotAwaited "version-not-awaited"
+            "The cluster version rises to what some member can, though others cannot.",
+        CommandsNotGated "commands-not-gated"
+            "Commands are proposed before all members can read them.",
     }
 }
 

@@ -39,6 +39,15 @@ enum ForwardOutcome {
 
 impl NodeCore {
     pub(super) fn forward(&mut self, key: u64, to: NodeId, request: Request, command: Option<CommandOrigin>) {
+        if let Request::Command(body) = &request
+            && let Some(reason) = self.unreadable_for(to, body.since())
+        {
+            // This node's table may be behind. What was asked before may have been done: that it was not is not said.
+            if self.requests.pending.get(&key).is_some_and(|pending| !pending.tried) {
+                self.resolve(key, Err(error(ErrorCode::UnsupportedVersion, reason)));
+            }
+            return;
+        }
         self.requests.next += 1;
         let send = self.requests.next;
         let Some(pending) = self.requests.pending.get_mut(&key) else { return };
@@ -50,6 +59,13 @@ impl NodeCore {
         self.set_wait(key, Wait::Forwarded { to, send });
         self.requests.forward_again.insert((self.now.mono.plus(FORWARD_AGAIN_AFTER), send));
         self.send(to, channel, PeerMessage::Forward(Forward { id: send, deadline_ms, body }));
+    }
+
+    /// Why an older node is not even asked for something that came with version `since`: it might read a part of it.
+    fn unreadable_for(&self, node: NodeId, since: base::ClusterVersion) -> Option<String> {
+        let record = self.metadata.nodes.get(&node)?;
+        let too_old = since > record.member.versions.max;
+        self.metadata.too_early(since).filter(|_| too_old)
     }
 
     pub(crate) fn take_forward(&mut self, from: NodeId, forward: Forward) {
@@ -67,7 +83,10 @@ impl NodeCore {
         match wire::decode::<ForwardBody>(&forward.body) {
             Ok(body) => self.execute(origin, body.request, body.command),
             Err(reason) => {
-                let message = format!("node {} cannot read the request: {reason}", self.me());
+                let message = format!(
+                    "node {} cannot read the request ({reason}): if its muster is older than the one asked, upgrade it",
+                    self.me()
+                );
                 self.answer(origin, Err(error(ErrorCode::UnsupportedVersion, message)));
             }
         }

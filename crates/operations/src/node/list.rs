@@ -46,7 +46,14 @@ pub(crate) struct NodeView {
     /// `kvm` or `tcg`; empty without a hypervisor.
     pub accelerator: String,
     pub labels: BTreeMap<String, String>,
+    /// The release of muster that runs there; the last one that was heard of if it does not answer.
     pub version: String,
+    /// The lowest cluster version that it can.
+    pub cluster_version_min: u16,
+    /// The highest: what the cluster can rise to depends on whoever has the lowest of these.
+    pub cluster_version_max: u16,
+    /// The active cluster version, as the node has applied it; null while unknown.
+    pub cluster_version: Option<u16>,
     /// VMs that run there now; null while unknown.
     pub vms_running: Option<u32>,
     /// Whether its disk is full, so that it takes no writes; null while unknown.
@@ -73,6 +80,8 @@ const COLUMNS: &[Column] = &[
     Column::plain("CORES", "/cores"),
     Column { title: "MEMORY", pointer: "/memory_mib", cell: Cell::Mebibytes },
     Column::plain("ACCEL", "/accelerator"),
+    Column::plain("VERSION", "/version"),
+    Column::plain("CLUSTER", "/cluster_version_max"),
     Column::plain("LABELS", "/labels"),
     Column::plain("REASON", "/reason"),
 ];
@@ -154,7 +163,10 @@ fn view(metadata: &Metadata, asked: &Asked, best: Option<&NodeStatus>, heard: Op
         hypervisors: member.capabilities.hypervisors.clone(),
         accelerator: member.capabilities.accelerator.clone(),
         labels: member.labels.clone(),
-        version: member.capabilities.version.clone(),
+        version: answer.map_or_else(|| member.capabilities.version.clone(), |status| status.release.clone()),
+        cluster_version_min: answer.map_or(member.versions, |status| status.versions).min.0,
+        cluster_version_max: answer.map_or(member.versions, |status| status.versions).max.0,
+        cluster_version: answer.map(|status| status.cluster_version.0),
         vms_running: answer.map(|status| status.vms_running),
         disk_full: answer.map(|status| status.disk_full),
         meta_applied: answer.map(|status| status.meta_applied),

@@ -15,5 +15,6 @@ mod main_job;
 mod metrics;
 mod single_node;
 mod support;
+mod upgrades;
 mod verbs;
 mod vms;

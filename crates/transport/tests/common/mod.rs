@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base::{ClusterId, EndpointId, Incarnation, NodeId};
+use base::{ClusterId, EndpointId, Incarnation, NodeId, VersionRange};
 use bytes::Bytes;
 use iroh::endpoint::{Connection, QuicTransportConfig, RecvStream, SendStream, presets};
 use iroh::{Endpoint, EndpointAddr, RelayMode, SecretKey};
@@ -36,7 +36,8 @@ pub fn identity(n: u64) -> Identity {
 
 pub fn local(n: u64, incarnation: u64) -> Local {
     let cluster_incarnation = Incarnation(1);
-    Local { cluster: CLUSTER, cluster_incarnation, node: NodeId(n), incarnation: Incarnation(incarnation) }
+    let (node, incarnation) = (NodeId(n), Incarnation(incarnation));
+    Local { cluster: CLUSTER, cluster_incarnation, node, incarnation, versions: VersionRange::BINARY }
 }
 
 /// What a test leaves behind must not disturb the next one.
@@ -238,7 +239,7 @@ pub fn member_hello(node: u64) -> Hello {
         node: local.node,
         incarnation: local.incarnation,
     };
-    Hello { protocol: PROTOCOL_VERSION, purpose }
+    Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions }
 }
 
 /// Writes what it can: the other side may hang up at any point.

@@ -1,0 +1,106 @@
+//! The encodings of what nodes ask each other: those of every version stay readable, and stay what they are.
+
+#[path = "../../wire/tests/fixtures/mod.rs"]
+mod fixtures;
+
+use std::collections::BTreeMap;
+
+use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, VersionRange};
+use bytes::Bytes;
+use engine::{
+    Acks, GroupView, NodeStatus, PartitionBatches, Produce, ReadLog, ReadPartition, Reply, Request, RequestError,
+    TaskLine,
+};
+use fixtures::Fixtures;
+use metadata::{Command, CommandResult};
+
+const V1: ClusterVersion = ClusterVersion::V1;
+const V2: ClusterVersion = ClusterVersion::V2;
+
+#[test]
+fn requests() {
+    let mut fixtures = Fixtures::of(env!("CARGO_MANIFEST_DIR"), "requests");
+    let group = GroupId(3);
+    let batches = vec![Bytes::from_static(b"batch")];
+    let produce = |acks| Request::Produce(Produce { group, acks, batches: batches.clone() });
+    let requests = [
+        Request::Command(Command::RevokeToken { token_id: 1 }),
+        produce(Acks::All),
+        Request::ReadLog(ReadLog { group, low: 2, high: 9, bytes_max: 1_000 }),
+        Request::Status,
+        Request::Barrier,
+        Request::TransferLeader { group, to: NodeId(2) },
+        Request::StepDown,
+        Request::ReadPoint,
+        Request::Tasks,
+        Request::ReadPartition(ReadPartition { group, offset: -1, bytes_max: 1_000 }),
+        Request::KeepLease { lease: LeaseId(3) },
+    ];
+    let since = |request: &Request| if matches!(request, Request::KeepLease { .. }) { V2 } else { V1 };
+    fixtures.each(since, &requests);
+    let acks = [Acks::None, Acks::Leader, Acks::All];
+    for one in acks {
+        fixtures.value(V1, &format!("Produce{one:?}"), &produce(one));
+    }
+    fixtures.all_covered(&acks);
+    fixtures.finish();
+}
+
+fn status() -> NodeStatus {
+    let group = GroupView {
+        group: GroupId(0),
+        replica: ReplicaId(1),
+        role: "leader".into(),
+        term: 2,
+        leader: Some(NodeId(1)),
+        commit: 9,
+        applied: 8,
+        last_index: 10,
+        high_watermark: Some(-1),
+    };
+    NodeStatus {
+        node: NodeId(1),
+        incarnation: Incarnation(4),
+        ready: true,
+        reason: "none".into(),
+        meta_applied: 8,
+        groups: vec![group],
+        peers: BTreeMap::from([(NodeId(2), 150)]),
+        disk_full: true,
+        vms_running: 3,
+        meta_voters: vec![NodeId(1)],
+        meta_learners: vec![NodeId(2)],
+        versions: VersionRange { min: V1, max: V1 },
+        cluster_version: V1,
+        release: "0.1.0".into(),
+    }
+}
+
+#[test]
+fn replies() {
+    let mut fixtures = Fixtures::of(env!("CARGO_MANIFEST_DIR"), "replies");
+    let batches = vec![Bytes::from_static(b"batch")];
+    let task = TaskLine {
+        path: "transport/peer/2".into(),
+        state: "running".into(),
+        since_ms: 5,
+        restarts: 1,
+        cause: Some("why".into()),
+    };
+    let replies = [
+        Reply::Command { index: 7, result: CommandResult::Done },
+        Reply::Produced { base_offset: 5, log_start_offset: 1 },
+        Reply::Batches { indexes: vec![7], batches: batches.clone() },
+        Reply::Status(Box::new(status())),
+        Reply::Done,
+        Reply::ReadPoint { index: 7 },
+        Reply::Tasks(vec![task]),
+        Reply::PartitionBatches(PartitionBatches { batches, high_watermark: 6, log_start_offset: 1 }),
+        Reply::LeaseKept { ttl_ms: 5_000 },
+    ];
+    let since = |reply: &Reply| if matches!(reply, Reply::LeaseKept { .. }) { V2 } else { V1 };
+    fixtures.each(since, &replies);
+    let error = RequestError { code: ErrorCode::NotLeader, message: "no".into(), leader: Some(NodeId(2)) };
+    fixtures.value(V1, "RequestError", &error);
+    fixtures.finish();
+}
