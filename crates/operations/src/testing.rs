@@ -218,7 +218,7 @@ impl State {
             Some(Mood::Ready | Mood::Joining(_)) => {}
         }
         let (mut sent, mut committed) = (Histogram::default(), Histogram::default());
-        [150_000, 200_000, 200_001].map(|us| sent.observe_us(us));
+        [150_000, 200_000, 200_001].into_iter().for_each(|us| sent.observe_us(us));
         committed.observe_us(1_500);
         let view = |(group, term): (GroupId, u64)| GroupVitals {
             group,

@@ -7,7 +7,7 @@ use base::simulation::Mark;
 use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
 use compute::{GUEST_SHUTDOWN, VmReport, VmReportEvent};
-use engine::{Effect, Event};
+use engine::{Effect, Event, Work};
 use journal::{DiskOpKind, FileId, OpId};
 use metadata::{Command, CommandEnvelope, Metadata};
 use multiraft::Role;
@@ -147,11 +147,7 @@ impl World {
             Effect::Metadata(_) => {}
             Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),
-            Effect::Work(work) => {
-                let took = if self.random.chance(50_000) { ms(300) } else { us(self.random.between(50, 5_000)) };
-                let boot = self.nodes[node].boot;
-                self.queue.after(took, Ev::Worked { node, boot, worked: Box::new(work.carry_out()) });
-            }
+            Effect::Work(work) => self.work(node, work),
             Effect::Formed => {
                 let (boot, delay) = (self.nodes[node].boot, us(self.random.between(200, 5_000)));
                 if self.nodes[node].stage != Stage::Formed {
@@ -245,6 +241,13 @@ impl World {
             let start = (report.vm, report.epoch, report.incarnation);
             self.checks.names.power_off_told(start, stopped, self.queue.now);
         }
+    }
+
+    /// Something is done beside a node's core, for as long as it takes.
+    fn work(&mut self, node: NodeIx, work: Work) {
+        let took = if self.random.chance(50_000) { ms(300) } else { us(self.random.between(50, 5_000)) };
+        let boot = self.nodes[node].boot;
+        self.queue.after(took, Ev::Worked { node, boot, worked: Box::new(work.carry_out()) });
     }
 
     /// A node's configuration of a group is what the committed entries say.

@@ -91,17 +91,19 @@ impl Joiner {
     /// Flushes, and carries out what is asked of the disk, until nothing more is asked.
     fn settle(&mut self) {
         loop {
-            let mut operations = Vec::new();
+            let (mut operations, mut works) = (Vec::new(), Vec::new());
             for effect in self.core.flush(self.now) {
                 match effect {
                     Effect::Disk(op) => operations.push(op),
+                    Effect::Work(work) => works.push(work),
                     Effect::Fatal(reason) => self.stopped = Some(reason),
                     _ => {}
                 }
             }
-            if operations.is_empty() {
+            if operations.is_empty() && works.is_empty() {
                 return;
             }
+            works.into_iter().for_each(|work| self.core.handle(self.now, Event::Worked(work.carry_out())));
             for op in operations {
                 let id = op.id;
                 self.disk.submit(op, 0).expect("independent operations");

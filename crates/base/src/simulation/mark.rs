@@ -118,8 +118,6 @@ super::table! {
             "A lease of the key-value store was not renewed in time, and its keys went.",
         LeaseKeptTooLate "lease-kept-too-late"
             "A lease was to be renewed that had ended, or whose end was proposed.",
-        KeyChangesCompacted "key-changes-compacted"
-            "A watcher asked for changes of keys that are not kept any more.",
         VmMovedAway "vm-moved-away"
             "A VM left a node that is to be free of it.",
         DrainedNodeHandedOver "drained-node-handed-over"

@@ -18,7 +18,7 @@ fn keys_are_the_same_through_every_node_and_outlive_their_leader() {
         let [one, two, three] = [&cluster.nodes[0], &cluster.nodes[1], &cluster.nodes[2]];
         let first = put(one, &["app/color", "blue"])?;
         ensure!(said(two, &["kv", "get", "app/color"])? == "blue\n");
-        let mut watch = three.cli_start("watch", &["kv", "watch", "app/", "--from-revision", &first.to_string()])?;
+        let watch = three.cli_start("watch", &["kv", "watch", "app/", "--from-revision", &first.to_string()])?;
         seen(&watch, "put app/color blue")?;
         let second = put(two, &["app/color", "green"])?;
         ensure!(second > first, "{second} came after {first}");
