@@ -91,16 +91,20 @@ impl Joiner {
     /// Flushes, and carries out what is asked of the disk, until nothing more is asked.
     fn settle(&mut self) {
         loop {
-            let mut operations = Vec::new();
+            let (mut operations, mut worked) = (Vec::new(), Vec::new());
             for effect in self.core.flush(self.now) {
                 match effect {
                     Effect::Disk(op) => operations.push(op),
+                    Effect::Work(work) => worked.push(work.carry_out()),
                     Effect::Fatal(reason) => self.stopped = Some(reason),
                     _ => {}
                 }
             }
-            if operations.is_empty() {
+            if operations.is_empty() && worked.is_empty() {
                 return;
+            }
+            for it in worked {
+                self.core.handle(self.now, Event::Worked(it));
             }
             for op in operations {
                 let id = op.id;
