@@ -243,6 +243,9 @@ impl NodeCore {
             Ok(metadata) => self.adopt_metadata(*metadata),
             Err(error) => return self.fatal(format!("the installed checkpoint of __meta is unreadable: {error}")),
         }
+        if self.stage == Stage::Stopped {
+            return;
+        }
         mark(Mark::CheckpointInstalled);
         self.checkpoints.size = bytes.len() as u64;
         self.checkpoints.entries = 0;

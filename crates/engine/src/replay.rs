@@ -7,7 +7,7 @@ use base::simulation::{Mark, Plant, mark, planted};
 use multiraft::GroupInit;
 use wire::{Entry, EntryKind, MembershipChange};
 
-use crate::core::NodeCore;
+use crate::core::{NodeCore, Stage};
 use crate::groups::GroupStage;
 use crate::journal_events::ReadFor;
 use crate::{Effect, Formation};
@@ -18,7 +18,9 @@ impl NodeCore {
         match metadata::Metadata::decode(state) {
             Ok(metadata) => {
                 self.adopt_metadata(metadata);
-                self.replay_next(group);
+                if self.stage != Stage::Stopped {
+                    self.replay_next(group);
+                }
             }
             Err(error) => self.fatal(format!("the checkpoint of __meta is unreadable: {error}")),
         }
@@ -58,6 +60,9 @@ impl NodeCore {
                 }
             }
             self.apply_entry(group, &log_entry);
+            if self.stage == Stage::Stopped {
+                return;
+            }
         }
         self.replay_next(group);
     }

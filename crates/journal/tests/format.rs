@@ -1,12 +1,13 @@
 //! Format 1, kept as files: what it wrote is read for as long as it is supported, and this version still writes it.
 //!
-//! `MUSTER_WRITE_FIXTURES=1 cargo test -p journal --test format` writes the files anew, after a deliberate change.
+//! `MUSTER_WRITE_FIXTURES=1 cargo test -p journal --test format` writes the files anew, after a deliberate change; those of
+//! a format that a release has written stay what they are, and a new format has a folder of its own.
 
 mod support;
 
 use base::{GroupId, ReplicaId};
 use bytes::Bytes;
-use journal::{Checkpoint, FileId, GroupAppend, RecoveredGroup};
+use journal::{Checkpoint, FileId, GroupAppend, JournalError, RecoveredGroup};
 use support::{FakeDisk, Host, birth, entry};
 use wire::{Entry, EntryKind, HardState, Membership, SnapshotMeta};
 
@@ -100,6 +101,7 @@ fn this_version_still_writes_format_1() {
     let files: Vec<_> = host.disk.names().into_iter().filter(kept).collect();
     let content = |file: &FileId| host.disk.content(*file).expect("it is listed");
     if std::env::var_os("MUSTER_WRITE_FIXTURES").is_some() {
+        assert_eq!(base::ClusterVersion::RELEASED.0, 0, "format 1 is released: its files stay what they are");
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/v1/");
         for file in &files {
             std::fs::write(format!("{folder}{}", file.name()), content(file)).expect("the folder is there");
@@ -110,5 +112,25 @@ fn this_version_still_writes_format_1() {
     for (file, fixture) in files.iter().zip([WAL_1, WAL_2, CHECKPOINT]) {
         let differs = content(file).iter().zip(fixture).position(|(now, then)| now != then);
         assert_eq!((differs, content(file).len()), (None, fixture.len()), "{} is written differently", file.name());
+    }
+}
+
+#[test]
+fn a_segment_of_a_later_format_is_refused_by_name_and_nothing_is_touched() {
+    let mut disk = write().disk;
+    let format = base::version::SEGMENT_FORMAT + 1;
+    disk.edit(FileId::Wal(2), |content| {
+        content[8..12].copy_from_slice(&format.to_le_bytes());
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&content[..12]), &content[16..48]);
+        content[12..16].copy_from_slice(&sum.to_le_bytes());
+    });
+    let before = disk.clone();
+    let mut host = Host::on(disk, SEGMENT, 7);
+    let refused = host.recover().expect_err("of a later format");
+    assert_eq!(refused, JournalError::NewerFormat { file: FileId::Wal(2).name(), format });
+    assert!(refused.to_string().contains("upgrade muster"), "{refused}");
+    assert_eq!(host.writes, []);
+    for file in before.names() {
+        assert_eq!(host.disk.content(file), before.content(file), "{}", file.name());
     }
 }

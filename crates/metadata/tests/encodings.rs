@@ -178,7 +178,7 @@ fn state() -> Metadata {
     apply(None, Command::AssignVm { vm: VmId(1), node: NodeId(1), epoch, placement: "room".into() });
     apply(None, report(VmReportEvent::Started));
     apply(None, Command::DrainNode { node: NodeId(2), drain: true });
-    apply(None, Command::RemoveNode { node: NodeId(3), dead: false, successor: Some(NodeId(2)) });
+    apply(None, Command::RemoveNode { node: NodeId(3), dead: false, successor: Some(NodeId(1)) });
     apply(None, Command::RemoveNode { node: NodeId(4), dead: true, successor: None });
     apply(None, Command::ForgetNode { node: NodeId(4) });
     (state.outbox_dropped, state.cluster_incarnation) = (3, Incarnation(2));
