@@ -9,7 +9,7 @@ use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, Rep
 use bytes::Bytes;
 use engine::{
     Acks, GroupView, NodeStatus, PartitionBatches, Produce, ReadLog, ReadPartition, Reply, Request, RequestError,
-    TaskLine,
+    TaskLine, Vitals,
 };
 use fixtures::Fixtures;
 use metadata::{Command, CommandResult};
@@ -35,8 +35,12 @@ fn requests() {
         Request::Tasks,
         Request::ReadPartition(ReadPartition { group, offset: -1, bytes_max: 1_000 }),
         Request::KeepLease { lease: LeaseId(3) },
+        Request::Vitals { listed_max: 5 },
     ];
-    let since = |request: &Request| if matches!(request, Request::KeepLease { .. }) { V2 } else { V1 };
+    let since = |request: &Request| match request {
+        Request::KeepLease { .. } | Request::Vitals { .. } => V2,
+        _ => V1,
+    };
     fixtures.each(since, &requests);
     let acks = [Acks::None, Acks::Leader, Acks::All];
     for one in acks {
@@ -97,8 +101,12 @@ fn replies() {
         Reply::Tasks(vec![task]),
         Reply::PartitionBatches(PartitionBatches { batches, high_watermark: 6, log_start_offset: 1 }),
         Reply::LeaseKept { ttl_ms: 5_000 },
+        Reply::Vitals(Box::new(Vitals { node: NodeId(1), counted_ms: 7, ..Vitals::default() })),
     ];
-    let since = |reply: &Reply| if matches!(reply, Reply::LeaseKept { .. }) { V2 } else { V1 };
+    let since = |reply: &Reply| match reply {
+        Reply::LeaseKept { .. } | Reply::Vitals(_) => V2,
+        _ => V1,
+    };
     fixtures.each(since, &replies);
     let error = RequestError { code: ErrorCode::NotLeader, message: "no".into(), leader: Some(NodeId(2)) };
     fixtures.value(V1, "RequestError", &error);

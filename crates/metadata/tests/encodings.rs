@@ -163,6 +163,9 @@ fn state() -> Metadata {
     for n in 2..=4 {
         apply(None, Command::AdmitNode { token_id: 1, secret: [8; 32], member: member(n) });
     }
+    // Before anything is placed on it.
+    apply(None, Command::RemoveNode { node: NodeId(4), dead: true, successor: None });
+    apply(None, Command::ForgetNode { node: NodeId(4) });
     let topic = Command::CreateTopic {
         name: "topic".into(),
         topic_id: TopicId([3; 16]),
@@ -179,8 +182,6 @@ fn state() -> Metadata {
     apply(None, report(VmReportEvent::Started));
     apply(None, Command::DrainNode { node: NodeId(2), drain: true });
     apply(None, Command::RemoveNode { node: NodeId(3), dead: false, successor: Some(NodeId(1)) });
-    apply(None, Command::RemoveNode { node: NodeId(4), dead: true, successor: None });
-    apply(None, Command::ForgetNode { node: NodeId(4) });
     (state.outbox_dropped, state.cluster_incarnation) = (3, Incarnation(2));
     state
 }
@@ -251,6 +252,7 @@ fn the_whole_state() {
         VmPhase::Stopping,
         VmPhase::Stopped,
         VmPhase::Failed,
+        VmPhase::Deleting,
     ];
     for (n, phase) in phases.into_iter().enumerate() {
         let mut state = of.clone();
