@@ -22,7 +22,9 @@ fn five_hundred_seeds_with_every_fault_break_no_invariant() {
     let stats = &sweep.stats;
     println!("{stats}");
     for (fault, name) in sim::Fault::ALL {
-        assert!(stats.faults.get(name).copied().unwrap_or(0) >= 10, "{fault:?} hardly happened:\n{stats}");
+        // A bit flips only if it was at rest for a while, which restarts and upgrades of its node make rare.
+        let least = if fault == sim::Fault::BitRot { 4 } else { 10 };
+        assert!(stats.faults.get(name).copied().unwrap_or(0) >= least, "{fault:?} hardly happened:\n{stats}");
     }
     assert!(stats.records_acknowledged > 10_000 && stats.commands_acknowledged > 2_000, "hardly any load:\n{stats}");
     assert!(stats.unknown > 50 && stats.elections > 200, "the faults did not bite:\n{stats}");
