@@ -144,9 +144,7 @@ impl SimConfig {
             Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
-            Mistake::Code(Plant::ReadsTrustLease | Plant::LeasesKeptWithoutQuorum) => {
-                some(&[Fault::Partition, Fault::Flap, Fault::Moment])
-            }
+            Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
             // Nothing else may keep the others from taking over.
             Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
             // What was read back must be old, and what was written must be torn.
@@ -170,7 +168,8 @@ impl SimConfig {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
-            _ => FaultSet::all(),
+            // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by.
+            _ => FaultSet(FaultSet::all().0.into_iter().filter(|fault| *fault != Fault::Upgrade).collect()),
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));

@@ -39,7 +39,17 @@ impl Hunt {
 }
 
 /// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
-pub const RARE: [Plant; 3] = [Plant::CampaignBeforeLogDurable, Plant::SegmentReusedEarly, Plant::MembersNotTold];
+pub const RARE: [Plant; 9] = [
+    Plant::CampaignBeforeLogDurable,
+    Plant::SegmentReusedEarly,
+    Plant::MembersNotTold,
+    Plant::MembersCommitNotSaved,
+    Plant::RequestNamesReused,
+    Plant::ReasonsRepeated,
+    Plant::LearnersPromotedAtOnce,
+    Plant::ReadsShareAnOlderRound,
+    Plant::ReadsTrustLease,
+];
 
 /// Whether it takes long to find.
 #[must_use]

@@ -129,8 +129,6 @@ super::table! {
             "A node that is behind hears of new members from nobody but the leader, which may be one of them.",
         LeasesNotRenewed "leases-not-renewed"
             "A renewal of a lease is granted and forgotten.",
-        LeasesKeptWithoutQuorum "leases-kept-without-quorum"
-            "A leader renews leases though it may have been replaced.",
         ReadsShareAnOlderRound "reads-share-an-older-round"
             "A read takes part in a quorum round that began before it was asked for.",
         StuckDiskIgnored "stuck-disk-ignored"

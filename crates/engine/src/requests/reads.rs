@@ -51,12 +51,6 @@ impl ReadPoints {
 
 impl NodeCore {
     pub(super) fn ask_read_point(&mut self, origin: Origin, then: OnceConfirmed) {
-        if planted(Plant::LeasesKeptWithoutQuorum)
-            && let OnceConfirmed::KeepLease(lease) = then
-        {
-            let kept = self.keep_lease(lease);
-            return self.answer(origin, kept);
-        }
         if !self.raft.leads(GroupId::META) {
             let refusal = self.not_leader(GroupId::META);
             return self.answer(origin, Err(refusal));
