@@ -133,6 +133,8 @@ super::table! {
             "A leader renews leases though it may have been replaced.",
         ReadsShareAnOlderRound "reads-share-an-older-round"
             "A read takes part in a quorum round that began before it was asked for.",
+        LeadersNotReturned "leaders-not-returned"
+            "Whoever took a partition over leads it for good.",
         StuckDiskIgnored "stuck-disk-ignored"
             "A leader whose disk is stuck goes on leading.",
         VersionNotAwaited "version-not-awaited"
