@@ -134,10 +134,7 @@ mod tests {
             first_index: 2,
             last_index: 1000,
             persisted: 1000,
-            membership: Membership {
-                voters: voters.iter().copied().map(ReplicaId).collect(),
-                ..Membership::default()
-            },
+            membership: Membership { voters: voters.iter().copied().map(ReplicaId).collect(), ..Membership::default() },
             progress: vec![ReplicaProgress { replica: ReplicaId(1), matched, active, snapshot: false }],
         }
     }

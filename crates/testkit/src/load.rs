@@ -121,7 +121,8 @@ impl Load {
     /// If kcat cannot be run.
     pub fn stop(mut self) -> anyhow::Result<Outcome> {
         self.stop.store(true, Ordering::SeqCst);
-        let writers = std::mem::take(&mut self.writers).into_iter().map(|it| it.join().map_err(|_| anyhow!("a writer panicked")));
+        let writers =
+            std::mem::take(&mut self.writers).into_iter().map(|it| it.join().map_err(|_| anyhow!("a writer panicked")));
         let writers = writers.collect::<anyhow::Result<_>>()?;
         let producers = std::mem::take(&mut self.producers).into_iter().map(|it| match it.join() {
             Ok(produced) => produced,

@@ -46,7 +46,8 @@ impl Figures {
     /// Times, all of which should be within the limit. No times at all are a failure.
     pub fn times(&mut self, what: &str, mut times: Vec<Duration>, limit: Limit) {
         times.sort_unstable();
-        let at = |part: f64| times.get(((times.len() as f64 - 1.0) * part).round() as usize).copied().unwrap_or_default();
+        let at =
+            |part: f64| times.get(((times.len() as f64 - 1.0) * part).round() as usize).copied().unwrap_or_default();
         let [min, median, p99, max] = [0.0, 0.5, 0.99, 1.0].map(at);
         let within = |time: Duration, limit: Option<Duration>| limit.is_none_or(|limit| time <= limit);
         let kept = !times.is_empty() && within(median, limit.median) && within(max, limit.max);
@@ -58,7 +59,8 @@ impl Figures {
     pub fn number(&mut self, what: &str, values: &[f64], unit: &str, most: Option<f64>) {
         let mut sorted = values.to_vec();
         sorted.sort_unstable_by(f64::total_cmp);
-        let at = |part: f64| sorted.get(((sorted.len() as f64 - 1.0) * part).round() as usize).copied().unwrap_or(f64::NAN);
+        let at =
+            |part: f64| sorted.get(((sorted.len() as f64 - 1.0) * part).round() as usize).copied().unwrap_or(f64::NAN);
         let spread = [0.0, 0.5, 0.99, 1.0].map(|part| format!("{:.2}{unit}", at(part)));
         let limit = most.map_or_else(|| "-".to_owned(), |most| format!("max {most}{unit}"));
         let kept = !sorted.is_empty() && most.is_none_or(|most| at(1.0) <= most);

@@ -52,7 +52,8 @@ fn handed_over(cluster: &mut Cluster, times: usize, figures: &mut Figures) -> an
     }
     wait_whole(&cluster.nodes[0])?;
     let outcome = load.stop()?;
-    let gaps = |windows: &[(Instant, Instant)]| windows.iter().map(|(from, to)| outcome.longest_gap(*from, *to)).collect();
+    let gaps =
+        |windows: &[(Instant, Instant)]| windows.iter().map(|(from, to)| outcome.longest_gap(*from, *to)).collect();
     figures.times("no key put, longest time without a hand-over", gaps(&quiet), Limit::default());
     figures.times("no key put, longest time around a planned hand-over", gaps(&windows), Limit::max(GAP_MAX));
     judge(figures, "hand-over", &outcome, cluster);

@@ -36,7 +36,12 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     // What their making left to be done is not what they cost.
     let_pass(cluster, Duration::from_secs(10))?;
     let (cpu, resident) = cost(cluster)?;
-    figures.number(&format!("{partitions} idle partitions: CPU of a node, of one core"), &cpu, "%", Some(CPU_PERCENT_MAX));
+    figures.number(
+        &format!("{partitions} idle partitions: CPU of a node, of one core"),
+        &cpu,
+        "%",
+        Some(CPU_PERCENT_MAX),
+    );
     let what = format!("{partitions} idle partitions: resident memory of a node");
     figures.number(&what, &resident, " MiB", Some(RESIDENT_MIB_MAX));
 

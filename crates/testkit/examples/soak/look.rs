@@ -86,7 +86,11 @@ pub fn judge(figures: &mut Figures, scenario: &str, outcome: &Outcome, cluster: 
     failures.iter().take(5).for_each(|failure| eprintln!("   failed: {failure}"));
     let (keys, records) = outcome.acknowledged();
     let seen = format!("{} failed of {keys} puts and {records} records", failures.len());
-    figures.verdict(&format!("{scenario}: no request fails that is retried for its deadline"), failures.is_empty(), &seen);
+    figures.verdict(
+        &format!("{scenario}: no request fails that is retried for its deadline"),
+        failures.is_empty(),
+        &seen,
+    );
     let verified = outcome.verify(cluster);
     let seen = match &verified {
         Ok(()) => format!("{keys} puts, {records} records, each read from every node"),

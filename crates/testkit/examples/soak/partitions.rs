@@ -87,7 +87,11 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
         eprintln!("   {says}, {round} of {times}: {:?}", reasons.last());
     }
     let outcome = load.stop()?;
-    figures.times(&format!("{says}: to the next key that is put"), accepted(&outcome, kind, &moments)?, Limit::max(ACCEPTED));
+    figures.times(
+        &format!("{says}: to the next key that is put"),
+        accepted(&outcome, kind, &moments)?,
+        Limit::max(ACCEPTED),
+    );
     figures.times(&format!("{says}: from its end until all is well"), healed, Limit::max(HEALED));
     if let Some(reason) = reasons.first() {
         figures.verdict(&format!("{says}: the minority accepts nothing, and says why"), true, reason);

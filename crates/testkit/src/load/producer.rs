@@ -28,7 +28,8 @@ pub(super) fn produce(number: usize, plan: &LoadPlan, kcat: &Kcat, stop: &Atomic
     let kcat = kcat.clone().with_limit(plan.deadline + Duration::from_secs(60));
     let (partition, timeout) = (number.to_string(), format!("message.timeout.ms={}", plan.deadline.as_millis()));
     // kcat's own are made for networks far away: it would look for a new leader only every few minutes.
-    let quick = ["topic.metadata.refresh.interval.ms=250", "retry.backoff.ms=50", "reconnect.backoff.max.ms=250", &timeout];
+    let quick =
+        ["topic.metadata.refresh.interval.ms=250", "retry.backoff.ms=50", "reconnect.backoff.max.ms=250", &timeout];
     let mut extra = vec!["-p", &partition];
     quick.iter().for_each(|setting| extra.extend(["-X", *setting]));
     let mut next = 0;

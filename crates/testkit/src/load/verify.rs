@@ -69,7 +69,8 @@ fn verify_records(topic: &str, producers: &[Produced], node: &Node) -> anyhow::R
     let mut seen: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
     for record in node.kcat().with_limit(READ_LIMIT).consume(topic)? {
         let text = record.text();
-        let (producer, number) = text.trim_end().split_once('-').with_context(|| format!("a strange record: {text}"))?;
+        let (producer, number) =
+            text.trim_end().split_once('-').with_context(|| format!("a strange record: {text}"))?;
         seen.entry(producer.parse()?).or_default().insert(number.parse()?);
     }
     for produced in producers {
