@@ -7,7 +7,7 @@ use serde_json::json;
 use testkit::{Cluster, Kcat, Node, Start, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, cpu_time, in_folder, let_pass, resident_mib, strays, wait_home};
+use crate::look::{PATIENCE, cpu_time, in_folder, let_pass, node_id, resident_mib, strays, wait_home};
 use crate::options::Options;
 
 const TOPIC: &str = "idle";
@@ -48,9 +48,10 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     let (mut away, mut home) = (Vec::new(), Vec::new());
     for at in 0..3 {
         let witness = cluster.nodes[(at + 1) % 3].kcat();
+        let id = node_id(&cluster.nodes[at])?;
         let moment = Instant::now();
         cluster.nodes[at].kill()?;
-        away.push(wait_led(&witness, moment)?);
+        away.push(wait_led(&witness, Some(id), moment)?);
         let back = Instant::now();
         cluster.nodes[at].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
@@ -67,7 +68,7 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     for node in &mut cluster.nodes {
         node.start(&Start::Up)?;
     }
-    let led = wait_led(&cluster.nodes[0].kcat(), moment)?;
+    let led = wait_led(&cluster.nodes[0].kcat(), None, moment)?;
     figures.times("all nodes start again: every group is led", vec![led], Limit::max(LED_MAX));
     cluster.wait_ready(PATIENCE)?;
     wait_home(&cluster.nodes[0].kcat(), TOPIC, PATIENCE)?;
@@ -86,9 +87,9 @@ fn cost(cluster: &mut Cluster) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
 }
 
 /// From `moment` until every partition has a leader.
-fn wait_led(kcat: &Kcat, moment: Instant) -> anyhow::Result<Duration> {
+fn wait_led(kcat: &Kcat, killed: Option<i64>, moment: Instant) -> anyhow::Result<Duration> {
     wait_until(PATIENCE, "every partition is led", || {
-        let (none, _) = strays(kcat, TOPIC)?;
+        let (none, _) = strays(kcat, TOPIC, killed)?;
         ensure!(none == 0, "{none} partitions have no leader");
         Ok(moment.elapsed())
     })

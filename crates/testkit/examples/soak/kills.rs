@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use testkit::{Cluster, Kcat, Load, LoadPlan, Start};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, wait_home, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, node_id, wait_home, wait_whole};
 use crate::options::Options;
 
 const ACCEPTED: Limit = Limit { median: Some(Duration::from_secs(2)), max: Some(Duration::from_secs(4)) };
@@ -34,7 +34,7 @@ fn killed(cluster: &mut Cluster, kills: usize, figures: &mut Figures) -> anyhow:
         wait_whole(&cluster.nodes[survivors[0]])?;
         // Each node is the first choice for one of the partitions: that one loses its leader too.
         wait_home(&cluster.nodes[survivors[0]].kcat(), TOPIC, PATIENCE)?;
-        let id = node_id(cluster, leader)?;
+        let id = node_id(&cluster.nodes[leader])?;
         let partitions = cluster.nodes[survivors[0]].kcat().partitions(TOPIC)?;
         let lost = partitions.iter().find(|(_, (leads, _))| *leads == id).map(|(partition, _)| *partition);
         let lost = lost.with_context(|| format!("node {id} leads no partition of {partitions:?}"))?;
@@ -59,16 +59,10 @@ fn killed(cluster: &mut Cluster, kills: usize, figures: &mut Figures) -> anyhow:
     Ok(())
 }
 
-fn node_id(cluster: &Cluster, at: usize) -> anyhow::Result<i64> {
-    let members = cluster.nodes[at].members()?;
-    let me = members.iter().find(|member| member["name"] == cluster.nodes[at].name.as_str());
-    me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id in {members:?}"))
-}
-
 /// From `moment` until a record is accepted by a partition.
 fn produced(brokers: &[SocketAddr], partition: i64, round: usize, moment: Instant) -> anyhow::Result<Duration> {
     let (partition, value) = (partition.to_string(), format!("round-{round}"));
-    let quick = ["topic.metadata.refresh.interval.ms=50", "retry.backoff.ms=20", "retry.backoff.max.ms=50"];
+    let quick = ["topic.metadata.refresh.interval.ms=50", "retry.backoff.ms=20", "reconnect.backoff.max.ms=100"];
     let mut extra = vec!["-p", &partition];
     quick.iter().for_each(|setting| extra.extend(["-X", *setting]));
     let said = Kcat::at_any(brokers).try_produce(TOPIC, [(&b"k"[..], value.as_bytes())], &[], &extra)?;

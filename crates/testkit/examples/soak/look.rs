@@ -29,6 +29,9 @@ pub fn in_folder(name: &str, figures: &mut Figures, body: impl FnOnce(&Folder, &
     }
 }
 
+/// In what the kernel counts CPU time.
+const TICK_MS: u64 = 10;
+
 /// The highest term of each group on any node that answers.
 pub fn terms(node: &Node) -> anyhow::Result<BTreeMap<String, u64>> {
     let body = node.api().get("/v1/groups")?.ok()?;
@@ -61,20 +64,28 @@ pub fn wait_whole(node: &Node) -> anyhow::Result<()> {
     })
 }
 
-/// Which partitions have no leader, or another than their first replica, as one broker tells clients: (none, another).
-pub fn strays(kcat: &Kcat, topic: &str) -> anyhow::Result<(usize, usize)> {
+/// Which partitions have no leader, or another than their first replica, as one broker tells clients: (none, another). A
+/// broker that was killed leads nothing, whatever others still believe.
+pub fn strays(kcat: &Kcat, topic: &str, killed: Option<i64>) -> anyhow::Result<(usize, usize)> {
     let partitions = kcat.partitions(topic)?;
     ensure!(!partitions.is_empty(), "{topic} has no partitions");
-    let none = partitions.values().filter(|(leader, _)| *leader < 0).count();
+    let none = partitions.values().filter(|(leader, _)| *leader < 0 || Some(*leader) == killed).count();
     let elsewhere = partitions.values().filter(|(leader, all)| *leader >= 0 && all.first() != Some(leader)).count();
     Ok((none, elsewhere))
+}
+
+/// A node's id, as it says itself.
+pub fn node_id(node: &Node) -> anyhow::Result<i64> {
+    let members = node.members()?;
+    let me = members.iter().find(|member| member["name"] == node.name.as_str());
+    me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id in {members:?}"))
 }
 
 /// Waits until every partition is led by its first replica.
 pub fn wait_home(kcat: &Kcat, topic: &str, limit: Duration) -> anyhow::Result<Duration> {
     let start = Instant::now();
     wait_until(limit, &format!("the leaders of {topic} are on their first replicas"), || {
-        let (none, elsewhere) = strays(kcat, topic)?;
+        let (none, elsewhere) = strays(kcat, topic, None)?;
         ensure!(none + elsewhere == 0, "{none} partitions have no leader, {elsewhere} another");
         Ok(start.elapsed())
     })
@@ -104,7 +115,7 @@ pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
     let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second()))
+    Ok(Duration::from_millis(ticks * TICK_MS))
 }
 
 /// Resident memory of a process, in MiB.

@@ -142,8 +142,11 @@ fn leaders_go_back_to_their_first_replicas() {
         let topic = json!({ "name": "many", "partitions": 30, "replication_factor": 3 });
         cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
         wait_home(&cluster.nodes[0].kcat())?;
+        let members = cluster.nodes[1].members()?;
+        let id = members.iter().find(|member| member["name"] == cluster.nodes[1].name.as_str());
+        let id = id.and_then(|member| member["id"].as_i64()).context("node2 has no id")?;
         cluster.nodes[1].kill()?;
-        wait_led(&cluster.nodes[0].kcat())?;
+        wait_led(&cluster.nodes[0].kcat(), Some(id))?;
         cluster.nodes[1].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
         wait_home(&cluster.nodes[0].kcat())?;
@@ -154,7 +157,7 @@ fn leaders_go_back_to_their_first_replicas() {
         for node in &mut cluster.nodes {
             node.start(&Start::Up)?;
         }
-        wait_led(&cluster.nodes[0].kcat())?;
+        wait_led(&cluster.nodes[0].kcat(), None)?;
         let took = start.elapsed();
         ensure!(took < LED_MAX, "after a start of all nodes, all groups were led only after {took:?}");
         Ok(())
@@ -171,10 +174,11 @@ fn wait_home(kcat: &Kcat) -> anyhow::Result<()> {
     })
 }
 
-fn wait_led(kcat: &Kcat) -> anyhow::Result<()> {
+/// Waits until each partition is led, and not by a node that is dead.
+fn wait_led(kcat: &Kcat, dead: Option<i64>) -> anyhow::Result<()> {
     wait_until(PATIENCE, "each partition is led", || {
         let partitions = kcat.partitions("many")?;
-        let without = partitions.values().filter(|(leader, _)| *leader < 0).count();
+        let without = partitions.values().filter(|(leader, _)| *leader < 0 || Some(*leader) == dead).count();
         ensure!(without == 0 && !partitions.is_empty(), "{without} of {} have no leader", partitions.len());
         Ok(())
     })
