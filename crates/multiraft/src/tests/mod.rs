@@ -6,6 +6,7 @@ mod cost;
 mod disk;
 mod fuzz;
 mod random;
+mod rest;
 mod rules;
 
 use base::GroupId;
