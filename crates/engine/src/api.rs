@@ -87,6 +87,10 @@ pub enum Event {
     Expelled {
         by: NodeId,
     },
+    /// A member of a newer incarnation of the cluster, recovered from a lost majority, refuses this node.
+    Superseded {
+        by: NodeId,
+    },
     /// The hypervisor side reports.
     Vm(VmReport),
     /// The driver's answer to [`Effect::ListTasks`] or [`Effect::ReadPartition`].

@@ -17,6 +17,7 @@ use crate::outbox::Outbox;
 use crate::planner::Planner;
 use crate::requests::Requests;
 use crate::session::Session;
+use crate::superseded::Superseded;
 use crate::vms::VmSide;
 use crate::{CoreConfig, Effect, Event, Formation};
 
@@ -67,6 +68,7 @@ pub struct NodeCore {
     pub(crate) outbox: Outbox,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
+    pub(crate) superseded: Superseded,
     pub(crate) disk_full: bool,
     /// Since when, to the tick, or since it was last looked for somebody to lead instead.
     pub(crate) disk_full_since: Option<base::Mono>,
@@ -110,6 +112,7 @@ impl NodeCore {
             outbox: Outbox::default(),
             checkpoints: Checkpoints::default(),
             reads: Reads::default(),
+            superseded: Superseded::default(),
             disk_full: false,
             disk_full_since: None,
             abstains_until: None,
@@ -138,6 +141,7 @@ impl NodeCore {
             Event::PeerDown { node } => self.peer_down(node),
             Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
             Event::Expelled { by } => self.expelled(by),
+            Event::Superseded { by } => self.superseded(by),
             Event::Vm(report) => self.take_vm_report(report),
             Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }
@@ -179,6 +183,7 @@ impl NodeCore {
         self.requests_tick();
         self.checkpoints_tick();
         self.session_tick();
+        self.superseded_tick();
         self.planner.due = true;
     }
 

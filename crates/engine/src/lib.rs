@@ -31,10 +31,12 @@ mod outbox;
 mod planner;
 mod produce;
 mod raft_io;
+pub mod recover;
 mod replay;
 mod requests;
 mod session;
 mod status;
+mod superseded;
 mod vms;
 
 pub use api::*;

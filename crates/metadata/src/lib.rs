@@ -8,9 +8,11 @@
 mod apply;
 mod command;
 mod departures;
+mod domains;
 mod nodes;
 mod outbox;
 mod partitions;
+mod recovered;
 mod sessions;
 mod snapshot;
 mod state;
@@ -19,7 +21,9 @@ mod topics;
 mod vms;
 
 pub use command::*;
+pub use domains::{Domain, ZONE_LABEL, crowding, spread};
 pub use partitions::ReplicaPlan;
+pub use recovered::{Losses, Survival};
 pub use snapshot::SnapshotError;
 pub use state::*;
 pub use tokens::token_hash;

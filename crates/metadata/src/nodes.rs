@@ -23,7 +23,7 @@ impl Metadata {
     /// topic of its events. Covers index 1.
     #[must_use]
     pub fn bootstrap(cluster: ClusterId, member: Member, now: Wall) -> Metadata {
-        let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, ..Metadata::default() };
+        let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, outbox_first: 1, ..Metadata::default() };
         let context = Context { index: 1, now, silent: &[] };
         let node = metadata.insert_node(context, member);
         debug_assert_eq!(node, (NodeId(1), ReplicaId(1)));

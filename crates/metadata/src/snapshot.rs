@@ -48,6 +48,9 @@ struct Snapshot {
     #[n(13)]
     #[cbor(default)]
     departed: BTreeMap<NodeId, DepartedNode>,
+    /// 1 if it is not there.
+    #[n(20)]
+    outbox_first: Option<u64>,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -73,6 +76,7 @@ impl Metadata {
             outbox_next: self.outbox_next,
             outbox_dropped: self.outbox_dropped,
             departed: table(&self.departed),
+            outbox_first: Some(self.outbox_first),
         })
     }
 
@@ -97,6 +101,7 @@ impl Metadata {
             outbox_next: snapshot.outbox_next,
             outbox_dropped: snapshot.outbox_dropped,
             departed: snapshot.departed.into_iter().collect(),
+            outbox_first: snapshot.outbox_first.unwrap_or(1),
             next: snapshot.next,
         })
     }

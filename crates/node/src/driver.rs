@@ -170,6 +170,7 @@ impl Driver {
             Incoming::Up { node, incarnation } => Event::PeerUp { node, incarnation },
             Incoming::Down { node } => Event::PeerDown { node },
             Incoming::Expelled { by } => Event::Expelled { by },
+            Incoming::Superseded { by } => Event::Superseded { by },
             Incoming::Join { request, endpoint, reply } => {
                 // A full queue drops the reply, which refuses the stranger as busy.
                 let _ = self.sinks.joins.try_send(JoinCall { request, endpoint, reply });

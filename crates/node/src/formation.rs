@@ -38,6 +38,8 @@ pub(crate) async fn find_place(
             formed: false,
             joined: None,
             seed: seed()?,
+            recovered_as: Incarnation(0),
+            recoveries: 0,
         },
     };
     data.save(&record)?;
@@ -54,6 +56,8 @@ async fn join(token: &JoinToken, transport: &Transport, me: &Member) -> Result<C
         formed: false,
         joined: Some(accepted),
         seed: seed()?,
+        recovered_as: Incarnation(0),
+        recoveries: 0,
     })
 }
 

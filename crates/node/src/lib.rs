@@ -25,6 +25,7 @@ mod listeners;
 mod observe;
 mod partition_reads;
 mod ports;
+pub mod recover;
 mod start;
 mod tasks;
 mod vms;

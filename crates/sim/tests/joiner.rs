@@ -68,6 +68,19 @@ impl Joiner {
         Joiner::with(Formation::Restart, cluster, self.disk, 2)
     }
 
+    /// Time passes; every second it calls a member of a newer incarnation, and is refused. `meanwhile` happens as often.
+    fn superseded_for(&mut self, seconds: u64, meanwhile: impl Fn(&mut Joiner)) {
+        for _ in 0..seconds {
+            for _ in 0..20 {
+                self.now.mono = self.now.mono.plus(base::Millis(50));
+                self.core.handle(self.now, Event::Tick);
+                self.settle();
+            }
+            meanwhile(self);
+            self.core.handle(self.now, Event::Superseded { by: NodeId(9) });
+        }
+    }
+
     /// Why it stopped.
     fn last_words(&self) -> &str {
         self.stopped.as_deref().expect("it stopped")
@@ -80,7 +93,7 @@ impl Joiner {
             for effect in self.core.flush(self.now) {
                 match effect {
                     Effect::Disk(op) => operations.push(op),
-                    Effect::Fatal(reason) => self.stopped = Some(reason),
+                    Effect::Fatal(reason) | Effect::Departed { reason, .. } => self.stopped = Some(reason),
                     _ => {}
                 }
             }
@@ -254,4 +267,18 @@ fn no_replica_is_born_from_tables_that_may_be_older_than_its_removal() {
     // A restarted process would look the same to itself: its tables are from its journal, and nobody confirmed them.
     let groups: Vec<_> = joiner.core.status().groups.iter().map(|view| view.group).collect();
     assert_eq!(groups, [GroupId::META]);
+}
+
+#[test]
+fn a_node_of_an_older_incarnation_goes_on_with_its_leader_and_ends_without_one() {
+    let mut joiner = installed();
+    joiner.superseded_for(20, |joiner| joiner.raft(message(RaftMessageKind::Heartbeat, 1)));
+    assert_eq!(joiner.stopped, None, "its majority is there: somebody recovered what was none");
+    joiner.superseded_for(10, |_| ());
+    assert!(joiner.last_words().contains("the cluster was recovered without this node"), "{:?}", joiner.stopped);
+
+    // Brought back long after, it finds nobody but the one that refuses it.
+    let mut joiner = installed().restart(CLUSTER);
+    joiner.superseded_for(10, |_| ());
+    assert!(joiner.last_words().contains("join anew with a token"), "{:?}", joiner.stopped);
 }

@@ -26,6 +26,6 @@ pub use http::{Answer, Api};
 pub use kcat::{Kcat, Record};
 pub use node::{Node, Start};
 pub use ports::{free_port, tcp_is_closed};
-pub use process::{Finished, Process, Signal};
+pub use process::{Finished, Process, Signal, run};
 pub use small_disk::SmallDisk;
 pub use wait::{holds_for, wait_until};

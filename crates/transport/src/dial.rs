@@ -147,6 +147,9 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
                     // Said again at the next attempt, should there be no room for it now.
                     shared.control.try_send(Incoming::Expelled { by: peer.node });
                 }
+                if matches!(&error, DialError::Refused(refusal) if refusal.code == ErrorCode::StaleEpoch) {
+                    shared.control.try_send(Incoming::Superseded { by: peer.node });
+                }
                 if matches!(error, DialError::Timeout) {
                     peer.hang_up_on_caller();
                 }

@@ -46,6 +46,8 @@ pub(crate) struct NodeView {
     /// `kvm` or `tcg`; empty without a hypervisor.
     pub accelerator: String,
     pub labels: BTreeMap<String, String>,
+    /// Its failure domain, by its label `zone`; null: it is one of its own.
+    pub zone: Option<String>,
     pub version: String,
     /// VMs that run there now; null while unknown.
     pub vms_running: Option<u32>,
@@ -73,6 +75,7 @@ const COLUMNS: &[Column] = &[
     Column::plain("CORES", "/cores"),
     Column { title: "MEMORY", pointer: "/memory_mib", cell: Cell::Mebibytes },
     Column::plain("ACCEL", "/accelerator"),
+    Column::plain("ZONE", "/zone"),
     Column::plain("LABELS", "/labels"),
     Column::plain("REASON", "/reason"),
 ];
@@ -154,6 +157,7 @@ fn view(metadata: &Metadata, asked: &Asked, best: Option<&NodeStatus>, heard: Op
         hypervisors: member.capabilities.hypervisors.clone(),
         accelerator: member.capabilities.accelerator.clone(),
         labels: member.labels.clone(),
+        zone: asked.record.zone().map(str::to_owned),
         version: member.capabilities.version.clone(),
         vms_running: answer.map(|status| status.vms_running),
         disk_full: answer.map(|status| status.disk_full),

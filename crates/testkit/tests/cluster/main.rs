@@ -1,5 +1,6 @@
 //! Every test of the built binary, in one test program.
 
+mod addresses;
 mod bad_input;
 mod damaged_disk;
 mod departures;
@@ -11,6 +12,7 @@ mod joining;
 mod json_output;
 mod kafka;
 mod main_job;
+mod recover;
 mod single_node;
 mod support;
 mod verbs;
