@@ -257,6 +257,8 @@ pub const VM_RESTARTS_MAX: u32 = 10;
 
 /// (principal, operation) pairs whose rates one node tracks at once.
 pub const OPERATION_LIMITS_TRACKED_MAX: usize = 4_096;
+/// So long after its deadline an operation may still say why it has no result.
+pub const OPERATION_LAST_WORD: Millis = Millis(250);
 /// Results that one node keeps for retries with the same Idempotency-Key.
 pub const IDEMPOTENCY_RESULTS_MAX: usize = 1_024;
 /// How long it keeps them.

@@ -179,7 +179,8 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
         allowed: Millis,
         account: &mut Account,
     ) -> Result<Output, OpError> {
-        let until = self.clock.sleep_until(call.deadline);
+        // Whoever is asked inside gives up at the deadline, and says what it waited for: that is worth a moment.
+        let until = self.clock.sleep_until(call.deadline.plus(limits::OPERATION_LAST_WORD));
         // The handler's first lines run inside the future too, so that their panics are caught as well.
         let handler = AssertUnwindSafe(async move { prepared(call).await }).catch_unwind();
         match select(Box::pin(handler), until).await {

@@ -1,7 +1,7 @@
 //! The pipeline: every stage can refuse, in order; what is declared is enforced; every call is told of once.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base::{ErrorCode, Millis, Mono, Now, Wall};
@@ -56,13 +56,16 @@ async fn count(_: Call<World>, input: Input) -> Result<Typed<u32>, OpError> {
 #[derive(Default)]
 struct TestClock {
     frozen: AtomicBool,
+    /// Until when somebody was to sleep last.
+    until: AtomicU64,
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Now {
         Now { mono: Mono(0), wall: Wall(0) }
     }
-    fn sleep_until(&self, _: Mono) -> BoxFuture<'static, ()> {
+    fn sleep_until(&self, until: Mono) -> BoxFuture<'static, ()> {
+        self.until.store(until.0, Ordering::SeqCst);
         if self.frozen.load(Ordering::SeqCst) { pending().boxed() } else { std::future::ready(()).boxed() }
     }
 }
@@ -209,6 +212,10 @@ fn a_deadline_is_cut_at_the_longest_allowed() {
     for (asked, expect) in [(None, "50 ms"), (Some(Millis(7)), "7 ms"), (Some(Millis(1 << 40)), "100 ms")] {
         let invocation = Invocation { deadline: asked, ..call("thing.do", "operator", json!({"what": "hang"})) };
         assert_eq!(bench.invoke(invocation).unwrap_err().message, format!("thing.do did not end within {expect}"));
+        // What is asked inside gives up at the deadline, and its reason must come before that.
+        let allowed = asked.map_or(50, |asked| asked.0.min(100));
+        let until = Mono(0).plus(Millis(allowed)).plus(base::limits::OPERATION_LAST_WORD);
+        assert_eq!(bench.clock.until.load(Ordering::SeqCst), until.0);
         bench.last();
     }
 }

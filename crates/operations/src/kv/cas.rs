@@ -1,14 +1,14 @@
 //! `kv.cas`: a key gets a value if it is what the caller thinks (compare and set).
 
 use base::ErrorCode;
-use metadata::{Command, CommandResult, KeyExpect};
+use metadata::KeyExpect;
 use ops::{Call, Example, Human, Idempotency, Method, OpError, Operation, Permission, Scope};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Encoding, LIMITS, Put, bytes_of, check_key, life, put_text};
+use super::{Encoding, LIMITS, Put, bytes_of, check_key, life, put, put_text};
 use crate::Ports;
-use crate::common::{WRITE_ERRORS, command_result, unexpected};
+use crate::common::WRITE_ERRORS;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -65,11 +65,8 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Put, OpError> {
         _ => return Err(OpError::field("revision", "is refused: name a revision or an expected value, one of them")),
     };
     let life = life(input.ttl_s, input.lease)?;
-    let put = Command::PutKey { key: input.key.clone(), value, expect: Some(expect), life };
-    let result = command_result(&call, put).await.map_err(|error| match error.code {
+    put(&call, input.key, value, Some(expect), life).await.map_err(|error| match error.code {
         ErrorCode::FailedPrecondition => error.hint("read it again with `muster kv get`, and decide anew"),
         _ => error,
-    })?;
-    let CommandResult::KeyPut { revision, version, lease } = result else { return Err(unexpected()) };
-    Ok(Put { key: input.key, revision, version, lease: lease.map(|lease| lease.0) })
+    })
 }

@@ -8,12 +8,16 @@ pub(crate) mod put;
 pub(crate) mod watch;
 
 use base::{ErrorCode, LeaseId};
+use bytes::Bytes;
 use data_encoding::BASE64;
-use metadata::{KeyLife, KeyRecord};
-use ops::{Limits, OpError};
+use metadata::{Command, CommandResult, KeyExpect, KeyLife, KeyRecord};
+use ops::{Call, Limits, OpError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::Ports;
+use crate::common::{command_result, unexpected};
 
 /// Programs call these often.
 pub(crate) const LIMITS: Limits = Limits {
@@ -74,7 +78,7 @@ pub(crate) fn text_of(value: &[u8]) -> (String, Encoding) {
 }
 
 /// The bytes that a text stands for.
-pub(crate) fn bytes_of(field: &str, text: String, encoding: Encoding) -> Result<bytes::Bytes, OpError> {
+pub(crate) fn bytes_of(field: &str, text: String, encoding: Encoding) -> Result<Bytes, OpError> {
     match encoding {
         Encoding::Text => Ok(text.into_bytes().into()),
         Encoding::Base64 => BASE64
@@ -110,6 +114,23 @@ pub(crate) struct Put {
     version: u64,
     /// The lease that the key goes with.
     lease: Option<u64>,
+}
+
+/// Gives a key a value, if it is as expected.
+pub(crate) async fn put(
+    call: &Call<Ports>,
+    key: String,
+    value: Bytes,
+    expect: Option<KeyExpect>,
+    life: KeyLife,
+) -> Result<Put, OpError> {
+    let put = Command::PutKey { key: key.clone(), value, expect, life };
+    match command_result(call, put).await? {
+        CommandResult::KeyPut { revision, version, lease } => {
+            Ok(Put { key, revision, version, lease: lease.map(|lease| lease.0) })
+        }
+        _ => Err(unexpected()),
+    }
 }
 
 pub(crate) fn put_text(output: &Value) -> String {

@@ -1,13 +1,12 @@
 //! `kv.put`: a key gets a value.
 
-use metadata::{Command, CommandResult};
 use ops::{Call, Example, Human, Idempotency, Method, OpError, Operation, Permission, Scope};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Encoding, LIMITS, Put, bytes_of, check_key, life, put_text};
+use super::{Encoding, LIMITS, Put, bytes_of, check_key, life, put, put_text};
 use crate::Ports;
-use crate::common::{WRITE_ERRORS, command_result, unexpected};
+use crate::common::WRITE_ERRORS;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -53,9 +52,5 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Put, OpError> {
     check_key(&input.key)?;
     let value = bytes_of("value", input.value, input.encoding)?;
     let life = life(input.ttl_s, input.lease)?;
-    let put = Command::PutKey { key: input.key.clone(), value, expect: None, life };
-    let CommandResult::KeyPut { revision, version, lease } = command_result(&call, put).await? else {
-        return Err(unexpected());
-    };
-    Ok(Put { key: input.key, revision, version, lease: lease.map(|lease| lease.0) })
+    put(&call, input.key, value, None, life).await
 }
