@@ -66,6 +66,13 @@ bench: setup
 	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example figures
 	$(CARGO) run --release -p vmm --example boot_time -- 10 1 $(TARGET_DIR)/images
 
+## make soak-consensus   consensus shaken on real processes, over an hour or two (SOAK="kills --kills 5" for a part)
+SOAK ?=
+.PHONY: soak-consensus
+soak-consensus: setup
+	$(CARGO) build --release -p muster
+	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example soak -- $(SOAK)
+
 ## make bench-consensus   three nodes of muster beside three of etcd: puts and linearizable gets
 .PHONY: bench-consensus
 bench-consensus: setup

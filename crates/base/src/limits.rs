@@ -218,6 +218,11 @@ pub const NODES_MAX: usize = 512;
 pub const NODES_DEPARTED_MAX: usize = 1_024;
 /// A member that was silent for this long is lost, by default: its replicas are made anew elsewhere.
 pub const NODE_LOST_AFTER: Millis = Millis(10 * 60_000);
+/// A leadership goes back to the partition's first replica when that one's node has been heard of for this long, and
+/// whoever leads instead has led for as long: what has just changed may change again.
+pub const PREFERRED_LEADER_AFTER: Millis = Millis(5_000);
+/// Leaderships that one node is giving back at once.
+pub const LEADERSHIPS_RETURNING_MAX: usize = 16;
 /// Replicas of partitions that are being made at once, in the whole cluster.
 pub const REPLICAS_BUILDING_MAX: usize = 64;
 /// Voters of `__meta`, at most.

@@ -9,6 +9,7 @@ use metadata::{Metadata, NodeLifecycle};
 use multiraft::{MultiRaft, MultiRaftConfig};
 use wire::{Channel, PeerMessage, RaftMessage};
 
+use crate::balance::Balance;
 use crate::checkpoints::Checkpoints;
 use crate::directory::{Leaders, Peers};
 use crate::groups::Group;
@@ -65,6 +66,7 @@ pub struct NodeCore {
     pub(crate) requests: Requests,
     pub(crate) session: Session,
     pub(crate) planner: Planner,
+    pub(crate) balance: Balance,
     pub(crate) leases: Leases,
     pub(crate) vms: VmSide,
     pub(crate) outbox: Outbox,
@@ -110,6 +112,7 @@ impl NodeCore {
             requests: Requests::new(config.incarnation),
             session: Session::default(),
             planner: Planner::default(),
+            balance: Balance::default(),
             leases: Leases::default(),
             vms: VmSide::default(),
             outbox: Outbox::default(),
@@ -199,6 +202,7 @@ impl NodeCore {
         self.follow_leaders();
         self.drive_session();
         self.drive_membership();
+        self.drive_balance();
         self.drive_planner();
         self.drive_leases();
         self.drive_vms();

@@ -15,6 +15,8 @@ use crate::LeaderInfo;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Peer {
     pub heard: Option<Mono>,
+    /// Since when this process of it is heard of without a gap of [`NODE_UNREACHABLE_AFTER`].
+    pub heard_since: Option<Mono>,
     pub incarnation: Incarnation,
     pub connected: bool,
     /// What it said of its disk.
@@ -103,12 +105,20 @@ impl Peers {
     }
 
     pub fn heard(&mut self, node: NodeId, now: Mono) {
-        self.known.entry(node).or_default().heard = Some(now);
+        let peer = self.known.entry(node).or_default();
+        if peer.heard.is_none_or(|at| now.since(at) >= NODE_UNREACHABLE_AFTER) {
+            peer.heard_since = None;
+        }
+        peer.heard = Some(now);
+        peer.heard_since.get_or_insert(now);
     }
 
     pub fn set_connected(&mut self, node: NodeId, incarnation: Option<Incarnation>) {
         let peer = self.known.entry(node).or_default();
         peer.connected = incarnation.is_some();
+        if incarnation.is_some_and(|new| new != peer.incarnation) {
+            peer.heard_since = None;
+        }
         peer.incarnation = incarnation.unwrap_or(peer.incarnation);
     }
 
@@ -139,6 +149,12 @@ impl Peers {
     /// Heard of lately.
     pub fn reachable(&self, node: NodeId, now: Mono) -> bool {
         self.silence(node, now).is_some_and(|silence| silence < NODE_UNREACHABLE_AFTER)
+    }
+
+    /// For how long this process of the node has been heard of; `None`: it is not.
+    pub fn heard_for(&self, node: NodeId, now: Mono) -> Option<Millis> {
+        let since = self.known.get(&node)?.heard_since?;
+        self.reachable(node, now).then(|| now.since(since))
     }
 
     /// How long since the node was heard of; `None`: never.
@@ -358,6 +374,24 @@ mod tests {
         assert_eq!(leaders.take_changed(&peers, late)[0].leader, None);
         peers.heard(NodeId(1), late);
         assert_eq!(leaders.take_changed(&peers, late.plus(Millis(250)))[0].leader, Some(NodeId(1)));
+    }
+
+    #[test]
+    fn a_node_is_heard_of_since_its_last_silence_or_start() {
+        let (node, mut peers) = (NodeId(1), Peers::default());
+        let at = |ms: u64| Mono(0).plus(Millis(ms));
+        peers.set_connected(node, Some(Incarnation(1)));
+        for tenth in 0..30 {
+            peers.heard(node, at(tenth * 100));
+        }
+        assert_eq!(peers.heard_for(node, at(2_900)), Some(Millis(2_900)));
+        assert_eq!(peers.heard_for(node, at(2_900).plus(NODE_UNREACHABLE_AFTER)), None, "it is silent");
+        let back = at(2_900).plus(NODE_UNREACHABLE_AFTER);
+        peers.heard(node, back);
+        assert_eq!(peers.heard_for(node, back.plus(Millis(100))), Some(Millis(100)));
+        peers.set_connected(node, Some(Incarnation(2)));
+        peers.heard(node, back.plus(Millis(200)));
+        assert_eq!(peers.heard_for(node, back.plus(Millis(200))), Some(Millis(0)), "another process");
     }
 
     #[test]

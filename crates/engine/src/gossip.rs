@@ -35,7 +35,8 @@ impl NodeCore {
             incarnation: self.config.incarnation,
             leaders,
             meta_applied: self.metadata.applied,
-            disk_full: Some(self.disk_full),
+            // A disk that is stuck, or a node about to stop, is no better place for a leader than a full disk.
+            disk_full: Some(self.disk_full || !self.raft.is_electable()),
         };
         let me = self.me();
         let nodes: Vec<_> = self.peers.nodes().filter(|node| *node != me).collect();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::simulation::{Mark, Plant, mark_if, planted};
-use base::{GroupId, NodeId, ReplicaId};
+use base::{GroupId, Mono, NodeId, ReplicaId};
 use bytes::Bytes;
 use journal::Checkpoint;
 use multiraft::{GroupInit, Role};
@@ -70,6 +70,8 @@ pub(crate) struct Group {
     pub term: u64,
     /// Leads, and has applied its own Noop: proposals are taken.
     pub active: bool,
+    /// Since when it is, or was last.
+    pub led_since: Option<Mono>,
     /// Who waits for which index to be applied.
     pub waiters: BTreeMap<u64, Waiter>,
     /// acks=1: who waits for which index to be durable here.
@@ -95,6 +97,7 @@ impl Group {
             role: Role::Follower,
             term: 0,
             active: false,
+            led_since: None,
             waiters: BTreeMap::new(),
             unsynced: BTreeMap::new(),
             rounds: VecDeque::new(),

@@ -19,6 +19,7 @@
 
 mod api;
 mod apply;
+mod balance;
 mod checkpoints;
 mod core;
 mod directory;

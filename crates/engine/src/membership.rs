@@ -85,17 +85,20 @@ fn next_step(status: &GroupStatus, goal: &Goal) -> Option<Step> {
     }
 }
 
+/// Whether a replica is heard of and has nearly all that is committed.
+pub(crate) fn caught_up(progress: &ReplicaProgress, commit: u64) -> bool {
+    let close = progress.matched > 0 && progress.matched + CAUGHT_UP_ENTRIES >= commit;
+    progress.active && !progress.snapshot && close
+}
+
 /// Who is to vote, if there are enough that can.
 fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId>> {
     let voters = &status.membership.voters;
     let progress = |replica: &ReplicaId| status.progress.iter().find(|p| p.replica == *replica);
     let active = |replica: &ReplicaId| progress(replica).is_some_and(|p| p.active);
-    let caught_up = |replica: &ReplicaId| {
-        let close = |p: &ReplicaProgress| p.matched > 0 && p.matched + CAUGHT_UP_ENTRIES >= status.commit;
-        progress(replica).is_some_and(|p| p.active && !p.snapshot && close(p))
-    };
+    let ready = |replica: &ReplicaId| progress(replica).is_some_and(|p| caught_up(p, status.commit));
     let able =
-        |replica: &&ReplicaId| voters.contains(replica) || planted(Plant::LearnersPromotedAtOnce) || caught_up(replica);
+        |replica: &&ReplicaId| voters.contains(replica) || planted(Plant::LearnersPromotedAtOnce) || ready(replica);
     // Who leads, votes already and is heard of is not replaced without need.
     let sorted = |among: &[ReplicaId]| {
         let mut among: Vec<ReplicaId> = among.iter().filter(able).copied().collect();

@@ -232,6 +232,7 @@ impl NodeCore {
         let me = self.me();
         let Some(entry) = self.groups.get_mut(&group) else { return };
         entry.active = true;
+        entry.led_since = Some(self.now.mono);
         match &mut entry.machine {
             Machine::Partition(partition) => partition.lead(term),
             Machine::Meta => {

@@ -254,6 +254,12 @@ impl MultiRaft {
         self.electable = electable;
     }
 
+    /// What [`MultiRaft::set_electable`] said last.
+    #[must_use]
+    pub fn is_electable(&self) -> bool {
+        self.electable
+    }
+
     /// All rounds up to `round` are durable.
     pub fn persisted(&mut self, round: u64) {
         while self.rounds.front().is_some_and(|(number, _)| *number <= round) {

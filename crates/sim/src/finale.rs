@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{GroupId, NodeId};
 use compute::{VmDesired, VmPhase, VmRecord};
 use engine::{GroupView, Reply};
+use metadata::{NodeLifecycle, NodeRecord};
 use multiraft::Role;
 
 use crate::check::{Judged, Violation};
@@ -44,8 +45,10 @@ pub struct Finale {
     quiet_since: Option<Nanos>,
     /// No change of leaders is excused after this.
     disturbed_until: Nanos,
-    /// The term of every group whose leader has accepted a write, as of then.
-    terms: Option<BTreeMap<GroupId, u64>>,
+    /// The terms of groups that have no reason to change leaders any more, as of when that was seen first.
+    terms: BTreeMap<GroupId, u64>,
+    /// Since when all nodes are equal.
+    equal_since: Option<Nanos>,
     /// The ends of the logs at the last look at nodes that were equal, and at how many looks they were others than before.
     logs: Option<BTreeMap<GroupId, u64>>,
     grown: u32,
@@ -167,26 +170,59 @@ impl World {
         self.finale.disturbed_until = self.queue.now + DISTURBED;
     }
 
-    /// No group comes to another term in the end, once the replicas of all have met. (One that stood for
-    /// an election when its node went down comes back with that term, and the others have to follow.)
+    /// No group comes to another term in the end, once the replicas of all have met, and its leader is the one that it
+    /// should have. (One that stood for an election when its node went down comes back with that term, and the others
+    /// have to follow.)
     fn watch_terms(&mut self) {
         let elections = &self.checks.elections;
-        let Some(terms) = &self.finale.terms else {
-            let disturbed = self.queue.now < self.finale.disturbed_until || self.injector_waits();
-            if !disturbed && self.unsettled_group().is_none() && !self.replicas_move() {
-                let state = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata);
-                let groups = state.into_iter().flat_map(|state| state.partitions.keys()).chain([&GroupId::META]);
-                self.finale.terms = Some(groups.map(|group| (*group, elections.term_of(*group))).collect());
-            }
-            return;
-        };
-        let risen = terms.iter().find(|(group, term)| elections.term_of(**group) != **term);
+        let risen = self.finale.terms.iter().find(|(group, term)| elections.term_of(**group) != **term);
         if let Some((group, term)) = risen.map(|(group, term)| (*group, *term)) {
             let now = elections.term_of(group);
             let what =
                 format!("group {group} was in term {term}, is in {now}, and nothing is wrong: {}", self.describe());
-            self.fail("no elections once everything accepts writes again", what);
+            return self.fail("no elections once everything accepts writes again", what);
         }
+        let disturbed = self.queue.now < self.finale.disturbed_until || self.injector_waits();
+        if disturbed || self.unsettled_group().is_some() || self.replicas_move() {
+            return;
+        }
+        let state = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata);
+        let strays = self.strays();
+        let groups = state.into_iter().flat_map(|state| state.partitions.keys()).chain([&GroupId::META]);
+        let stay = groups.filter(|group| strays.get(group).is_none_or(|(_, home)| self.is_retired(*home)));
+        let terms: Vec<_> = stay.map(|group| (*group, elections.term_of(*group))).collect();
+        for (group, term) in terms {
+            self.finale.terms.entry(group).or_insert(term);
+        }
+    }
+
+    /// Partitions that another node leads than that of their first replica: which one leads, and which should.
+    fn strays(&self) -> BTreeMap<GroupId, (NodeId, NodeId)> {
+        let mut strays = BTreeMap::new();
+        for node in &self.nodes {
+            let Some(core) = &node.core else { continue };
+            let leads = |group| core.raft_status(group).is_some_and(|status| status.role == Role::Leader);
+            for partition in core.metadata().partitions.values().filter(|partition| leads(partition.group)) {
+                let home = partition.replicas.first().map(|first| first.node).filter(|home| *home != node.id());
+                strays.extend(home.map(|home| (partition.group, (node.id(), home))));
+            }
+        }
+        strays
+    }
+
+    fn is_retired(&self, node: NodeId) -> bool {
+        self.places.get(&node).is_some_and(|place| self.nodes[*place].retired)
+    }
+
+    /// A partition whose leadership should have gone back to its first replica by now.
+    fn stray_that_could_go(&self) -> Option<String> {
+        let state = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata)?;
+        let serves = |node: NodeId| {
+            let active = |record: &NodeRecord| record.lifecycle == NodeLifecycle::Active;
+            !self.is_retired(node) && state.nodes.get(&node).is_some_and(active)
+        };
+        let (group, (leader, home)) = self.strays().into_iter().find(|(_, (_, home))| serves(*home))?;
+        Some(format!("node {leader} leads group {group} still, and node {home} ought to"))
     }
 
     /// Some partition gets or loses a replica, and perhaps another leader.
@@ -201,10 +237,13 @@ impl World {
 
     fn await_convergence(&mut self, since: Nanos) {
         self.watch_terms();
-        let watches = self.cfg.seed.is_multiple_of(WATCHES) && self.queue.now < since + WATCH;
-        match self.differences() {
-            None if watches => self.watch_logs(),
+        let watches = self.cfg.seed.is_multiple_of(WATCHES);
+        match self.differences().or_else(|| watches.then(|| self.stray_that_could_go()).flatten()) {
             None => {
+                let equal_since = *self.finale.equal_since.get_or_insert(self.queue.now);
+                if watches && self.queue.now < equal_since + WATCH {
+                    return self.watch_logs();
+                }
                 self.done = true;
                 self.final_checks();
             }

@@ -8,6 +8,10 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use ureq::Agent;
 
+/// In which a call says how long the node may take.
+const DEADLINE_HEADER: &str = "muster-deadline-ms";
+/// By so much an answer may come late that the node gives at its deadline.
+const ON_THE_WAY: Duration = Duration::from_millis(1_000);
 /// Longest time that one call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
 
@@ -16,6 +20,8 @@ const CALL_LIMIT: Duration = Duration::from_secs(20);
 pub struct Api {
     address: SocketAddr,
     agent: Agent,
+    /// As said to the node.
+    deadline_ms: Option<String>,
 }
 
 /// What the API said.
@@ -56,7 +62,14 @@ impl Api {
     #[must_use]
     pub fn with_limit(address: SocketAddr, limit: Duration) -> Self {
         let config = Agent::config_builder().timeout_global(Some(limit)).http_status_as_error(false).build();
-        Api { address, agent: config.into() }
+        Api { address, agent: config.into(), deadline_ms: None }
+    }
+
+    /// As [`Api::at`], and the node too is to give up after `deadline`: it says why then.
+    #[must_use]
+    pub fn with_deadline(address: SocketAddr, deadline: Duration) -> Self {
+        let deadline_ms = Some(deadline.as_millis().to_string());
+        Api { deadline_ms, ..Self::with_limit(address, deadline + ON_THE_WAY) }
     }
 
     /// GET.
@@ -64,7 +77,7 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
-        let answer = self.agent.get(self.url(path)).call();
+        let answer = self.within_deadline(self.agent.get(self.url(path))).call();
         Self::read(answer).with_context(|| format!("GET {}", self.url(path)))
     }
 
@@ -84,7 +97,7 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
-        let request = self.agent.post(self.url(path)).header("content-type", "application/json");
+        let request = self.within_deadline(self.agent.post(self.url(path))).header("content-type", "application/json");
         Self::read(request.send(body.to_string())).with_context(|| format!("POST {}", self.url(path)))
     }
 
@@ -93,7 +106,7 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn put(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
-        let request = self.agent.put(self.url(path)).header("content-type", "application/json");
+        let request = self.within_deadline(self.agent.put(self.url(path))).header("content-type", "application/json");
         Self::read(request.send(body.to_string())).with_context(|| format!("PUT {}", self.url(path)))
     }
 
@@ -114,8 +127,15 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn delete(&self, path: &str) -> anyhow::Result<Answer> {
-        let answer = self.agent.delete(self.url(path)).call();
+        let answer = self.within_deadline(self.agent.delete(self.url(path))).call();
         Self::read(answer).with_context(|| format!("DELETE {}", self.url(path)))
+    }
+
+    fn within_deadline<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.deadline_ms {
+            Some(deadline) => request.header(DEADLINE_HEADER, deadline),
+            None => request,
+        }
     }
 
     fn url(&self, path: &str) -> String {

@@ -166,7 +166,8 @@ pub struct Gossip {
     /// Index of `__meta` that the sender has applied.
     #[n(2)]
     pub meta_applied: u64,
-    /// Whether the sender's disk is full; an older one does not say.
+    /// Whether the sender's disk is full, or it can lead nothing for another reason: leaderships are not to be moved
+    /// there. An older one does not say.
     #[n(3)]
     pub disk_full: Option<bool>,
 }

@@ -294,6 +294,8 @@ super::table! {
             "A node offered a leadership to another one: its disk is stuck, or it is about to stop.",
         LeadershipLeftFullDisk "leadership-left-full-disk"
             "A node whose disk was full offered a leadership to one with space.",
+        LeadershipReturned "leadership-returned"
+            "A leadership went back to the replica that comes first in the table.",
         NobodyToHandOverTo "nobody-to-hand-over-to"
             "A node would hand a leadership over, and there is no other voter that it hears.",
         // engine: requests

@@ -131,6 +131,8 @@ super::table! {
             "A renewal of a lease is granted and forgotten.",
         ReadsShareAnOlderRound "reads-share-an-older-round"
             "A read takes part in a quorum round that began before it was asked for.",
+        LeadersNotReturned "leaders-not-returned"
+            "Whoever took a partition over leads it for good.",
         StuckDiskIgnored "stuck-disk-ignored"
             "A leader whose disk is stuck goes on leading.",
         VersionNotAwaited "version-not-awaited"

@@ -13,6 +13,7 @@ mod kafka;
 mod kv;
 mod main_job;
 mod metrics;
+mod shaken;
 mod single_node;
 mod support;
 mod upgrades;

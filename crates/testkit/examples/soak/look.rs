@@ -1,0 +1,141 @@
+//! What the scenarios look at alike, through a node's API.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use testkit::{Cluster, Folder, Kcat, Node, Outcome, wait_until};
+
+use crate::figures::Figures;
+
+/// Long enough for anything that has no limit of its own.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a scenario in a folder of its own, which stays if the scenario fails or misses a limit.
+pub fn in_folder(name: &str, figures: &mut Figures, body: impl FnOnce(&Folder, &mut Figures) -> anyhow::Result<()>) {
+    let before = figures.missed();
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        Folder::scenario(name, |folder| {
+            body(folder, figures)?;
+            ensure!(figures.missed() == before, "limits were missed");
+            Ok(())
+        });
+    }));
+    if ended.is_err() && figures.missed() == before {
+        figures.verdict(&format!("{name} runs to its end"), false, "see above");
+    }
+}
+
+/// In what the kernel counts CPU time.
+const TICK_MS: u64 = 10;
+
+/// The highest term of each group on any node that answers.
+pub fn terms(node: &Node) -> anyhow::Result<BTreeMap<String, u64>> {
+    let body = node.api().get("/v1/groups")?.ok()?;
+    let mut terms = BTreeMap::new();
+    let nodes = body["nodes"].as_array().context("no list of nodes")?;
+    for group in nodes.iter().filter_map(|node| node["groups"].as_array()).flatten() {
+        let name = group["name"].as_str().unwrap_or_default().to_owned();
+        let term = group["term"].as_u64().with_context(|| format!("no term in {group}"))?;
+        let highest = terms.entry(name).or_insert(term);
+        *highest = term.max(*highest);
+    }
+    Ok(terms)
+}
+
+/// Groups whose term rose: from, to.
+pub fn risen(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<(String, u64, u64)> {
+    let both = after.iter().filter_map(|(name, now)| Some((name, before.get(name)?, now)));
+    both.filter(|(_, was, now)| was != now).map(|(name, was, now)| (name.clone(), *was, *now)).collect()
+}
+
+/// Waits until the cluster can lose a node, and every partition has all its voters.
+pub fn wait_whole(node: &Node) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "the cluster can lose a node", || {
+        let status = node.api().get("/v1/status")?.ok()?;
+        ensure!(status["fault_tolerance"] == "survives the loss of 1 node", "{}", status["fault_tolerance"]);
+        let topics = status["topics"].as_array().context("no topics")?;
+        let lacking: Vec<&Value> = topics.iter().filter(|topic| topic["voters_min"] != 3).collect();
+        ensure!(lacking.is_empty(), "not all replicas vote: {lacking:?}");
+        Ok(())
+    })
+}
+
+/// Which partitions have no leader, or another than their first replica, as one broker tells clients: (none, another). A
+/// broker that was killed leads nothing, whatever others still believe.
+pub fn strays(kcat: &Kcat, topic: &str, killed: Option<i64>) -> anyhow::Result<(usize, usize)> {
+    let partitions = kcat.partitions(topic)?;
+    ensure!(!partitions.is_empty(), "{topic} has no partitions");
+    let none = partitions.values().filter(|(leader, _)| *leader < 0 || Some(*leader) == killed).count();
+    let elsewhere = partitions.values().filter(|(leader, all)| *leader >= 0 && all.first() != Some(leader)).count();
+    Ok((none, elsewhere))
+}
+
+/// A node's id, as it says itself.
+pub fn node_id(node: &Node) -> anyhow::Result<i64> {
+    let members = node.members()?;
+    let me = members.iter().find(|member| member["name"] == node.name.as_str());
+    me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id in {members:?}"))
+}
+
+/// Waits until every partition is led by its first replica.
+pub fn wait_home(kcat: &Kcat, topic: &str, limit: Duration) -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    wait_until(limit, &format!("the leaders of {topic} are on their first replicas"), || {
+        let (none, elsewhere) = strays(kcat, topic, None)?;
+        ensure!(none + elsewhere == 0, "{none} partitions have no leader, {elsewhere} another");
+        Ok(start.elapsed())
+    })
+}
+
+/// Reads everything back, and says how it went.
+pub fn judge(figures: &mut Figures, scenario: &str, outcome: &Outcome, cluster: &Cluster) {
+    let failures = outcome.failures();
+    failures.iter().take(5).for_each(|failure| eprintln!("   failed: {failure}"));
+    let (keys, records) = outcome.acknowledged();
+    let seen = format!("{} failed of {keys} puts and {records} records", failures.len());
+    figures.verdict(
+        &format!("{scenario}: no request fails that is retried for its deadline"),
+        failures.is_empty(),
+        &seen,
+    );
+    let verified = outcome.verify(cluster);
+    let seen = match &verified {
+        Ok(()) => format!("{keys} puts, {records} records, each read from every node"),
+        Err(error) => format!("{error:#}"),
+    };
+    figures.verdict(&format!("{scenario}: nothing acknowledged is lost"), verified.is_ok(), &seen);
+}
+
+/// CPU time of a process, user and system.
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(Duration::from_millis(ticks * TICK_MS))
+}
+
+/// Resident memory of a process, in MiB.
+pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.split_whitespace().next().context("an empty VmRSS")?.parse()?;
+    Ok(kib / 1_024.0)
+}
+
+/// Lets time pass that is to be measured, looking at the nodes meanwhile.
+pub fn let_pass(cluster: &mut Cluster, time: Duration) -> anyhow::Result<()> {
+    let start = Instant::now();
+    wait_until(time + PATIENCE, "the time has passed", || {
+        for node in cluster.nodes.iter_mut().filter(|node| node.pid().is_some()) {
+            if let Err(ended) = node.process()?.ensure_running() {
+                return Ok(Err(ended));
+            }
+        }
+        ensure!(start.elapsed() >= time, "not yet");
+        Ok(Ok(()))
+    })?
+}

@@ -1,0 +1,65 @@
+//! `make soak-consensus`: whether consensus and formation can be shaken, on real processes and over an hour or two. Each
+//! scenario measures against limits; a table at the end says how far each was kept, and the program fails if one was not.
+//!
+//! ```text
+//! cargo run --release -p testkit --example soak -- [SCENARIO...] [--cold-starts N] [--kills N] ...
+//! ```
+//!
+//! Without names, all scenarios run. `--help` lists them, and how often each does what.
+
+mod cold;
+mod figures;
+mod handover;
+mod idle;
+mod kills;
+mod look;
+mod options;
+mod partitions;
+mod rolling;
+mod steady;
+
+use std::process::ExitCode;
+
+use testkit::muster_binary;
+
+use figures::Figures;
+use options::Options;
+
+type Scenario = fn(&Options, &mut Figures);
+
+const SCENARIOS: [(&str, &str, Scenario); 7] = [
+    ("cold", "three nodes form a cluster, over and over", cold::run),
+    ("steady", "saturating load, and no election", steady::run),
+    ("kills", "kill -9 of the leader under load", kills::run),
+    ("handover", "the leader hands over as planned, under load", handover::run),
+    ("rolling", "all nodes are restarted in turn, under load", rolling::run),
+    ("partitions", "nodes that cannot reach each other, in a network of their own", partitions::run),
+    ("idle", "many partitions that nobody uses", idle::run),
+];
+
+fn main() -> ExitCode {
+    match soak() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("soak: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every limit was kept.
+fn soak() -> anyhow::Result<bool> {
+    let names = SCENARIOS.map(|(name, says, _)| (name, says));
+    let Some(options) = Options::read(std::env::args().skip(1), &names)? else { return Ok(true) };
+    let _ = muster_binary()?;
+    let mut figures = Figures::default();
+    for (name, says, run) in SCENARIOS {
+        if options.wants(name) {
+            eprintln!("== {name}: {says}");
+            // The others go on: what one finds does not depend on another.
+            run(&options, &mut figures);
+        }
+    }
+    Ok(figures.show())
+}

@@ -1,0 +1,150 @@
+//! Nodes that cannot reach each other, one way or both: the majority goes on, the minority accepts nothing and says why, and
+//! when the network is whole again, so is the cluster, without a hand. In a network namespace of its own, cut with nft.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Outcome, enter_own_network, wait_until};
+
+use crate::figures::{Figures, Limit};
+use crate::look::{PATIENCE, in_folder, judge, wait_whole};
+use crate::options::Options;
+
+const ACCEPTED: Duration = Duration::from_secs(4);
+/// How long a request to a minority may wait for an answer.
+const REFUSED_WITHIN: Duration = Duration::from_secs(3);
+/// Long enough that all who were cut off have noticed.
+const CUT: Duration = Duration::from_secs(5);
+/// From the end of a cut until the cluster can lose a node again.
+const HEALED: Duration = Duration::from_secs(30);
+/// An election timeout after which a leader that is not heard gives up, and some time for the next.
+const LED_BY_ANOTHER: Duration = Duration::from_secs(20);
+
+/// What is cut, seen from the leader of `__meta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Isolated,
+    Deaf,
+    Mute,
+    FromOne,
+    AllApart,
+}
+
+const KINDS: [(Kind, &str); 5] = [
+    (Kind::Isolated, "the leader is isolated"),
+    (Kind::Deaf, "the leader hears nobody"),
+    (Kind::Mute, "nobody hears the leader"),
+    (Kind::FromOne, "the leader and one follower are cut"),
+    (Kind::AllApart, "no node reaches another"),
+];
+
+pub fn run(options: &Options, figures: &mut Figures) {
+    match enter_own_network(&["partitions", "--cuts", &options.cuts.to_string()]) {
+        Ok(false) => in_folder("soak-partitions", figures, |folder, figures| {
+            let mut cluster = Cluster::start(folder, 3)?;
+            wait_whole(&cluster.nodes[0])?;
+            KINDS.iter().try_for_each(|(kind, says)| cut(&mut cluster, *kind, says, options.cuts, figures))
+        }),
+        outside => {
+            let seen = outside.err().map_or("yes, see its own table".to_owned(), |error| format!("{error:#}"));
+            figures.verdict("partitions: every limit is kept", seen.starts_with("yes"), &seen);
+        }
+    }
+}
+
+fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mut Figures) -> anyhow::Result<()> {
+    let cuts = Cuts::none()?;
+    let plan = LoadPlan { topic: format!("cut-{kind:?}"), deadline: Duration::from_secs(40), ..LoadPlan::moderate() };
+    let load = Load::start(cluster, plan)?;
+    let (mut moments, mut healed, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=times {
+        wait_whole(&cluster.nodes[0])?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        let moment = Instant::now();
+        apply(&cuts, cluster, kind, leader)?;
+        let minority = match kind {
+            Kind::Isolated | Kind::Deaf | Kind::Mute => vec![leader],
+            Kind::FromOne => Vec::new(),
+            Kind::AllApart => vec![0, 1, 2],
+        };
+        if let [alone] = minority[..] {
+            another_leads(cluster, alone)?;
+        }
+        wait_until(PATIENCE, "all have noticed", || {
+            ensure!(moment.elapsed() >= CUT, "not yet");
+            Ok(())
+        })?;
+        for at in &minority {
+            reasons.push(refused(cluster, *at)?);
+        }
+        cuts.heal()?;
+        let whole = Instant::now();
+        cluster.wait_ready(PATIENCE)?;
+        wait_whole(&cluster.nodes[0])?;
+        healed.push(whole.elapsed());
+        moments.push((moment, whole));
+        eprintln!("   {says}, {round} of {times}: {:?}", reasons.last());
+    }
+    let outcome = load.stop()?;
+    figures.times(
+        &format!("{says}: to the next key that is put"),
+        accepted(&outcome, kind, &moments)?,
+        Limit::max(ACCEPTED),
+    );
+    figures.times(&format!("{says}: from its end until all is well"), healed, Limit::max(HEALED));
+    if let Some(reason) = reasons.first() {
+        figures.verdict(&format!("{says}: the minority accepts nothing, and says why"), true, reason);
+    }
+    judge(figures, says, &outcome, cluster);
+    Ok(())
+}
+
+fn apply(cuts: &Cuts, cluster: &Cluster, kind: Kind, leader: usize) -> anyhow::Result<()> {
+    let [one, two] = [(leader + 1) % 3, (leader + 2) % 3].map(|at| &cluster.nodes[at]);
+    let leader = &cluster.nodes[leader];
+    match kind {
+        Kind::Isolated => [one, two].into_iter().try_for_each(|other| cuts.between(leader, other)),
+        Kind::Deaf => [one, two].into_iter().try_for_each(|other| cuts.one_way(other, leader)),
+        Kind::Mute => [one, two].into_iter().try_for_each(|other| cuts.one_way(leader, other)),
+        Kind::FromOne => cuts.between(leader, one),
+        Kind::AllApart => {
+            cuts.between(leader, one)?;
+            cuts.between(leader, two)?;
+            cuts.between(one, two)
+        }
+    }
+}
+
+fn another_leads(cluster: &Cluster, alone: usize) -> anyhow::Result<()> {
+    let (alone, others) = (&cluster.nodes[alone], [(alone + 1) % 3, (alone + 2) % 3]);
+    wait_until(LED_BY_ANOTHER, "those who reach each other follow another leader", || {
+        for at in others {
+            let status = cluster.nodes[at].api().get("/v1/status")?.ok()?;
+            let leader = status["meta"]["leader"].as_str().context("no leader")?.to_owned();
+            ensure!(leader != alone.name, "{} follows {leader}", cluster.nodes[at].name);
+        }
+        Ok(())
+    })
+}
+
+/// A node without a majority refuses a key and a record; the reason that it gives.
+fn refused(cluster: &Cluster, at: usize) -> anyhow::Result<String> {
+    let node = &cluster.nodes[at];
+    let answer = Api::with_deadline(node.api, REFUSED_WITHIN).put("/v1/kv/minority", &json!({ "value": "no" }))?;
+    ensure!(answer.status >= 500, "{} has no majority, and answered {answer:?}", node.name);
+    let reason = answer.body["detail"].as_str().or(answer.body["message"].as_str()).unwrap_or_default().to_owned();
+    let telling = ["leader", "majority", "heard", "did not answer"].iter().any(|word| reason.contains(word));
+    ensure!(telling, "{} refuses, and does not say why: {}", node.name, answer.body);
+    let timeout = format!("message.timeout.ms={}", REFUSED_WITHIN.as_millis());
+    let produced = node.kcat().produce("minority", [(&b"k"[..], &b"no"[..])], &[], &["-X", &timeout]);
+    ensure!(produced.is_err(), "{} has no majority, and took a record", node.name);
+    Ok(format!("{} {reason}", answer.status))
+}
+
+/// From each cut to the next key that was put; where no majority was left, from its end.
+fn accepted(outcome: &Outcome, kind: Kind, moments: &[(Instant, Instant)]) -> anyhow::Result<Vec<Duration>> {
+    let from = |(cut, healed): &(Instant, Instant)| if kind == Kind::AllApart { *healed } else { *cut };
+    let times: Option<Vec<_>> = moments.iter().map(|moment| outcome.accepted_after(from(moment))).collect();
+    times.context("after some cut no key was put at all")
+}

@@ -1,0 +1,178 @@
+//! Load whose every acknowledgement is remembered, so that it can be asked afterwards whether anything acknowledged is
+//! missing: writers of keys over REST, and producers of records over Kafka with acks=all.
+//!
+//! A writer tries an operation again, through the next node, until its deadline is over; only then has it failed. A
+//! producer is a kcat, which does the same by itself.
+
+mod producer;
+mod verify;
+mod writer;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+
+use crate::cluster::Cluster;
+pub use producer::Produced;
+pub use writer::Written;
+
+/// What is to be done at once, and until when each operation may be tried.
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    /// Threads that put keys, each one after the other.
+    pub writers: usize,
+    /// Between two keys of one writer.
+    pub writer_pause: Duration,
+    /// kcats at once.
+    pub producers: usize,
+    /// Records that one run of kcat produces.
+    pub batch_records: usize,
+    /// Bytes of one record, about.
+    pub record_bytes: usize,
+    /// Between two runs of kcat of one producer.
+    pub producer_pause: Duration,
+    /// Gets as many partitions as there are producers, on all nodes.
+    pub topic: String,
+    /// An operation that has not succeeded by then has failed.
+    pub deadline: Duration,
+}
+
+impl LoadPlan {
+    /// Steady, and far from what the cluster can do: nothing hides behind a queue.
+    #[must_use]
+    pub fn moderate() -> Self {
+        LoadPlan {
+            writers: 4,
+            writer_pause: Duration::from_millis(5),
+            producers: 3,
+            batch_records: 50,
+            record_bytes: 100,
+            producer_pause: Duration::from_millis(50),
+            topic: "load".to_owned(),
+            deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Load under way. It goes on until [`Load::stop`], or until this value goes.
+#[derive(Debug)]
+pub struct Load {
+    plan: LoadPlan,
+    stop: Arc<AtomicBool>,
+    writers: Vec<JoinHandle<Written>>,
+    producers: Vec<JoinHandle<anyhow::Result<Produced>>>,
+}
+
+/// What the load came to.
+#[derive(Debug)]
+pub struct Outcome {
+    plan: LoadPlan,
+    pub writers: Vec<Written>,
+    pub producers: Vec<Produced>,
+}
+
+/// An operation that was acknowledged: when its last attempt began, and when the acknowledgement came.
+#[derive(Clone, Copy, Debug)]
+pub struct Acknowledged {
+    pub attempted: Instant,
+    pub at: Instant,
+}
+
+impl Load {
+    /// Makes the topic and begins.
+    ///
+    /// # Errors
+    /// If the topic cannot be made.
+    pub fn start(cluster: &Cluster, plan: LoadPlan) -> anyhow::Result<Self> {
+        let first = cluster.running().next().context("no node runs")?;
+        if plan.producers > 0 {
+            let topic = json!({ "name": plan.topic, "partitions": plan.producers });
+            let made = first.api().post("/v1/topics", &topic)?;
+            // From an earlier load.
+            if made.status != 409 {
+                made.ok()?;
+            }
+        }
+        let nodes: Arc<[SocketAddr]> = cluster.nodes.iter().map(|node| node.api).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers = (0..plan.writers)
+            .map(|number| {
+                let (plan, stop, nodes) = (plan.clone(), Arc::clone(&stop), Arc::clone(&nodes));
+                std::thread::spawn(move || writer::write(number, &plan, &nodes, &stop))
+            })
+            .collect();
+        let producers = (0..plan.producers)
+            .map(|number| {
+                let (plan, stop, kcat) = (plan.clone(), Arc::clone(&stop), cluster.kcat());
+                std::thread::spawn(move || producer::produce(number, &plan, &kcat, &stop))
+            })
+            .collect();
+        Ok(Load { plan, stop, writers, producers })
+    }
+
+    /// Ends it, and waits for what is under way.
+    ///
+    /// # Errors
+    /// If kcat cannot be run.
+    pub fn stop(mut self) -> anyhow::Result<Outcome> {
+        self.stop.store(true, Ordering::SeqCst);
+        let writers =
+            std::mem::take(&mut self.writers).into_iter().map(|it| it.join().map_err(|_| anyhow!("a writer panicked")));
+        let writers = writers.collect::<anyhow::Result<_>>()?;
+        let producers = std::mem::take(&mut self.producers).into_iter().map(|it| match it.join() {
+            Ok(produced) => produced,
+            Err(_) => Err(anyhow!("a producer panicked")),
+        });
+        let producers = producers.collect::<anyhow::Result<_>>()?;
+        Ok(Outcome { plan: self.plan.clone(), writers, producers })
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Outcome {
+    /// Operations that did not succeed by their deadline, with what was said last.
+    #[must_use]
+    pub fn failures(&self) -> Vec<&str> {
+        let writers = self.writers.iter().flat_map(|it| &it.failures);
+        writers.chain(self.producers.iter().flat_map(|it| &it.failures)).map(String::as_str).collect()
+    }
+
+    /// Keys put, and records produced, that were acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> (usize, u64) {
+        let keys = self.writers.iter().map(|it| it.acknowledged.len()).sum();
+        (keys, self.producers.iter().map(Produced::count).sum())
+    }
+
+    /// From `moment` until a key was acknowledged whose writing began after it.
+    #[must_use]
+    pub fn accepted_after(&self, moment: Instant) -> Option<Duration> {
+        let all = self.writers.iter().flat_map(|it| &it.acknowledged);
+        all.filter(|it| it.attempted >= moment).map(|it| it.at - moment).min()
+    }
+
+    /// The longest time without an acknowledged key between two moments.
+    #[must_use]
+    pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
+        let all = self.writers.iter().flat_map(|it| &it.acknowledged).map(|it| it.at);
+        let mut times: Vec<Instant> = all.filter(|at| (from..to).contains(at)).chain([from, to]).collect();
+        times.sort_unstable();
+        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// How long each acknowledged key took, retries included.
+    #[must_use]
+    pub fn latencies(&self) -> Vec<Duration> {
+        self.writers.iter().flat_map(|it| it.took.iter().copied()).collect()
+    }
+}

@@ -1,0 +1,113 @@
+//! Puts keys, one after the other, and remembers what each must hold.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{Acknowledged, LoadPlan};
+use crate::http::Api;
+
+/// A writer begins with its first key again after so many, so that what the nodes hold in memory is bounded.
+const KEYS: u64 = 20_000;
+/// One attempt ends after this long, on the node too: long before the same key is written again.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// Before the next attempt.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// What one writer did.
+#[derive(Debug, Default)]
+pub struct Written {
+    pub(crate) prefix: String,
+    /// Every key by its number: what it must hold at least, and what it may hold instead.
+    pub(crate) keys: BTreeMap<u64, Held>,
+    pub acknowledged: Vec<Acknowledged>,
+    /// From the first attempt to the acknowledgement.
+    pub took: Vec<Duration>,
+    pub failures: Vec<String>,
+}
+
+/// A key's history, as far as it matters.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    /// The last value that was acknowledged.
+    pub acknowledged: Option<u64>,
+    /// Later ones whose outcome is unknown.
+    pub perhaps: Vec<u64>,
+}
+
+pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: &AtomicBool) -> Written {
+    let apis: Vec<Api> = nodes.iter().map(|node| Api::with_deadline(*node, ATTEMPT)).collect();
+    let mut done = Written { prefix: format!("{}/{number}/", plan.topic), ..Written::default() };
+    // Each begins with another node, and stays with one as long as it serves.
+    let mut node = number;
+    for round in 1.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let key = round % KEYS;
+        let path = format!("/v1/kv/{}", done.path(key));
+        let body = json!({ "value": round.to_string() });
+        let began = Instant::now();
+        let outcome = loop {
+            let attempted = Instant::now();
+            let said = match apis[node % apis.len()].put(&path, &body) {
+                Ok(answer) if answer.status == 200 => break Ok(Acknowledged { attempted, at: Instant::now() }),
+                Ok(answer) => format!("{} {}", answer.status, answer.body),
+                Err(error) => format!("{error:#}"),
+            };
+            node += 1;
+            if began.elapsed() >= plan.deadline {
+                break Err(format!("key {key} of writer {number} was not put within {:?}: {said}", plan.deadline));
+            }
+            std::thread::sleep(RETRY);
+        };
+        let held = done.keys.entry(key).or_default();
+        match outcome {
+            Ok(acknowledged) => {
+                *held = Held { acknowledged: Some(round), perhaps: Vec::new() };
+                done.took.push(acknowledged.at - began);
+                done.acknowledged.push(acknowledged);
+            }
+            Err(failure) => {
+                held.perhaps.push(round);
+                done.failures.push(failure);
+            }
+        }
+        std::thread::sleep(plan.writer_pause);
+    }
+    done
+}
+
+impl Written {
+    /// A key's name in a path.
+    fn path(&self, key: u64) -> String {
+        format!("{}{key:06}", self.prefix).replace('/', "%2F")
+    }
+
+    /// Whether a key may hold this.
+    pub(crate) fn may_hold(&self, key: u64, value: Option<u64>) -> bool {
+        let Some(held) = self.keys.get(&key) else { return value.is_none() };
+        value == held.acknowledged || value.is_some_and(|value| held.perhaps.contains(&value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_holds_what_was_acknowledged_last_or_what_nobody_knows_the_outcome_of() {
+        let held = |acknowledged, perhaps: &[u64]| Held { acknowledged, perhaps: perhaps.to_vec() };
+        let keys = BTreeMap::from([(1, held(Some(5), &[])), (2, held(Some(6), &[7])), (3, held(None, &[8]))]);
+        let done = Written { keys, ..Written::default() };
+        assert!(done.may_hold(1, Some(5)));
+        assert!(!done.may_hold(1, Some(4)), "older than what was acknowledged");
+        assert!(!done.may_hold(1, None), "lost");
+        assert!(done.may_hold(2, Some(6)) && done.may_hold(2, Some(7)) && !done.may_hold(2, None));
+        assert!(done.may_hold(3, None) && done.may_hold(3, Some(8)));
+        assert!(!done.may_hold(9, Some(1)), "nobody wrote it");
+    }
+}

@@ -1,0 +1,185 @@
+//! The soak suite (examples/soak) in small: under load, nodes die, restart, hand over and lose sight of each other.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+use testkit::{Api, Cluster, Cuts, Folder, Kcat, Load, LoadPlan, Outcome, Start, enter_own_network, wait_until};
+
+use crate::support::{PATIENCE, machine_alone, machine_shared, wait_tolerant, wait_voters};
+
+/// Without an accepted write while a leader hands over; a machine that does other things takes its own time.
+const HANDOVER_MAX: Duration = Duration::from_millis(500);
+/// From the return of a node until it leads again what it is to lead.
+const HOME_MAX: Duration = Duration::from_secs(60);
+/// From the start of all nodes until every group is led.
+const LED_MAX: Duration = Duration::from_secs(10);
+/// How long a request to a minority may wait.
+const REFUSED_WITHIN: Duration = Duration::from_secs(2);
+
+#[test]
+fn nothing_acknowledged_is_lost_while_leaders_die_hand_over_and_restart() {
+    let _machine = machine_alone();
+    Folder::scenario("shaken", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let load = Load::start(&cluster, LoadPlan::moderate())?;
+        wait_voters(&cluster.nodes[0], "load", 3)?;
+
+        let leader = cluster.meta_leader(PATIENCE)?;
+        cluster.nodes[leader].kill()?;
+        let name = cluster.nodes[leader].name.clone();
+        wait_until(PATIENCE, "another node leads", || {
+            ensure!(cluster.nodes[cluster.meta_leader(PATIENCE)?].name != name, "it is {name} still");
+            Ok(())
+        })?;
+        cluster.nodes[leader].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+
+        for at in 0..3 {
+            wait_tolerant(&cluster.nodes[(at + 1) % 3])?;
+            cluster.nodes[at].stop()?;
+            cluster.nodes[at].start(&Start::Up)?;
+            cluster.wait_ready(PATIENCE)?;
+        }
+
+        wait_tolerant(&cluster.nodes[0])?;
+        let window = hand_over(&cluster)?;
+        let outcome = load.stop()?;
+        ensure!(outcome.failures().is_empty(), "{:?}", outcome.failures());
+        let gap = outcome.longest_gap(window.0, window.1);
+        ensure!(gap < HANDOVER_MAX, "for {gap:?} nothing was accepted while a leader handed over");
+        outcome.verify(&cluster)
+    });
+}
+
+/// Drains the leader, and gives the time that it took.
+fn hand_over(cluster: &Cluster) -> anyhow::Result<(Instant, Instant)> {
+    let leader = cluster.meta_leader(PATIENCE)?;
+    let (name, other) = (&cluster.nodes[leader].name, cluster.nodes[(leader + 1) % 3].api());
+    let began = Instant::now();
+    other.post(&format!("/v1/nodes/{name}/drain"), &json!({}))?.ok()?;
+    wait_until(PATIENCE, "another node leads", || {
+        ensure!(cluster.meta_leader(PATIENCE)? != leader, "it is {name} still");
+        Ok(())
+    })?;
+    let ended = Instant::now();
+    other.post(&format!("/v1/nodes/{name}/resume"), &json!({}))?.ok()?;
+    Ok((began, ended))
+}
+
+#[test]
+fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()> {
+    let _machine = machine_shared();
+    let test = "shaken::a_leader_that_is_cut_off_accepts_nothing_and_says_why";
+    if enter_own_network(&["--exact", test, "--nocapture"])? {
+        return Ok(());
+    }
+    Folder::scenario("cut", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let cuts = Cuts::none()?;
+        let load = Load::start(&cluster, LoadPlan { deadline: Duration::from_secs(30), ..LoadPlan::moderate() })?;
+        wait_voters(&cluster.nodes[0], "load", 3)?;
+        let mut moments = Vec::new();
+        // Once from all and to all, once so that it is heard, and hears nobody.
+        for both_ways in [true, false] {
+            wait_tolerant(&cluster.nodes[0])?;
+            let at = cluster.meta_leader(PATIENCE)?;
+            let [alone, one, two] = [at, (at + 1) % 3, (at + 2) % 3].map(|at| &cluster.nodes[at]);
+            for other in [one, two] {
+                cuts.one_way(other, alone)?;
+                if both_ways {
+                    cuts.one_way(alone, other)?;
+                }
+            }
+            moments.push(Instant::now());
+            wait_until(PATIENCE, "the others follow another leader", || {
+                for node in [one, two] {
+                    let leader = node.api().get("/v1/status")?.ok()?["meta"]["leader"].clone();
+                    ensure!(leader.is_string() && leader != alone.name.as_str(), "{} follows {leader}", node.name);
+                }
+                Ok(())
+            })?;
+            refused(alone.api, &alone.kcat())?;
+            cuts.heal()?;
+            cluster.wait_ready(PATIENCE)?;
+        }
+        wait_tolerant(&cluster.nodes[0])?;
+        let outcome = load.stop()?;
+        accepted_soon(&outcome, &moments)?;
+        ensure!(outcome.failures().is_empty(), "{:?}", outcome.failures());
+        outcome.verify(&cluster)
+    });
+    Ok(())
+}
+
+fn refused(api: std::net::SocketAddr, kcat: &Kcat) -> anyhow::Result<()> {
+    let answer = Api::with_deadline(api, REFUSED_WITHIN).put("/v1/kv/minority", &json!({ "value": "no" }))?;
+    let reason = answer.body["detail"].as_str().unwrap_or_default();
+    let says_why = ["leader", "majority", "did not answer"].iter().any(|word| reason.contains(word));
+    ensure!(answer.status >= 500 && says_why, "a node that is cut off answered {answer:?}");
+    // Of a topic that is not there yet: to make it takes a majority.
+    let timeout = format!("message.timeout.ms={}", REFUSED_WITHIN.as_millis());
+    let produced = kcat.produce("minority", [(&b"k"[..], &b"no"[..])], &[], &["-X", &timeout]);
+    ensure!(produced.is_err(), "a node that is cut off made a topic");
+    Ok(())
+}
+
+fn accepted_soon(outcome: &Outcome, moments: &[Instant]) -> anyhow::Result<()> {
+    for moment in moments {
+        let after = outcome.accepted_after(*moment).context("nothing was accepted any more")?;
+        ensure!(after < Duration::from_secs(5), "after a cut nothing was accepted for {after:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn leaders_go_back_to_their_first_replicas() {
+    let _machine = machine_shared();
+    Folder::scenario("home", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        let topic = json!({ "name": "many", "partitions": 30, "replication_factor": 3 });
+        cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
+        wait_home(&cluster.nodes[0].kcat())?;
+        let members = cluster.nodes[1].members()?;
+        let id = members.iter().find(|member| member["name"] == cluster.nodes[1].name.as_str());
+        let id = id.and_then(|member| member["id"].as_i64()).context("node2 has no id")?;
+        cluster.nodes[1].kill()?;
+        wait_led(&cluster.nodes[0].kcat(), Some(id))?;
+        cluster.nodes[1].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_home(&cluster.nodes[0].kcat())?;
+        for node in &mut cluster.nodes {
+            node.kill()?;
+        }
+        let start = Instant::now();
+        for node in &mut cluster.nodes {
+            node.start(&Start::Up)?;
+        }
+        wait_led(&cluster.nodes[0].kcat(), None)?;
+        let took = start.elapsed();
+        ensure!(took < LED_MAX, "after a start of all nodes, all groups were led only after {took:?}");
+        Ok(())
+    });
+}
+
+/// Waits until each partition is led by its first replica.
+fn wait_home(kcat: &Kcat) -> anyhow::Result<()> {
+    wait_until(HOME_MAX, "each partition is led by its first replica", || {
+        let partitions = kcat.partitions("many")?;
+        let strays: Vec<_> = partitions.iter().filter(|(_, (leader, all))| all.first() != Some(leader)).collect();
+        ensure!(strays.is_empty() && !partitions.is_empty(), "of {} others lead {strays:?}", partitions.len());
+        Ok(())
+    })
+}
+
+/// Waits until each partition is led, and not by a node that is dead.
+fn wait_led(kcat: &Kcat, dead: Option<i64>) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "each partition is led", || {
+        let partitions = kcat.partitions("many")?;
+        let without = partitions.values().filter(|(leader, _)| *leader < 0 || Some(*leader) == dead).count();
+        ensure!(without == 0 && !partitions.is_empty(), "{without} of {} have no leader", partitions.len());
+        Ok(())
+    })
+}
