@@ -421,6 +421,17 @@ mod tests {
     }
 
     #[test]
+    fn the_term_of_an_entry_that_is_not_there_is_unknown_and_never_0() {
+        let mut log = log();
+        log.append(vec![entry(2, 3, 1), entry(3, 3, 1)]);
+        log.applied(3);
+        log.checkpointed(SnapshotMeta { index: 3, term: 3, ..Default::default() }, 3);
+        let missing = |why| -> raft::Result<u64> { Err(raft::Error::Store(why)) };
+        let terms: Vec<raft::Result<u64>> = (1..5).map(|index| log.term(index)).collect();
+        assert_eq!(terms, [missing(StorageError::Compacted), Ok(3), Ok(3), missing(StorageError::Unavailable)]);
+    }
+
+    #[test]
     fn a_snapshot_that_would_be_too_old_is_not_given() {
         let log = log();
         assert!(log.snapshot(2, 1).is_err());

@@ -1,17 +1,22 @@
 //! A joiner of `__meta`, message by message: orders of events that runs by chance hardly meet, and what a node must not
 //! survive.
 
-use base::{ClusterId, ClusterVersion, GroupId, Incarnation, Mono, NodeId, Now, ReplicaId, VersionRange, Wall, limits};
+mod common;
+
+use std::ops::Range;
+
+use base::{ClusterId, ClusterVersion, GroupId, Incarnation, Millis, NodeId, ReplicaId, VersionRange, Wall};
 use bytes::Bytes;
-use engine::{CoreConfig, Effect, Event, Formation, NodeCore};
+use common::{CLUSTER, LoneNode as Joiner, config};
+use engine::{CoreConfig, Event, Formation, Request};
 use metadata::{Command, CommandEnvelope, Metadata, ReplicaRecord};
+use multiraft::Role;
 use sim::disk::VirtualDisk;
 use wire::{
-    CheckpointChunk, Entry, EntryKind, JoinAccepted, Member, Membership, PeerMessage, RaftMessage, RaftMessageKind,
-    SnapshotMeta,
+    CheckpointChunk, Entry, EntryKind, Gossip, JoinAccepted, LeaderClaim, Member, Membership, MembershipChange,
+    MembershipOp, MembershipStep, PeerMessage, RaftMessage, RaftMessageKind, SnapshotMeta,
 };
 
-const CLUSTER: ClusterId = ClusterId([7; 16]);
 const LEADER: (NodeId, ReplicaId) = (NodeId(1), ReplicaId(1));
 const JOINER: (NodeId, ReplicaId) = (NodeId(2), ReplicaId(2));
 
@@ -19,103 +24,41 @@ fn member(node: NodeId) -> Member {
     Member { node, name: format!("node-{node}"), ..Member::default() }
 }
 
-/// The joiner with a disk that does everything at once.
-struct Joiner {
-    core: NodeCore,
-    disk: VirtualDisk,
-    now: Now,
-    /// Why it stopped.
-    stopped: Option<String>,
+/// It was admitted, and told of the leader.
+fn admitted() -> Formation {
+    Formation::Join(Box::new(JoinAccepted {
+        cluster: CLUSTER,
+        cluster_incarnation: Incarnation(1),
+        node: JOINER.0,
+        meta_replica: JOINER.1,
+        members: vec![member(LEADER.0), member(JOINER.0)],
+        meta_replicas: vec![LEADER.1, JOINER.1],
+    }))
+}
+
+fn of_joiner(formation: Formation, incarnation: u64) -> CoreConfig {
+    config(member(JOINER.0), formation, incarnation)
 }
 
 impl Joiner {
     fn start() -> Joiner {
-        let accepted = JoinAccepted {
-            cluster: CLUSTER,
-            cluster_incarnation: Incarnation(1),
-            node: JOINER.0,
-            meta_replica: JOINER.1,
-            members: vec![member(LEADER.0), member(JOINER.0)],
-            meta_replicas: vec![LEADER.1, JOINER.1],
-        };
-        Joiner::with(Formation::Join(Box::new(accepted)), CLUSTER, VirtualDisk::new(1), 1)
-    }
-
-    fn with(formation: Formation, cluster: ClusterId, disk: VirtualDisk, incarnation: u64) -> Joiner {
-        Joiner::able_to(VersionRange::default(), formation, cluster, disk, incarnation)
-    }
-
-    fn able_to(
-        versions: VersionRange,
-        formation: Formation,
-        cluster: ClusterId,
-        disk: VirtualDisk,
-        incarnation: u64,
-    ) -> Joiner {
-        let now = Now { mono: Mono(0), wall: Wall(0) };
-        let config = CoreConfig {
-            me: Member { versions, ..member(JOINER.0) },
-            cluster,
-            formation,
-            incarnation: Incarnation(incarnation),
-            seed: 1,
-            segment_bytes: 1 << 20,
-            election_timeout: limits::ELECTION_TIMEOUT_MIN,
-            heartbeat_interval: limits::HEARTBEAT_INTERVAL,
-            checkpoint_entries: 1_000,
-            checkpoint_keep_entries: 10,
-            checkpoint_part_bytes: 1 << 10,
-            node_lost_after: base::limits::NODE_LOST_AFTER,
-            observe: false,
-        };
-        let mut joiner = Joiner { core: NodeCore::new(config, now), disk, now, stopped: None };
-        joiner.settle();
-        joiner
+        Joiner::run(of_joiner(admitted(), 1), VirtualDisk::new(1))
     }
 
     /// Its process ends, and another one begins on the same disk.
     fn restart(self, cluster: ClusterId) -> Joiner {
-        Joiner::with(Formation::Restart, cluster, self.disk, 2)
+        Joiner::run(CoreConfig { cluster, ..of_joiner(Formation::Restart, 2) }, self.disk)
     }
 
     /// As [`Joiner::restart`], with a newer muster.
     fn upgrade(self) -> Joiner {
-        Joiner::able_to(VersionRange::BINARY, Formation::Restart, CLUSTER, self.disk, 2)
-    }
-
-    /// Why it stopped.
-    fn last_words(&self) -> &str {
-        self.stopped.as_deref().expect("it stopped")
-    }
-
-    /// Flushes, and carries out what is asked of the disk, until nothing more is asked.
-    fn settle(&mut self) {
-        loop {
-            let (mut operations, mut works) = (Vec::new(), Vec::new());
-            for effect in self.core.flush(self.now) {
-                match effect {
-                    Effect::Disk(op) => operations.push(op),
-                    Effect::Work(work) => works.push(work),
-                    Effect::Fatal(reason) => self.stopped = Some(reason),
-                    _ => {}
-                }
-            }
-            if operations.is_empty() && works.is_empty() {
-                return;
-            }
-            works.into_iter().for_each(|work| self.core.handle(self.now, Event::Worked(work.carry_out())));
-            for op in operations {
-                let id = op.id;
-                self.disk.submit(op, 0).expect("independent operations");
-                let result = self.disk.complete(id).expect("under way");
-                self.core.handle(self.now, Event::Disk { op: id, result });
-            }
-        }
+        let mut config = of_joiner(Formation::Restart, 2);
+        config.me.versions = VersionRange::BINARY;
+        Joiner::run(config, self.disk)
     }
 
     fn hear(&mut self, message: PeerMessage) {
-        self.core.handle(self.now, Event::Peer { from: LEADER.0, messages: vec![message] });
-        self.settle();
+        self.tell(Event::Peer { from: LEADER.0, messages: vec![message] });
     }
 
     /// The leader of `term` sends entries behind `index`, and says that they are committed.
@@ -132,30 +75,39 @@ impl Joiner {
     /// A leader of `term` offers its checkpoint at `index`.
     fn offer(&mut self, term: u64, index: u64) {
         let membership = Membership { voters: vec![LEADER.1], learners: vec![JOINER.1], ..Membership::default() };
+        self.offer_among(membership, term, index);
+    }
+
+    fn offer_among(&mut self, membership: Membership, term: u64, index: u64) {
         let snapshot = Some(SnapshotMeta { index, term: 1, membership });
         self.raft(RaftMessage { snapshot, ..message(RaftMessageKind::Snapshot, term) });
     }
 
     /// The bytes of the checkpoint at `index` arrive.
     fn deliver(&mut self, index: u64) {
-        let mut state = Metadata::bootstrap(CLUSTER, member(NodeId(0)), Wall(0));
-        state.applied = index;
-        // The joiner has a replica of the topic of events.
-        for partition in state.partitions.values().cloned().collect::<Vec<_>>() {
-            let mut partition = partition;
-            partition.replicas.push(ReplicaRecord {
-                replica: ReplicaId(9),
-                node: JOINER.0,
-                voter: false,
-                retired: false,
-            });
-            state.partitions.insert(partition.group, partition);
-        }
-        let data = state.encode();
-        let (total, crc) = (data.len() as u64, crc32c::crc32c(&data));
-        let chunk = CheckpointChunk { group: GroupId::META, index, offset: 0, total, crc, data };
-        self.hear(PeerMessage::CheckpointChunk(chunk));
+        let whole = checkpoint(index);
+        self.hear(part(index, &whole, 0..whole.len()));
     }
+}
+
+/// The bytes of the checkpoint at `index`.
+fn checkpoint(index: u64) -> Bytes {
+    let mut state = Metadata::bootstrap(CLUSTER, member(NodeId(0)), Wall(0));
+    state.applied = index;
+    // The joiner has a replica of the topic of events.
+    for partition in state.partitions.values().cloned().collect::<Vec<_>>() {
+        let mut partition = partition;
+        partition.replicas.push(ReplicaRecord { replica: ReplicaId(9), node: JOINER.0, voter: false, retired: false });
+        state.partitions.insert(partition.group, partition);
+    }
+    state.encode()
+}
+
+/// Some of them.
+fn part(index: u64, whole: &Bytes, range: Range<usize>) -> PeerMessage {
+    let (offset, total, crc) = (range.start as u64, whole.len() as u64, crc32c::crc32c(whole));
+    let data = whole.slice(range);
+    PeerMessage::CheckpointChunk(CheckpointChunk { group: GroupId::META, index, offset, total, crc, data })
 }
 
 fn message(kind: RaftMessageKind, term: u64) -> RaftMessage {
@@ -203,6 +155,33 @@ fn a_checkpoint_that_was_pulled_is_installed() {
     joiner.offer(5, 100);
     joiner.deliver(100);
     assert_eq!(joiner.core.metadata().applied, 100);
+}
+
+#[test]
+fn a_checkpoint_larger_than_a_message_comes_in_parts() {
+    const PART: usize = 200;
+    let mut joiner = Joiner::start();
+    joiner.offer(5, 100);
+    let whole = checkpoint(100);
+    for start in (0..whole.len()).step_by(PART) {
+        assert_eq!(joiner.core.metadata().applied, 0, "a part of a state is none");
+        joiner.hear(part(100, &whole, start..whole.len().min(start + PART)));
+    }
+    assert_eq!(joiner.core.metadata().applied, 100);
+    let pulled = |sent: &PeerMessage| match sent {
+        PeerMessage::CheckpointPull(pull) => Some(pull.offset),
+        _ => None,
+    };
+    let asked: Vec<u64> = joiner.sent.iter().filter_map(pulled).collect();
+    let each: Vec<u64> = (0..whole.len() as u64).step_by(PART).collect();
+    assert!(each.len() > 2 && asked == each, "{asked:?} of {}", whole.len());
+}
+
+#[test]
+fn the_empty_entry_of_a_new_leader_is_no_command() {
+    let mut joiner = installed();
+    joiner.append(1, 100, vec![command(101), entry(102, EntryKind::Noop, Bytes::new()), command(103)]);
+    assert_eq!((joiner.core.metadata().applied, joiner.stopped.as_deref()), (103, None));
 }
 
 #[test]
@@ -263,7 +242,7 @@ fn a_replica_that_lost_what_it_acknowledged_says_so_and_stops() {
 
 #[test]
 fn a_member_with_an_empty_journal_does_not_start() {
-    let joiner = Joiner::with(Formation::Restart, CLUSTER, VirtualDisk::new(1), 2);
+    let joiner = Joiner::run(of_joiner(Formation::Restart, 2), VirtualDisk::new(1));
     assert!(joiner.last_words().contains("the journal is empty, but this node was a member"), "{:?}", joiner.stopped);
 }
 
@@ -299,4 +278,75 @@ fn no_replica_is_born_from_tables_that_may_be_older_than_its_removal() {
     // A restarted process would look the same to itself: its tables are from its journal, and nobody confirmed them.
     let groups: Vec<_> = joiner.core.status().groups.iter().map(|view| view.group).collect();
     assert_eq!(groups, [GroupId::META]);
+}
+
+#[test]
+fn voters_are_told_as_the_configuration_has_them_and_not_as_the_table_does() {
+    let mut joiner = installed();
+    let told = |joiner: &Joiner| {
+        let status = joiner.core.status();
+        (status.meta_voters, status.meta_learners)
+    };
+    assert!(!joiner.core.metadata().nodes.contains_key(&JOINER.0), "the table has not heard of it yet");
+    assert_eq!(told(&joiner), (vec![LEADER.0], vec![JOINER.0]));
+    let promote = MembershipStep { op: MembershipOp::AddVoter, replica: JOINER.1 };
+    let change = wire::encode(&MembershipChange { steps: vec![promote], basis: 0 });
+    joiner.append(1, 100, vec![entry(101, EntryKind::Membership, change)]);
+    assert_eq!(told(&joiner), (vec![LEADER.0, JOINER.0], vec![]));
+}
+
+#[test]
+fn a_vote_asked_for_before_the_replica_runs_is_answered_once_it_does() {
+    // Its process has just begun, and has not read its journal.
+    let mut joiner = Joiner::new(of_joiner(Formation::Restart, 2), installed().disk);
+    joiner.raft(RaftMessage { log_term: 1, index: 100, ..message(RaftMessageKind::Vote, 2) });
+    let granted = |sent: &PeerMessage| match sent {
+        PeerMessage::Raft { message, .. } => {
+            message.kind == RaftMessageKind::VoteResponse && message.term == 2 && !message.reject
+        }
+        _ => false,
+    };
+    assert!(joiner.sent.iter().any(granted), "{:?}", joiner.sent);
+}
+
+/// Longer than any request waits.
+const LONG_MS: u64 = 15 * 60_000;
+
+#[test]
+fn a_node_registers_however_late_a_leader_comes() {
+    let mut joiner = installed();
+    joiner.pass(LONG_MS);
+    joiner.sent.clear();
+    let claim = LeaderClaim { group: GroupId::META, term: 1, replica: LEADER.1 };
+    joiner.hear(PeerMessage::Gossip(Gossip { leaders: vec![claim], ..Gossip::default() }));
+    joiner.pass(1_000);
+    let open = Request::Command(Command::OpenSession { node: JOINER.0, incarnation: Incarnation(1) });
+    // Inside of the request that is passed on, without a byte for the format.
+    let open = wire::encode(&open).slice(1..);
+    let registers = |sent: &PeerMessage| match sent {
+        PeerMessage::Forward(forward) => forward.body.windows(open.len()).any(|part| *part == open[..]),
+        _ => false,
+    };
+    assert!(joiner.sent.iter().any(registers), "it gave up: {:?}", joiner.sent);
+}
+
+#[test]
+fn a_campaign_begins_when_the_configured_timeout_is_over() {
+    for timeout_ms in [1_000, 4_000] {
+        let config = CoreConfig { election_timeout: Millis(timeout_ms), ..of_joiner(admitted(), 1) };
+        let mut joiner = Joiner::run(config, VirtualDisk::new(1));
+        let voters = vec![LEADER.1, JOINER.1, ReplicaId(3)];
+        joiner.offer_among(Membership { voters, ..Membership::default() }, 1, 100);
+        joiner.deliver(100);
+        joiner.raft(message(RaftMessageKind::Heartbeat, 1));
+        let role = |joiner: &Joiner| joiner.core.raft_status(GroupId::META).map(|status| status.role);
+        let mut waited_ms = 0;
+        while role(&joiner) == Some(Role::Follower) && waited_ms < 3 * timeout_ms {
+            joiner.pass(50);
+            waited_ms += 50;
+        }
+        assert_eq!(role(&joiner), Some(Role::PreCandidate), "after {waited_ms} ms");
+        // Up to twice the timeout, and a tick for each end.
+        assert!((timeout_ms..=2 * timeout_ms + 100).contains(&waited_ms), "{waited_ms} ms instead of {timeout_ms}");
+    }
 }

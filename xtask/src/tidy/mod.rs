@@ -6,6 +6,7 @@
 mod allow;
 mod bans;
 mod documents;
+mod failures;
 mod layers;
 mod lengths;
 mod licences;
@@ -67,6 +68,7 @@ fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
     let list = std::fs::read_to_string(root.join("deny.toml")).context("cannot read deny.toml")?;
     findings.extend(licences::check(&list, metadata.licences()));
     findings.extend(documents::check(root, &sources, &metadata)?);
+    findings.extend(failures::check(root, &sources)?);
     Ok(allow::without_exceptions(findings, allow::EXCEPTIONS))
 }
 

@@ -5,6 +5,7 @@ mod cluster;
 mod cost;
 mod disk;
 mod fuzz;
+mod order;
 mod random;
 mod rules;
 

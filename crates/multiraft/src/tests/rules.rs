@@ -12,7 +12,7 @@ use super::{ELECTION_TICKS, GROUP};
 use crate::{MultiRaft, MultiRaftConfig, Output, Proposal, ProposeError, Refused, Role};
 
 /// Three voters with a leader.
-fn led(seed: u64) -> (Cluster, u64) {
+pub fn led(seed: u64) -> (Cluster, u64) {
     let mut cluster = Cluster::new(seed, &[1, 2, 3], &[]);
     cluster.start_all();
     cluster.run_until(10_000, "a leader that applied its noop", has_leader).unwrap();

@@ -1,0 +1,112 @@
+//! The first node of a cluster, alone on a disk that the test can hold up: what it says before something is committed,
+//! and what it does when nothing is to be done.
+
+mod common;
+
+use base::simulation::{Plant, with_plant};
+use base::{EndpointId, Millis, NodeId, RequestId, Wall};
+use common::{LoneNode, config};
+use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
+use engine::{Event, Formation, Reply};
+use metadata::{Command, CommandResult, token_hash};
+use sim::disk::VirtualDisk;
+use wire::{Capabilities, Member, NodeAddress};
+
+/// One that is ready.
+fn founder() -> LoneNode {
+    let capabilities = Capabilities {
+        cores: 4,
+        memory_mib: 4_096,
+        hypervisors: vec!["qemu 7.2.22".into()],
+        ..Capabilities::default()
+    };
+    let me = Member { node: NodeId(1), name: "founder".into(), capabilities, ..Member::default() };
+    let mut founder = LoneNode::run(config(me, Formation::Bootstrap, 1), VirtualDisk::new(1));
+    founder.pass(1_000);
+    let status = founder.core.status();
+    assert!(status.ready, "{}", status.reason);
+    founder
+}
+
+fn create_vm(name: &str, memory_mib: u64) -> Command {
+    Command::CreateVm { name: name.into(), spec: VmSpec { cpus: 1, memory_mib, image: "minimal".into(), node: None } }
+}
+
+#[test]
+fn a_join_is_answered_when_it_is_committed_and_not_before() {
+    let mut founder = founder();
+    let secret = [9; 32];
+    founder.command(1, Command::CreateToken { secret_hash: token_hash(&secret), expires: Wall(1_000_000), uses: 1 });
+    let [(RequestId(1), Ok(Reply::Command { result: CommandResult::TokenCreated { token_id }, .. }))] =
+        founder.replies[..]
+    else {
+        panic!("{:?}", founder.replies)
+    };
+    founder.replies.clear();
+
+    founder.disk_stuck = true;
+    let address = NodeAddress { endpoint: EndpointId([2; 32]), ..NodeAddress::default() };
+    let member = Member { name: "second".into(), address, ..Member::default() };
+    founder.command(2, Command::AdmitNode { token_id, secret, member });
+    founder.pass(500);
+    assert!(founder.replies.is_empty(), "it is on no disk yet: {:?}", founder.replies);
+    assert_eq!(founder.core.metadata().nodes.len(), 1);
+
+    founder.disk_stuck = false;
+    founder.settle();
+    let admitted = |result: &CommandResult| matches!(result, CommandResult::NodeAdmitted { node: NodeId(2), .. });
+    let [(RequestId(2), Ok(Reply::Command { result, .. }))] = &founder.replies[..] else {
+        panic!("{:?}", founder.replies)
+    };
+    assert!(admitted(result) && founder.core.metadata().nodes.contains_key(&NodeId(2)), "{result:?}");
+}
+
+/// By how many entries all logs grow in a minute in which nobody asks for anything, while a VM waits for a node that
+/// has room for it.
+fn growth() -> u64 {
+    let mut founder = founder();
+    founder.command(1, create_vm("large", 1 << 20));
+    founder.pass(5_000);
+    assert!(founder.core.metadata().vm("large").is_some_and(|vm| vm.reason.contains("no node can take it")));
+    let ends = |founder: &LoneNode| founder.core.status().groups.iter().map(|view| view.last_index).sum::<u64>();
+    let before = ends(&founder);
+    founder.pass(60_000);
+    ends(&founder) - before
+}
+
+#[test]
+fn a_cluster_that_nobody_asks_for_anything_stops_writing() {
+    assert_eq!(growth(), 0);
+    assert!(with_plant(Plant::ReasonsRepeated, growth) > 10);
+}
+
+#[test]
+fn an_outage_of_the_metadata_group_stops_no_vm() {
+    let mut founder = founder();
+    founder.command(1, create_vm("web", 128));
+    founder.pass(1_000);
+    let [VmAction::Start(start)] = &founder.actions[..] else { panic!("{:?}", founder.actions) };
+    let (vm, epoch, incarnation) = (start.vm, start.epoch, start.incarnation);
+    for event in [VmReportEvent::Started, VmReportEvent::Ready] {
+        founder.tell(Event::Vm(VmReport { vm, epoch, incarnation, event }));
+    }
+    let phase = |founder: &LoneNode| founder.core.metadata().vm("web").map(|vm| vm.phase);
+    assert_eq!(phase(&founder), Some(VmPhase::Running));
+    founder.actions.clear();
+
+    // Nothing is decided any more. Then the process stands still for a while, after which nobody even leads.
+    founder.disk_stuck = true;
+    founder.command(2, Command::RevokeToken { token_id: 9 });
+    founder.pass(10_000);
+    founder.now.mono = founder.now.mono.plus(Millis(10_000));
+    founder.pass(10 * 60_000);
+    assert!(!founder.core.status().ready, "somebody leads");
+    assert_eq!(founder.actions, []);
+
+    founder.disk_stuck = false;
+    founder.settle();
+    founder.pass(5_000);
+    let status = founder.core.status();
+    assert!(status.ready, "{}", status.reason);
+    assert_eq!((phase(&founder), founder.actions.len()), (Some(VmPhase::Running), 0), "{:?}", founder.actions);
+}
