@@ -106,7 +106,7 @@ impl Driver {
     }
 
     /// Runs until `stop`, or until the core ends the node.
-    pub async fn run(mut self, stop: CancellationToken) -> End {
+    pub async fn run(&mut self, stop: CancellationToken) -> End {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticked = Instant::now();

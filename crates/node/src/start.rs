@@ -476,13 +476,15 @@ fn start_core(
     let (ended, end) = oneshot::channel();
     spawn_priority_thread("core", -5, move || {
         let core = NodeCore::new(config, Clock.now());
-        let driver = Driver::new(core, handle, sources, sinks);
+        let mut driver = Driver::new(core, handle, sources, sinks);
         // A panic is a broken invariant: the node stops rather than going on with half a decision.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(driver.run(stop))));
         let broken = |panic: Box<dyn std::any::Any + Send>| format!("a broken invariant: {}", panic_text(&*panic));
         let result = result.unwrap_or_else(|panic| End::Fatal(broken(panic)));
-        // The node may be stopping already.
+        // The node may be stopping already. Said before the driver goes, and with it the queues of tasks: their end is not
+        // the reason.
         let _ = ended.send(result);
+        drop(driver);
     })
     .map_err(failed)?;
     Ok(end)
