@@ -151,6 +151,8 @@ pub const GOSSIP_INTERVAL: Millis = Millis(150);
 /// A node is taken to have space on its disk when it has said so for this long: leadership moves there from a full one, and
 /// must not wander between disks on the brink.
 pub const DISK_SPACE_TRUSTED_AFTER: Millis = Millis(3_000);
+/// A node without a leader that is told that its cluster was recovered without it goes on for this long.
+pub const SUPERSEDED_AFTER: Millis = Millis(5_000);
 /// A node not heard of for this long is shown as unreachable.
 pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
 /// Leaders named in one gossip message.
@@ -227,6 +229,15 @@ pub const LEADERSHIPS_RETURNING_MAX: usize = 16;
 pub const REPLICAS_BUILDING_MAX: usize = 64;
 /// Voters of `__meta`, at most.
 pub const META_VOTERS_MAX: usize = 5;
+/// A recovered cluster leaves out so many indexes of `__meta` and ids of every kind but nodes: whatever those that are gone
+/// gave out, and the survivor never heard of, is not given out again.
+pub const RECOVERY_IDS_SKIPPED: u64 = 1_000_000;
+/// The same of ids of nodes, which people read and Kafka's clients keep in 31 bits.
+pub const RECOVERY_NODES_SKIPPED: u64 = 1_000;
+/// The same of terms, so that no leader epoch that a client saw comes again. Epochs have 31 bits.
+pub const RECOVERY_TERMS_SKIPPED: u32 = 100_000;
+/// The same of the leader epochs of a partition that is lost, of whose terms the survivor knows nothing.
+pub const RECOVERY_EPOCHS_SKIPPED: u32 = 1_000_000;
 /// Events waiting in the outbox; above it new ones are dropped and counted.
 pub const OUTBOX_EVENTS_MAX: usize = 65_536;
 /// Events published and not yet trimmed: as many as a partition remembers of one producer, so that a new leader that

@@ -128,6 +128,40 @@ pub fn evict(vm: &mut VmRecord, epoch: VmEpoch, dead: bool, reason: &str, now: W
     }
 }
 
+/// The cluster was recovered with `survivor` as its only node: from now on epochs count from `epoch`. What ran elsewhere may
+/// still run, and is not started before somebody says so; what runs here is started anew, under the new epoch.
+pub fn recovered(vm: &mut VmRecord, survivor: NodeId, epoch: VmEpoch, now: Wall) -> Outcome {
+    vm.epoch = epoch;
+    let Some(assignment) = vm.assignment else { return Outcome::Same };
+    if assignment.node != survivor {
+        let node = assignment.node;
+        (vm.assignment, vm.leaves) = (None, false);
+        return match (vm.desired, vm.phase) {
+            (VmDesired::Deleted, _) => Outcome::Gone,
+            (VmDesired::Stopped, _) | (_, VmPhase::Failed) => {
+                vm.desired = VmDesired::Stopped;
+                enter(vm, VmPhase::Stopped, String::new(), now)
+            }
+            _ => {
+                vm.desired = VmDesired::Stopped;
+                let reason = format!(
+                    "it ran on node {node}, which the recovered cluster does not have; `muster vm start {}` once it is sure                      that it runs there no more",
+                    vm.name
+                );
+                enter(vm, VmPhase::Stopped, reason, now)
+            }
+        };
+    }
+    vm.assignment = Some(Assignment { node: survivor, epoch });
+    vm.leaves = false;
+    match (vm.desired, vm.phase) {
+        (VmDesired::Running, phase) if phase != VmPhase::Failed => {
+            next_incarnation(vm, VmPhase::Starting, "the cluster was recovered".into(), now)
+        }
+        _ => Outcome::Same,
+    }
+}
+
 /// It runs nowhere, and belongs to no node.
 fn unassigned(vm: &mut VmRecord, reason: &str, now: Wall) -> Outcome {
     mark(Mark::VmMovedAway);
@@ -262,6 +296,28 @@ mod tests {
 
     fn killed() -> VmReportEvent {
         VmReportEvent::Exited { reason: "killed".into() }
+    }
+
+    #[test]
+    fn a_recovery_fences_every_vm_and_starts_only_what_is_surely_nowhere_else() {
+        let (mut here, mut elsewhere) = (running(), running());
+        assert_eq!(recovered(&mut here, NodeId(1), VmEpoch(100), Wall(9)), Outcome::Changed);
+        assert_eq!((here.phase, here.epoch), (VmPhase::Starting, VmEpoch(100)));
+        assert!(matches!(say(&mut here, 1, 1, killed(), 10), Outcome::Refused(ErrorCode::StaleEpoch, _)));
+
+        assert_eq!(recovered(&mut elsewhere, NodeId(2), VmEpoch(100), Wall(9)), Outcome::Changed);
+        assert_eq!((elsewhere.phase, elsewhere.assignment), (VmPhase::Stopped, None));
+        assert!(elsewhere.reason.contains("muster vm start web"), "{}", elsewhere.reason);
+        assert_eq!(start(&mut elsewhere, Wall(11)), Outcome::Changed);
+        assert_eq!(elsewhere.phase, VmPhase::Pending);
+        assert!(matches!(
+            assign(&mut elsewhere, NodeId(2), VmEpoch(2), String::new(), Wall(12)),
+            Outcome::Refused(ErrorCode::StaleEpoch, _)
+        ));
+
+        let mut deleted = running();
+        delete(&mut deleted, Wall(5));
+        assert_eq!(recovered(&mut deleted, NodeId(2), VmEpoch(100), Wall(9)), Outcome::Gone);
     }
 
     #[test]

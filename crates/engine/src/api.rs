@@ -96,6 +96,10 @@ pub enum Event {
         by: NodeId,
         active: ClusterVersion,
     },
+    /// A member of a newer incarnation of the cluster, recovered from a lost majority, refuses this node.
+    Superseded {
+        by: NodeId,
+    },
     /// The hypervisor side reports.
     Vm(VmReport),
     /// What [`Effect::Work`] came to.

@@ -20,6 +20,7 @@ use crate::planner::Planner;
 use crate::requests::Requests;
 use crate::session::Session;
 use crate::stats::Stats;
+use crate::superseded::Superseded;
 use crate::vms::VmSide;
 use crate::{CoreConfig, Effect, Event, Formation};
 
@@ -73,6 +74,7 @@ pub struct NodeCore {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) reads: Reads,
     pub(crate) stats: Stats,
+    pub(crate) superseded: Superseded,
     pub(crate) disk_full: bool,
     /// Since when, to the tick, or since it was last looked for somebody to lead instead.
     pub(crate) disk_full_since: Option<base::Mono>,
@@ -119,6 +121,7 @@ impl NodeCore {
             checkpoints: Checkpoints::default(),
             reads: Reads::default(),
             stats: Stats::new(now.mono),
+            superseded: Superseded::default(),
             disk_full: false,
             disk_full_since: None,
             abstains_until: None,
@@ -149,6 +152,7 @@ impl NodeCore {
             Event::Expelled { by } => self.expelled(by),
             Event::Worked(worked) => self.worked(worked),
             Event::Outdated { by, active } => self.refused_as_outdated(by, active),
+            Event::Superseded { by } => self.superseded(by),
             Event::Vm(report) => self.take_vm_report(report),
             Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }
@@ -191,6 +195,7 @@ impl NodeCore {
         self.requests_tick();
         self.checkpoints_tick();
         self.session_tick();
+        self.superseded_tick();
         self.planner.due = true;
     }
 

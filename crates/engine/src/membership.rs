@@ -5,10 +5,10 @@
 //! A voter that goes becomes a learner first and is removed in a second change. By then a majority of those who stay has
 //! on its disk that the first one is committed (decision 0010), so that whoever was removed is not needed any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::META_VOTERS_MAX;
-use base::simulation::{Mark, Plant, mark, planted};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, ReplicaId};
 use metadata::{Command, NodeLifecycle};
 use multiraft::{GroupStatus, ReplicaProgress};
@@ -42,6 +42,21 @@ struct Goal {
     tolerated: Vec<ReplicaId>,
     /// So many are to vote.
     voters: usize,
+    /// The zones of those whose nodes have one.
+    zones: BTreeMap<ReplicaId, String>,
+}
+
+/// What a replica fails together with.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Domain<'a> {
+    Zone(&'a str),
+    Own(ReplicaId),
+}
+
+impl Goal {
+    fn domain(&self, replica: ReplicaId) -> Domain<'_> {
+        self.zones.get(&replica).map_or(Domain::Own(replica), |zone| Domain::Zone(zone))
+    }
 }
 
 /// The next step towards it.
@@ -106,7 +121,11 @@ fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId
         among
     };
     let (electors, tolerated) = (sorted(&goal.electors), sorted(&goal.tolerated));
-    let chosen: BTreeSet<_> = electors.into_iter().chain(tolerated).take(goal.voters).collect();
+    let so_many = electors.len().min(goal.voters);
+    let electors: Vec<_> = electors.into_iter().map(|replica| (replica, goal.domain(replica))).collect();
+    let spread = metadata::spread(&electors, so_many);
+    mark_if(Mark::VotersSpread, || !electors.iter().take(so_many).all(|(replica, _)| spread.contains(replica)));
+    let chosen: BTreeSet<_> = spread.into_iter().chain(tolerated).take(goal.voters).collect();
     // Whoever goes is needed as long as too many of those who stay are not there.
     let well = chosen.iter().filter(|replica| active(replica)).count();
     let decides = well > chosen.len() / 2 || planted(Plant::VotersDroppedTooEarly);
@@ -130,6 +149,7 @@ impl NodeCore {
         let mut goal = Goal::default();
         for record in self.metadata.nodes.values() {
             let (replica, lifecycle) = (record.meta_replica, record.lifecycle);
+            goal.zones.extend(record.zone().map(|zone| (replica, zone.to_owned())));
             if lifecycle.holds_replicas() {
                 goal.electors.push(replica);
             } else if lifecycle == NodeLifecycle::Lost && meta.membership.voters.contains(&replica) {
@@ -162,6 +182,7 @@ impl NodeCore {
                 tolerated: members.iter().filter(|replica| !electors.contains(replica)).copied().collect(),
                 members,
                 electors,
+                ..Goal::default()
             };
             self.change_members(group, &goal);
             self.tell_members(group);
@@ -283,7 +304,7 @@ mod tests {
     }
 
     fn goal(members: &[u64], voters: usize) -> Goal {
-        Goal { members: ids(members), electors: ids(members), tolerated: Vec::new(), voters }
+        Goal { members: ids(members), electors: ids(members), voters, ..Goal::default() }
     }
 
     fn steps(status: &GroupStatus, goal: &Goal) -> Vec<(MembershipOp, u64)> {
@@ -375,6 +396,40 @@ mod tests {
         assert_eq!(steps(&led(&[1], &[(3, 1000)]), &goal), [(Remove, 3)]);
     }
 
+    /// Voters (the first leads) and learners that have caught up, with their zones; `-`: none. What the leader does about it.
+    fn check_zones(voters: &str, learners: &str, count: usize, expect: &[(MembershipOp, u64)]) {
+        let all: Vec<(u64, char)> = (1..).zip(voters.chars().chain(learners.chars())).collect();
+        let (voting, learning) = all.split_at(voters.len());
+        let numbers = |of: &[(u64, char)]| of.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        let caught_up: Vec<_> = learning.iter().map(|(id, _)| (*id, 1000)).collect();
+        let mut goal = goal(&numbers(&all), count);
+        let zones = all.iter().filter(|(_, zone)| *zone != '-').map(|(id, zone)| (ReplicaId(*id), zone.to_string()));
+        goal.zones = zones.collect();
+        assert_eq!(steps(&led(&numbers(voting), &caught_up), &goal), expect, "{voters} {learners}");
+    }
+
+    #[test]
+    fn voters_are_spread_over_zones_and_nobody_is_replaced_for_nothing() {
+        check_zones("---", "---", 3, &[]);
+        check_zones("abc", "abc", 3, &[]);
+        check_zones("aab", "ab", 3, &[]);
+        check_zones("aab", "c", 3, &[(AddVoter, 4), (AddLearner, 2)]);
+        check_zones("aab", "-", 3, &[(AddVoter, 4), (AddLearner, 2)]);
+        check_zones("aaa", "bc", 3, &[(AddVoter, 4), (AddVoter, 5), (AddLearner, 2), (AddLearner, 3)]);
+        check_zones("aaa", "b", 3, &[(AddVoter, 4), (AddLearner, 3)]);
+        check_zones("baa", "b", 3, &[]);
+        check_zones("a", "abc", 3, &[(AddVoter, 3), (AddVoter, 4)]);
+        check_zones("aaabb", "c", 5, &[(AddVoter, 6), (AddLearner, 3)]);
+    }
+
+    #[test]
+    fn a_voter_is_not_replaced_for_its_zone_by_one_that_has_not_caught_up() {
+        let mut goal = goal(&[1, 2, 3, 4], 3);
+        goal.zones = [(1, "a"), (2, "a"), (3, "b"), (4, "c")].map(|(id, zone)| (ReplicaId(id), zone.into())).into();
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 10)]), &goal), []);
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000)]), &goal), [(AddVoter, 4), (AddLearner, 2)]);
+    }
+
     #[test]
     fn a_lost_voter_is_replaced_where_there_is_somebody_and_kept_where_there_is_not() {
         let lost = |members: &[u64], electors: &[u64], voters| Goal {
@@ -382,6 +437,7 @@ mod tests {
             electors: ids(electors),
             tolerated: ids(&[3]),
             voters,
+            ..Goal::default()
         };
         assert_eq!(steps(&led(&[1, 2, 3], &[]), &lost(&[1, 2, 3], &[1, 2], 3)), []);
         let four = lost(&[1, 2, 3, 4], &[1, 2, 4], 3);

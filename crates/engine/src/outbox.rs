@@ -1,23 +1,31 @@
 //! Publishing the outbox: the leader of `__meta` appends each event to `muster.events` under one producer id with the
-//! event's sequence, so that a new leader that publishes it again is recognised, and nothing is lost or doubled.
+//! event's sequence, so that a new leader that publishes it again is recognised, and nothing is lost or doubled. Each
+//! incarnation of the cluster has a producer id of its own: a recovered cluster may have lost events that were published.
 
 use std::collections::BTreeSet;
 
-use base::limits::OUTBOX_WINDOW;
+use base::limits::{OUTBOX_WINDOW, PRODUCER_ID_RESERVED_MAX};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono};
 use bytes::Bytes;
-use metadata::{Command, EVENTS_TOPIC, OutboxEvent};
+use metadata::{Command, EVENTS_TOPIC, Metadata, OutboxEvent};
 use stream::{ProducerStamp, Record, encode_batch};
 
 use crate::core::NodeCore;
 use crate::requests::Internal;
 use crate::{Acks, Produce, Request, Target};
 
-/// The producer id of the outbox; the ids given to clients start above 1,000.
-const PRODUCER_ID: i64 = 1;
+/// The producer ids of the outbox, one per incarnation of the cluster, in turns; no client writes under them.
+const PRODUCER_IDS: std::ops::RangeInclusive<i64> = 1..=PRODUCER_ID_RESERVED_MAX;
 /// After a failed publication, or a trim that does not show.
 const RETRY: Millis = Millis(200);
+
+/// Under which the events of this incarnation of the cluster are published.
+pub(crate) fn producer_id(metadata: &Metadata) -> i64 {
+    let (first, last) = PRODUCER_IDS.into_inner();
+    let turn = metadata.cluster_incarnation.0 % last.unsigned_abs();
+    first.saturating_add_unsigned(turn)
+}
 
 /// What of the outbox is under way.
 #[derive(Debug, Default)]
@@ -52,7 +60,8 @@ impl NodeCore {
         };
         self.propose_trim();
         // The first event of all opens the producer's sequence: nothing may overtake it.
-        let window = if self.metadata.outbox.contains_key(&1) { 1 } else { OUTBOX_WINDOW };
+        let opens = self.metadata.outbox.contains_key(&self.metadata.outbox_first);
+        let window = if opens { 1 } else { OUTBOX_WINDOW };
         // Counted from what is trimmed in the state, not from what this leader believes: a trim that was refused or
         // lost with this leadership would leave the next leader with events that the partition no longer remembers.
         let events: Vec<_> = self
@@ -89,7 +98,7 @@ impl NodeCore {
         };
         // Kafka's sequences have 31 bits and wrap to 0.
         let base_sequence = i32::try_from((event.sequence - 1) % (1 << 31)).expect("31 bits fit");
-        let stamp = ProducerStamp { id: PRODUCER_ID, epoch: 0, base_sequence };
+        let stamp = ProducerStamp { id: producer_id(&self.metadata), epoch: 0, base_sequence };
         let stamp = (!planted(Plant::OutboxUnnumbered)).then_some(stamp);
         let Ok(batch) = encode_batch(&[record], stamp) else {
             return self.fatal(format!("event {} does not fit a record batch", event.sequence));

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::REPLICAS_BUILDING_MAX;
-use base::simulation::{Mark, Plant, mark, planted};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono, NodeId, VmEpoch};
 use compute::{Host, Placement, VmDesired, VmPhase, place};
-use metadata::{Command, NodeLifecycle};
+use metadata::{Command, NodeLifecycle, PartitionRecord};
 
 use crate::core::NodeCore;
 
@@ -123,8 +123,9 @@ impl NodeCore {
         spare.take(DECISIONS_MAX).collect()
     }
 
-    /// Partitions below their target get a replica on the reachable node with the fewest, one at a time each, and not more
-    /// at once than the cluster makes in its spare time.
+    /// Partitions below their target get a replica on a reachable node: in the failure domain with the fewest of the
+    /// partition's, there on the node with the fewest of all; one at a time each, and not more at once than the cluster
+    /// makes in its spare time. What is complete and would be spread better with another one gets that, and then loses one.
     fn plan_replicas(&self) -> Vec<Command> {
         let me = self.me();
         let reachable = |node: &NodeId| *node == me || self.peers.reachable(*node, self.now.mono);
@@ -143,21 +144,29 @@ impl NodeCore {
             if building + commands.len() >= REPLICAS_BUILDING_MAX {
                 break;
             }
-            if self.metadata.replica_plan(partition).missing == 0 {
-                continue;
-            }
-            let holds = |node: &NodeId| partition.replicas.iter().any(|r| r.node == *node);
-            let candidates = load.iter().filter(|(node, _)| !holds(node));
-            let replaced = partition.replicas.iter().filter_map(|r| self.metadata.nodes.get(&r.node)?.successor);
-            let successors: Vec<NodeId> = replaced.collect();
-            let best = candidates.min_by_key(|(node, count)| (!successors.contains(node), **count, **node));
-            let best = best.map(|(node, _)| *node);
-            if let Some(node) = best {
+            if let Some(node) = self.place_of_replica(partition, &load) {
                 *load.entry(node).or_default() += 1;
                 commands.push(Command::AddReplica { group: partition.group, node });
             }
         }
         commands
+    }
+
+    /// Where the partition's next replica is made, if it is to get one; `load` are the replicas on each node that can have it.
+    fn place_of_replica(&self, partition: &PartitionRecord, load: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
+        let table = &self.metadata;
+        let complete = table.replica_plan(partition).missing == 0;
+        let holds = |node: &NodeId| partition.replicas.iter().any(|r| r.node == *node);
+        let fits = |node: &NodeId| if complete { table.spreads_better_on(partition, *node) } else { !holds(node) };
+        let replaced = partition.replicas.iter().filter_map(|r| table.nodes.get(&r.node)?.successor);
+        let successors: Vec<NodeId> = replaced.collect();
+        let rank = |(node, count): &(&NodeId, &usize)| {
+            let crowd = table.replicas_in(partition, table.domain_of(**node));
+            (!successors.contains(node), crowd, **count, **node)
+        };
+        let best = load.iter().filter(|(node, _)| fits(node)).min_by_key(rank).map(|(node, _)| *node);
+        mark_if(Mark::ReplicaSpread, || complete && best.is_some());
+        best
     }
 
     /// VMs on nodes that are to be free of them.

@@ -8,11 +8,13 @@
 mod apply;
 mod command;
 mod departures;
+mod domains;
 mod kv;
 mod nodes;
 mod once;
 mod outbox;
 mod partitions;
+mod recovered;
 mod sessions;
 mod snapshot;
 mod state;
@@ -22,9 +24,11 @@ mod version;
 mod vms;
 
 pub use command::*;
+pub use domains::{Domain, ZONE_LABEL, crowding, spread};
 pub use kv::{KeyChange, KeyChanged, KeyRecord, KvStore, LeaseRecord, valid_key};
 pub use once::{OnceKey, OnceRecord, OnceTable};
 pub use partitions::ReplicaPlan;
+pub use recovered::{Losses, Survival};
 pub use snapshot::SnapshotError;
 pub use state::*;
 pub use tokens::token_hash;

@@ -24,7 +24,8 @@ impl Metadata {
     #[must_use]
     pub fn bootstrap(cluster: ClusterId, member: Member, now: Wall) -> Metadata {
         let cluster_version = member.versions.max;
-        let mut metadata = Metadata { cluster, applied: 1, outbox_next: 1, cluster_version, ..Metadata::default() };
+        let mut metadata =
+            Metadata { cluster, applied: 1, outbox_next: 1, outbox_first: 1, cluster_version, ..Metadata::default() };
         let context = Context { index: 1, now, silent: &[] };
         let node = metadata.insert_node(context, member);
         debug_assert_eq!(node, (NodeId(1), ReplicaId(1)));

@@ -5,6 +5,7 @@ use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, NodeId, ReplicaId};
 
 use crate::apply::refuse;
+use crate::domains::spread;
 use crate::{CommandResult, Metadata, NodeLifecycle, NodeRecord, PartitionRecord, ReplicaRecord};
 
 /// What is to become of a partition's replicas.
@@ -44,12 +45,14 @@ impl Metadata {
     #[must_use]
     pub fn replica_plan(&self, partition: &PartitionRecord) -> ReplicaPlan {
         let target = self.replica_target(partition);
-        let holds = |r: &ReplicaRecord| self.nodes.get(&r.node).is_some_and(|node| node.lifecycle.holds_replicas());
-        let mut keep: Vec<ReplicaRecord> =
-            partition.replicas.iter().filter(|r| !r.retired && holds(r)).copied().collect();
-        // Of too many (a lost node came back) the newest goes, and first those that do not vote yet.
+        let mut counted: Vec<ReplicaRecord> =
+            partition.replicas.iter().filter(|r| !r.retired && self.holds(r.node)).copied().collect();
+        // Of too many (a lost node came back) the newest goes, and first those that do not vote yet; but where two share a
+        // failure domain and there is another one, one of the two.
+        counted.sort_by_key(|r| (!r.voter, r.replica));
+        let counted: Vec<_> = counted.iter().map(|r| (*r, self.domain_of(r.node))).collect();
+        let mut keep = spread(&counted, target);
         keep.sort_by_key(|r| (!r.voter, r.replica));
-        keep.truncate(target);
         let enough = keep.len() >= target && !keep.is_empty();
         let others = partition.replicas.iter().filter(|r| !r.retired && !keep.contains(r));
         let spare = others.filter(|_| enough).map(|r| r.replica).collect();
@@ -71,7 +74,7 @@ impl Metadata {
         if partition.replicas.iter().any(|replica| replica.node == node) {
             return refuse(ErrorCode::AlreadyExists, format!("node {node} has a replica of group {group}"));
         }
-        if self.replica_plan(partition).missing == 0 {
+        if self.replica_plan(partition).missing == 0 && !self.spreads_better_on(partition, node) {
             return refuse(ErrorCode::FailedPrecondition, format!("group {group} has all its replicas"));
         }
         let replica = self.next_replica();

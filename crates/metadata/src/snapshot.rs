@@ -80,6 +80,9 @@ struct Snapshot {
     kv: Option<KvStore>,
     #[n(15)]
     once: Option<BTreeMap<OnceKey, OnceRecord>>,
+    /// 1 if it is not there.
+    #[n(20)]
+    outbox_first: Option<u64>,
     #[n(23)]
     cluster_version: ClusterVersion,
     #[n(24)]
@@ -114,6 +117,7 @@ impl Metadata {
             kv: Some(kv).filter(|kv| *kv != KvStore::default()),
             cluster_version: self.cluster_version,
             version_hold: self.version_hold,
+            outbox_first: Some(self.outbox_first),
         })
     }
 
@@ -156,6 +160,7 @@ impl From<Snapshot> for Metadata {
             outbox_dropped: snapshot.outbox_dropped,
             departed: snapshot.departed.into_iter().collect(),
             kv: snapshot.kv.unwrap_or_default(),
+            outbox_first: snapshot.outbox_first.unwrap_or(1),
             next: snapshot.next,
             cluster_version: snapshot.cluster_version,
             version_hold: snapshot.version_hold,

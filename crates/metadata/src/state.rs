@@ -29,6 +29,8 @@ pub struct Metadata {
     pub outbox_next: u64,
     /// Events lost because the outbox was full.
     pub outbox_dropped: u64,
+    /// Sequence of the first event under the producer that publishes now: each recovery of the cluster begins another one.
+    pub outbox_first: u64,
     /// Former members, so that they are told why nobody speaks to them: the last
     /// [`base::limits::NODES_DEPARTED_MAX`] of them.
     pub departed: OrdMap<NodeId, DepartedNode>,

@@ -8,6 +8,7 @@ use serde_json::json;
 use stream::topic;
 
 use crate::apply::{Context, refuse};
+use crate::domains::spread;
 use crate::{CommandResult, EVENTS_TOPIC, Metadata, NodeLifecycle, PartitionRecord, ReplicaRecord, TopicRecord};
 
 /// The topic that holds the console of a VM.
@@ -127,8 +128,8 @@ impl Metadata {
         group
     }
 
-    /// `count` nodes with the fewest replicas, in an order that spreads the first places (preferred leaders). Those that
-    /// drain or are lost only where there are no others; those that are silent not at all, or the group might never have a
+    /// `count` nodes with the fewest replicas, spread over the failure domains, in an order that spreads the first places
+    /// (preferred leaders). Those that drain or are lost only where there are no others; those that are silent not at all, or the group might never have a
     /// majority: it gets its other replicas when there is somebody to have them.
     fn emptiest_nodes(&self, count: usize, group: GroupId, silent: &[NodeId]) -> Vec<NodeId> {
         let nodes = || self.staying().map(|node| node.member.node);
@@ -148,7 +149,12 @@ impl Metadata {
         }
         let mut nodes: Vec<_> = load.iter().map(|(node, (all, first))| (shunned(node), *all, *first, *node)).collect();
         nodes.sort_unstable();
-        nodes.truncate(count);
+        let welcome = nodes.iter().filter(|(shunned, ..)| !shunned).count();
+        if welcome >= count {
+            nodes.truncate(welcome);
+        }
+        let candidates: Vec<_> = nodes.iter().map(|node| (*node, self.domain_of(node.3))).collect();
+        let mut nodes = spread(&candidates, count);
         // Among those chosen, whoever leads least comes first; ties rotate with the group.
         nodes.sort_unstable_by_key(|(shunned, _, first, node)| (*shunned, *first, (node.0 + group.0) % 64, *node));
         nodes.into_iter().map(|(_, _, _, node)| node).collect()

@@ -147,7 +147,7 @@ impl Metadata {
         self.change_vm_by_id(context, report.vm, |vm| lifecycle::report(vm, node, report, context.now))
     }
 
-    fn change_vm_by_id(
+    pub(crate) fn change_vm_by_id(
         &mut self,
         context: Context,
         id: VmId,

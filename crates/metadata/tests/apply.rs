@@ -491,3 +491,60 @@ fn the_version_rises_when_every_member_can_it_and_never_goes_back() {
     cluster.apply(Command::HoldVersion { at: None });
     assert_eq!(cluster.state.next_version(), Some(ClusterVersion(3)));
 }
+
+/// Nodes in these zones (`-`: none), and where a partition of a topic with that factor is born.
+fn check_birth(zones: &str, factor: Option<u16>, expect: &str) {
+    let mut cluster = Cluster::new();
+    for n in 2..=zones.len() as u8 {
+        cluster.join(n);
+    }
+    for (n, zone) in (1..).zip(zones.chars()) {
+        let labels = if zone == '-' { [].into() } else { [("zone".to_owned(), zone.to_string())].into() };
+        let member = Member { node: NodeId(u64::from(n)), labels, ..member(n) };
+        assert_eq!(cluster.apply(Command::UpdateNode { member }), CommandResult::Done);
+    }
+    let CommandResult::TopicCreated { groups, .. } = cluster.apply(topic("t", factor)) else { panic!("no topic") };
+    for group in groups {
+        let nodes = cluster.state.partitions[&group].replicas.iter().map(|r| r.node.0 as usize - 1);
+        let mut born: Vec<_> = nodes.map(|node| zones.as_bytes()[node] as char).collect();
+        born.sort_unstable();
+        assert_eq!(born.into_iter().collect::<String>(), expect, "{factor:?} of {zones}");
+    }
+}
+
+#[test]
+fn partitions_are_born_spread_over_zones() {
+    check_birth("aaabc", None, "abc");
+    check_birth("aabb", Some(2), "ab");
+    check_birth("aaab", None, "aab");
+    check_birth("aaa-", Some(2), "-a");
+    check_birth("aaaa", Some(2), "aa");
+}
+
+#[test]
+fn a_partition_moves_into_another_zone_by_one_replica_more_and_one_less() {
+    let mut cluster = Cluster::new();
+    (2..=3).for_each(|n| drop(cluster.join(n)));
+    let in_zone = |n: u8, zone: &str| {
+        let labels = [("zone".to_owned(), zone.to_owned())].into();
+        Command::UpdateNode { member: Member { node: NodeId(u64::from(n)), labels, ..member(n) } }
+    };
+    (1..=3).for_each(|n| drop(cluster.apply(in_zone(n, "a"))));
+    let CommandResult::TopicCreated { groups, .. } = cluster.apply(topic("t", None)) else { panic!("no topic") };
+    let group = groups[0];
+    cluster.join(4);
+    let wants = |cluster: &Cluster| cluster.state.spreads_better_on(&cluster.state.partitions[&group], NodeId(4));
+    assert!(wants(&cluster), "it has no zone, and so one of its own");
+    cluster.apply(in_zone(4, "a"));
+    assert!(!wants(&cluster));
+    refused(&cluster.apply(Command::AddReplica { group, node: NodeId(4) }), ErrorCode::FailedPrecondition);
+    cluster.apply(in_zone(4, "b"));
+    assert!(wants(&cluster));
+    let CommandResult::ReplicaAdded { replica } = cluster.apply(Command::AddReplica { group, node: NodeId(4) }) else {
+        panic!("it gets no replica");
+    };
+    assert!(!wants(&cluster), "one at a time");
+    let plan = cluster.state.replica_plan(&cluster.state.partitions[&group]);
+    assert_eq!((plan.keep.len(), plan.missing, plan.spare.len()), (3, 0, 1));
+    assert!(plan.keep.iter().any(|r| r.replica == replica) && !plan.spare.contains(&replica), "{plan:?}");
+}

@@ -46,6 +46,7 @@ pub(crate) fn command(registry: &Registry<Ports>) -> Command {
         .subcommand(dev())
         .subcommand(demo())
         .subcommand(node_command(node))
+        .subcommand(recover())
         .subcommand(Command::new("version").about("Print the version"))
         .subcommands(remote)
 }
@@ -110,6 +111,42 @@ fn node_command(operations: Command) -> Command {
                 .help("TOML; the production start"),
         )
         .arg(parent_arg())
+}
+
+fn recover() -> Command {
+    let files = value_parser!(std::path::PathBuf);
+    Command::new("recover")
+        .about("When a majority of the nodes is gone for good: show what a survivor holds, make it the whole cluster")
+        .arg(data_dir("").required(true).help("Of the survivor; no process may run on it"))
+        .arg(
+            Arg::new("others")
+                .long("others")
+                .value_name("FILE")
+                .action(ArgAction::Append)
+                .value_parser(files)
+                .help("Another survivor's report (--output json), to compare with; may be given several times"),
+        )
+        .arg(
+            Arg::new("inspect")
+                .long("inspect")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("yes")
+                .help("Only report; that is what happens without --yes, too"),
+        )
+        .arg(
+            Arg::new("yes")
+                .long("yes")
+                .action(ArgAction::SetTrue)
+                .help("The others are gone for good: this node is the whole cluster from now on. There is no way back"),
+        )
+        .after_help(
+            "Without --yes it changes nothing. With it, what only other nodes have is lost: records and changes that this\n\
+             node had not heard of, partitions without a replica here, join tokens. The other nodes are refused from then\n\
+             on; wiped, they can join anew. Never do that while a majority can come back.\n\n\
+             Examples:\n  muster recover --data-dir /var/lib/muster                         what is there, and what would be lost\n  \
+             muster recover --data-dir /var/lib/muster -o json > node2.json    the same, to compare survivors\n  \
+             muster recover --data-dir /var/lib/muster --others node2.json --yes",
+        )
 }
 
 fn dev() -> Command {

@@ -7,6 +7,7 @@ mod client;
 mod command;
 mod demo;
 mod dev;
+mod recover;
 mod remote;
 mod signals;
 mod start;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Some(("node", args)) if args.subcommand().is_none() => start::node(args),
         Some(("dev", args)) => dev::run(args),
         Some(("demo", args)) => demo::run(&registry, args),
+        Some(("recover", args)) => recover::run(args),
         Some(("version", args)) => remote::version(args),
         _ => return remote::run(&registry, &matches),
     };

@@ -6,6 +6,7 @@
 //! DIR/cluster       which cluster, which node, how it came to be (replaced atomically)
 //! DIR/reserve       a little space for the record on a full disk
 //! DIR/journal/      write-ahead log and checkpoints; `STORE` in it names this data, and is gone with it
+//! DIR/journal-N/    the same after the N-th recovery from a lost majority; those before it are kept until somebody removes them
 //! DIR/vms, images   virtual machines and what they are made of
 //! ```
 
@@ -45,6 +46,22 @@ pub(crate) struct ClusterRecord {
     #[n(6)]
     #[cbor(default)]
     pub cluster_version: ClusterVersion,
+    /// Of the cluster, if it was recovered on this node.
+    #[n(7)]
+    #[cbor(default)]
+    pub recovered_as: Incarnation,
+    /// How often the cluster was recovered on this node: names the directory of its journal.
+    #[n(8)]
+    #[cbor(default)]
+    pub recoveries: u64,
+}
+
+impl ClusterRecord {
+    /// Of the cluster, as far as the files say.
+    pub fn cluster_incarnation(&self) -> Incarnation {
+        let joined = self.joined.as_ref().map(|accepted| accepted.cluster_incarnation).unwrap_or_default();
+        joined.max(self.recovered_as)
+    }
 }
 
 /// Keeps the record true while the node runs.
@@ -83,6 +100,7 @@ impl Keeper {
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
+    journal: PathBuf,
     _lock: File,
 }
 
@@ -114,8 +132,12 @@ impl DataDir {
         if let Err(error) = write(&lock) {
             tracing::warn!(%error, path = %lock_path.display(), "the lock does not name this process");
         }
-        let data = DataDir { path, _lock: lock };
+        let mut data = DataDir { journal: path.join("journal"), path, _lock: lock };
         data.fill_reserve();
+        // A record that is damaged is told of by whoever needs it.
+        if let Ok(Some(record)) = data.load() {
+            data.journal = data.journal_after(record.recoveries);
+        }
         Ok(data)
     }
 
@@ -137,13 +159,24 @@ impl DataDir {
         &self.path
     }
 
-    pub fn journal(&self) -> PathBuf {
-        self.path.join("journal")
+    /// Where the journal is.
+    pub fn journal(&self) -> &Path {
+        &self.journal
+    }
+
+    /// Where it is after so many recoveries.
+    pub fn journal_after(&self, recoveries: u64) -> PathBuf {
+        self.path.join(if recoveries == 0 { "journal".to_owned() } else { format!("journal-{recoveries}") })
     }
 
     /// The name of the data in the journal's directory, which is made if need be; durable on return.
     pub fn store(&self) -> Result<u64, NodeError> {
-        let (dir, path) = (self.journal(), self.journal().join("STORE"));
+        self.store_in(&self.journal)
+    }
+
+    /// The same of another directory of a journal.
+    pub fn store_in(&self, dir: &Path) -> Result<u64, NodeError> {
+        let path = dir.join("STORE");
         match std::fs::read_to_string(&path) {
             Ok(text) => {
                 let damaged = || NodeError::State { path, dir: self.path.clone(), reason: "not a number".into() };
@@ -159,12 +192,12 @@ impl DataDir {
         let store = u64::from_le_bytes(bytes).max(1);
         let temporary = dir.join("STORE.tmp");
         let write = || {
-            std::fs::create_dir_all(&dir)?;
+            std::fs::create_dir_all(dir)?;
             let mut file = File::create(&temporary)?;
             writeln!(file, "{store:016x}")?;
             file.sync_all()?;
             std::fs::rename(&temporary, &path)?;
-            File::open(&dir)?.sync_all()?;
+            File::open(dir)?.sync_all()?;
             File::open(&self.path)?.sync_all()
         };
         write().map_err(NodeError::file("write", &path))?;
@@ -267,6 +300,8 @@ mod tests {
             joined: None,
             seed: 4,
             cluster_version: ClusterVersion(1),
+            recovered_as: Incarnation(1),
+            recoveries: 1,
         }
     }
 

@@ -31,9 +31,14 @@ pub(crate) struct Disk {
     waiting: VecDeque<DiskOp>,
 }
 
-struct Shared {
+/// The files of a journal, and what can be done with them.
+pub(crate) struct Files {
     dir: PathBuf,
-    files: Mutex<HashMap<FileId, Arc<File>>>,
+    open: Mutex<HashMap<FileId, Arc<File>>>,
+}
+
+struct Shared {
+    files: Files,
     queue: Mutex<std_mpsc::Receiver<DiskOp>>,
     done: mpsc::Sender<Event>,
     metrics: DiskMetrics,
@@ -90,13 +95,8 @@ impl Disk {
     pub fn start(dir: &Path, done: mpsc::Sender<Event>, registry: &Registry) -> Result<Disk, NodeError> {
         std::fs::create_dir_all(dir).map_err(NodeError::file("make the directory", dir))?;
         let (sender, receiver) = std_mpsc::sync_channel(QUEUE);
-        let shared = Arc::new(Shared {
-            dir: dir.to_path_buf(),
-            files: Mutex::default(),
-            queue: Mutex::new(receiver),
-            done,
-            metrics: DiskMetrics::new(registry),
-        });
+        let metrics = DiskMetrics::new(registry);
+        let shared = Arc::new(Shared { files: Files::of(dir), queue: Mutex::new(receiver), done, metrics });
         for number in 0..THREADS {
             let shared = shared.clone();
             runtime::spawn_priority_thread(&format!("disk-{number}"), -5, move || shared.work())
@@ -129,20 +129,32 @@ impl Shared {
             let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(op) = next else { return };
             let began = Instant::now();
-            let result = self.carry_out(&op.kind).map_err(|error| describe(&op.kind, &error));
+            let result = self.files.carry_out(&op.kind);
             self.metrics.count(&op.kind, &result, began.elapsed());
             if self.done.blocking_send(Event::Disk { op: op.id, result }).is_err() {
                 return;
             }
         }
     }
+}
+
+impl Files {
+    /// Those in a directory, which exists.
+    pub fn of(dir: &Path) -> Files {
+        Files { dir: dir.to_path_buf(), open: Mutex::default() }
+    }
+
+    /// Does it, and comes back when it is done.
+    pub fn carry_out(&self, kind: &DiskOpKind) -> Result<DiskDone, DiskError> {
+        self.attempt(kind).map_err(|error| describe(kind, &error))
+    }
 
     fn path(&self, file: FileId) -> PathBuf {
         self.dir.join(file.name())
     }
 
-    fn open(&self, file: FileId) -> io::Result<Arc<File>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+    fn opened(&self, file: FileId) -> io::Result<Arc<File>> {
+        let mut files = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = files.get(&file) {
             return Ok(open.clone());
         }
@@ -153,14 +165,14 @@ impl Shared {
     }
 
     fn close(&self, file: FileId) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&file);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&file);
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
 
-    fn carry_out(&self, kind: &DiskOpKind) -> io::Result<DiskDone> {
+    fn attempt(&self, kind: &DiskOpKind) -> io::Result<DiskDone> {
         match kind {
             DiskOpKind::List => self.list().map(DiskDone::Listed),
             DiskOpKind::Create { file, len } => self.create(*file, *len).map(|()| DiskDone::Done),
@@ -228,7 +240,7 @@ impl Shared {
     }
 
     fn read(&self, file: FileId, offset: u64, len: usize) -> io::Result<Bytes> {
-        let open = self.open(file)?;
+        let open = self.opened(file)?;
         let mut buffer = vec![0; len];
         let mut filled = 0;
         while filled < len {
@@ -244,7 +256,7 @@ impl Shared {
     }
 
     fn write(&self, file: FileId, offset: u64, data: &[Bytes], sync: bool) -> io::Result<()> {
-        let open = self.open(file)?;
+        let open = self.opened(file)?;
         let mut at = offset;
         for chunk in data.chunks(512) {
             let mut slices: Vec<_> = chunk.iter().map(|bytes| IoSlice::new(bytes)).collect();

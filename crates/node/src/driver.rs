@@ -191,6 +191,7 @@ impl Driver {
             Incoming::Down { node } => Event::PeerDown { node },
             Incoming::Expelled { by } => Event::Expelled { by },
             Incoming::Outdated { by, active } => Event::Outdated { by, active },
+            Incoming::Superseded { by } => Event::Superseded { by },
             Incoming::Join { request, endpoint, reply } => {
                 // A full queue drops the reply, which refuses the stranger as busy.
                 let _ = self.sinks.joins.try_send(JoinCall { request, endpoint, reply });

@@ -42,6 +42,9 @@ pub enum NodeError {
     /// The cluster has removed this node.
     #[error("{0}")]
     Expelled(String),
+    /// Nothing was recovered from a lost majority, and nothing was changed.
+    #[error("{}: {source}", path.display())]
+    Recover { path: PathBuf, source: engine::recover::RecoverError },
     /// A thread or task could not be started.
     #[error("cannot start {what}: {reason}")]
     Start { what: &'static str, reason: String },

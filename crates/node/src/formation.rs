@@ -40,6 +40,8 @@ pub(crate) async fn find_place(
             joined: None,
             seed: seed()?,
             cluster_version: ClusterVersion::default(),
+            recovered_as: Incarnation(0),
+            recoveries: 0,
         },
     };
     data.save(&record)?;
@@ -57,6 +59,8 @@ async fn join(token: &JoinToken, transport: &Transport, me: &Member) -> Result<C
         joined: Some(accepted),
         seed: seed()?,
         cluster_version: ClusterVersion::default(),
+        recovered_as: Incarnation(0),
+        recoveries: 0,
     })
 }
 

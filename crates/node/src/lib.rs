@@ -29,6 +29,7 @@ mod metrics;
 mod observe;
 mod partition_reads;
 mod ports;
+pub mod recover;
 mod start;
 mod tasks;
 mod vms;

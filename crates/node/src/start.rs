@@ -333,10 +333,9 @@ fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, ve
     // Set once per process, here.
     let _ = ground.handle.views.place.set((record.node, record.cluster));
     ground.supervisor.set_node(record.node, record.incarnation);
-    let cluster_incarnation = record.joined.as_ref().map(|j| j.cluster_incarnation).unwrap_or_default();
     transport.set_local(Local {
         cluster: record.cluster,
-        cluster_incarnation,
+        cluster_incarnation: record.cluster_incarnation(),
         node: record.node,
         incarnation: record.incarnation,
         versions,
@@ -388,7 +387,7 @@ impl Parts {
         let core_config = core_config(config, me, &record);
         let sinks = Sinks {
             transport,
-            disk: Disk::start(&ground.data.journal(), disk_done, &ground.registry)?,
+            disk: Disk::start(ground.data.journal(), disk_done, &ground.registry)?,
             vm_actions,
             joins,
             views: ground.handle.views.clone(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{GroupId, NodeId};
 use compute::{VmDesired, VmPhase, VmRecord};
 use engine::{GroupView, Reply};
-use metadata::{NodeLifecycle, NodeRecord};
+use metadata::{NodeLifecycle, NodeRecord, crowding, spread};
 use multiraft::Role;
 
 use crate::check::{Judged, Violation};
@@ -230,7 +230,9 @@ impl World {
         self.checks.commands.last().is_some_and(|state| {
             state.partitions.values().any(|partition| {
                 let moves = partition.replicas.iter().any(|replica| replica.retired || !replica.voter);
-                moves || !state.replica_plan(partition).spare.is_empty()
+                let nodes = || self.nodes.iter().filter(|it| it.runs());
+                let crowded = nodes().any(|node| state.spreads_better_on(partition, node.id()));
+                moves || crowded || !state.replica_plan(partition).spare.is_empty()
             })
         })
     }
@@ -304,7 +306,11 @@ impl World {
         if let Some(what) = self.nodes.iter().find_map(foreign_replicas).or_else(|| self.unsettled_group()) {
             return Some(what);
         }
-        if let Some(what) = self.nodes.iter().find_map(untold_voters) {
+        let unheard = |it: &SimNode| Some((it.ix, self.unheard_address(it.ix)?));
+        if let Some((moved, who)) = self.nodes.iter().filter(|it| !it.retired).find_map(unheard) {
+            return Some(format!("n{who} does not know where n{moved} is"));
+        }
+        if let Some(what) = self.nodes.iter().find_map(untold_voters).or_else(|| self.crowded_voters()) {
             return Some(what);
         }
         if let Some(state) = self.nodes.iter().find_map(|it| it.core.as_ref()).map(engine::NodeCore::metadata) {
@@ -336,6 +342,31 @@ impl World {
             }
         }
         None
+    }
+
+    /// Voters of a group of which too many share a failure domain, although others could vote.
+    fn crowded_voters(&self) -> Option<String> {
+        let state = self.checks.commands.last()?;
+        let runs = |node: &NodeId| self.nodes.iter().any(|it| it.runs() && it.id() == *node);
+        let crowded = state
+            .partitions
+            .values()
+            .find(|partition| state.nodes.keys().any(|node| runs(node) && state.spreads_better_on(partition, *node)));
+        if let Some(partition) = crowded {
+            return Some(format!("group {} could be spread better: {:?}", partition.group, partition.replicas));
+        }
+        let leads = |it: &&SimNode| it.core.as_ref()?.raft_status(GroupId::META).filter(|s| s.role == Role::Leader);
+        let voters = self.nodes.iter().find_map(|it| leads(&it))?.membership.voters;
+        let eligible = state.nodes.values().filter(|record| {
+            let votes = voters.contains(&record.meta_replica);
+            record.lifecycle.holds_replicas() && (votes || runs(&record.member.node))
+        });
+        let eligible: Vec<_> = eligible.map(|record| (record.meta_replica, record.domain())).collect();
+        let of = |replicas: &[base::ReplicaId]| {
+            crowding(eligible.iter().filter(|(replica, _)| replicas.contains(replica)).map(|(_, domain)| *domain))
+        };
+        let best = spread(&eligible, eligible.iter().filter(|(replica, _)| voters.contains(replica)).count());
+        (of(&voters) > of(&best)).then(|| format!("{voters:?} vote in __meta, {best:?} would be spread better"))
     }
 
     /// What a machine lacks to what its user wants.

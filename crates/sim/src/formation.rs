@@ -108,6 +108,7 @@ impl World {
             return;
         }
         it.member.node = *id;
+        it.cluster_incarnation = accepted.cluster_incarnation;
         it.accepted = Some(Box::new(accepted.clone()));
         it.stage = Stage::Admitted(Box::new(accepted));
         self.places.insert(*id, node);

@@ -77,6 +77,8 @@ pub struct SimNode {
     pub went_back: bool,
     /// How often its machine was made anew.
     generation: u8,
+    /// Of the cluster, as its files say.
+    pub cluster_incarnation: Incarnation,
 }
 
 /// An operator's order, until it is carried out.
@@ -127,7 +129,7 @@ impl SimNode {
         let stage = if ix == 0 { Stage::Founder } else { Stage::Stranger };
         SimNode {
             ix,
-            member: member(ix, 0),
+            member: Member { labels: labels(ix, seed), ..member(ix, 0) },
             stage,
             accepted: None,
             resumed: 0,
@@ -157,6 +159,23 @@ impl SimNode {
             known_departed: BTreeSet::new(),
             went_back: false,
             generation: 0,
+            cluster_incarnation: Incarnation(0),
+        }
+    }
+
+    /// The machine after the cluster was recovered from what it holds: its clocks begin anew, too.
+    #[must_use]
+    pub fn survive(self, seed: u64, disk: VirtualDisk, (store, incarnation): (u64, Incarnation)) -> Self {
+        let fresh = SimNode::new(self.ix, hash64(&[seed, 11]));
+        SimNode {
+            disk,
+            member: Member { store, ..self.member },
+            stage: Stage::Formed,
+            boot: self.boot,
+            host: self.host,
+            generation: self.generation,
+            cluster_incarnation: incarnation,
+            ..fresh
         }
     }
 
@@ -164,8 +183,9 @@ impl SimNode {
     pub fn renew(&mut self, seed: u64) {
         let (boot, clock, generation) = (self.boot, self.clock, self.generation + 1);
         let fresh = SimNode::new(self.ix, hash64(&[seed, 8, u64::from(generation)]));
-        // Whatever is installed there stays installed.
-        let member = Member { versions: self.member.versions, ..member(self.ix, generation) };
+        // Whatever is installed there stays installed, and where it stands is where it stood.
+        let labels = self.member.labels.clone();
+        let member = Member { versions: self.member.versions, labels, ..member(self.ix, generation) };
         *self = SimNode { boot, clock, generation, member, stage: Stage::Stranger, ..fresh };
     }
 
@@ -198,7 +218,7 @@ impl SimNode {
             Stage::Admitted(accepted) => Formation::Join(accepted.clone()),
             Stage::Formed => Formation::Restart,
         };
-        let sizes = hash64(&[seed, 7]);
+        let sizes = sizes(seed);
         let config = CoreConfig {
             me: self.member.clone(),
             cluster: cluster_id(seed),
@@ -206,7 +226,7 @@ impl SimNode {
             incarnation: Incarnation(self.boot),
             seed: hash64(&[seed, 5, self.ix as u64, self.boot]),
             // So small that runs recycle segments, truncate logs and install snapshots.
-            segment_bytes: (16 << 10) << (sizes % 5),
+            segment_bytes: segment_bytes(seed),
             checkpoint_entries: 10 + sizes / 3 % 60,
             checkpoint_keep_entries: sizes / 180 % 20,
             checkpoint_part_bytes: 512 << (sizes / 3_600 % 8),
@@ -231,12 +251,31 @@ impl SimNode {
     }
 }
 
+fn sizes(seed: u64) -> u64 {
+    hash64(&[seed, 7])
+}
+
+/// Of a run's journals.
+#[must_use]
+pub fn segment_bytes(seed: u64) -> u64 {
+    (16 << 10) << (sizes(seed) % 5)
+}
+
 /// The cluster of a run.
 #[must_use]
 pub fn cluster_id(seed: u64) -> base::ClusterId {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&hash64(&[seed, 6]).to_be_bytes());
     base::ClusterId(id)
+}
+
+/// In some runs nodes have zones, two or three of them in all; not every node has one.
+fn labels(ix: NodeIx, seed: u64) -> BTreeMap<String, String> {
+    let zones = hash64(&[seed, 9]) % 4;
+    let zone = hash64(&[seed, 10, ix as u64]) % 8;
+    let of_zones = || format!("{}", zone % zones);
+    let labelled = zones >= 2 && zone < 7;
+    labelled.then(|| (metadata::ZONE_LABEL.to_owned(), of_zones())).into_iter().collect()
 }
 
 fn member(ix: NodeIx, generation: u8) -> Member {

@@ -27,6 +27,9 @@ use crate::workload::Client;
 /// Between two ticks that a driver gives its core.
 const TICK: Nanos = ms(10);
 
+/// Numbers of clients in a world that has a past begin here. The habits of clients repeat after six.
+const CLIENTS_OF_ANOTHER_LIFE: usize = 120;
+
 /// Everything of one run.
 pub struct World {
     pub cfg: SimConfig,
@@ -46,6 +49,8 @@ pub struct World {
     pub nemesis: Nemesis,
     pub finale: Finale,
     pub checks: Checks,
+    /// Clients contend for names: of names that have a past, nothing is known.
+    pub names_contended: bool,
     pub stats: Stats,
     pub trace: Trace,
     /// For scheduling delays of processes.
@@ -58,14 +63,24 @@ impl World {
     /// A world at its first moment: the founder is about to start.
     #[must_use]
     pub fn new(cfg: SimConfig) -> Self {
+        let nodes = (0..cfg.nodes).map(|ix| SimNode::new(ix, cfg.seed)).collect();
+        World::of(cfg, nodes, Checks::default())
+    }
+
+    /// A world at its first moment, with these machines, some of which may have a past that the checkers know.
+    #[must_use]
+    pub fn of(cfg: SimConfig, nodes: Vec<SimNode>, checks: Checks) -> Self {
         let seed = cfg.seed;
-        let nodes: Vec<SimNode> = (0..cfg.nodes).map(|ix| SimNode::new(ix, seed)).collect();
+        let recovered = checks.commands.last().is_some();
         let clients = cfg.clients.unwrap_or(cfg.nodes * 2);
-        let clients = (0..clients).map(|n| Client::new(n, n % cfg.nodes, seed)).collect();
+        // What they make and write is not what those before them did.
+        let first = if recovered { CLIENTS_OF_ANOTHER_LIFE } else { 0 };
+        let clients = (0..clients).map(|n| Client::new(first + n, n % cfg.nodes, seed)).collect();
+        let places = nodes.iter().filter(|it| it.id() != NodeId(0)).map(|it| (it.id(), it.ix)).collect();
         let mut world = World {
             queue: Queue::default(),
             nodes,
-            places: BTreeMap::from([(NodeId(1), 0)]),
+            places,
             net: Network::new(hash64(&[seed, 20])),
             requests: Requests::default(),
             clients,
@@ -75,7 +90,8 @@ impl World {
             forming: Forming::new(seed),
             nemesis: Nemesis::new(&cfg),
             finale: Finale::default(),
-            checks: Checks::default(),
+            checks,
+            names_contended: !recovered,
             stats: Stats::default(),
             trace: Trace::new(cfg.trace),
             random: SplitMix64::new(hash64(&[seed, 21])),
@@ -98,8 +114,11 @@ impl World {
         }
         self.install_versions();
         let late: Vec<NodeIx> = self.nemesis.schedule.late().collect();
-        self.start_node(0);
-        for node in 1..self.cfg.nodes {
+        for node in 0..self.cfg.nodes {
+            if self.nodes[node].stage != Stage::Stranger {
+                self.start_node(node);
+                continue;
+            }
             let delay = ms(self.random.between(1, 300));
             self.nodes[node].late = late.contains(&node);
             if !self.nodes[node].late {
@@ -116,6 +135,14 @@ impl World {
         self.queue.at(ms(self.cfg.seconds * 1_000), Ev::Heal);
         if self.nemesis.schedule.from_the_start {
             self.begin_faults();
+        }
+    }
+
+    /// Runs until a moment, or to the first violation.
+    pub fn run_until(&mut self, moment: Nanos) {
+        while self.violation.is_none() && self.queue.now < moment {
+            let Some(event) = self.queue.pop() else { return };
+            self.happen(event);
         }
     }
 
@@ -197,10 +224,12 @@ impl World {
     /// Starts a process, unless it runs or has not been admitted yet.
     pub fn start_node(&mut self, node: NodeIx) {
         let (seed, now) = (self.cfg.seed, self.queue.now);
-        let it = &mut self.nodes[node];
+        let it = &self.nodes[node];
         if it.core.is_some() || it.stage == Stage::Stranger || it.retired {
             return;
         }
+        self.move_node(node);
+        let it = &mut self.nodes[node];
         it.start(seed, now);
         let boot = it.boot;
         it.known = match &it.stage {
@@ -226,6 +255,35 @@ impl World {
                 self.dial_soon(node, peer);
             }
         }
+    }
+
+    /// In some runs a node that starts again may be at another address than before. Not before all have heard of the last
+    /// one that did: that one finds the others, who do not find it.
+    fn move_node(&mut self, node: NodeIx) {
+        let moves = hash64(&[self.cfg.seed, 12]).is_multiple_of(3) && self.finale.began.is_none();
+        let formed = self.nodes[node].stage == Stage::Formed && self.forming.formed_at.is_some();
+        let heard = (0..self.nodes.len()).all(|other| other == node || self.unheard_address(other).is_none());
+        if moves && formed && heard && self.random.chance(500_000) {
+            let (number, boot) = (node + 1, self.nodes[node].boot % 250);
+            self.nodes[node].member.address.direct = vec![format!("10.0.{boot}.{number}:7401")];
+            self.trace.node(self.queue.now, node, || "has another address".into());
+            self.stats.fault("move");
+        }
+    }
+
+    /// A node that does not know where another one is, although that one is there and in its table.
+    pub fn unheard_address(&self, of: NodeIx) -> Option<NodeIx> {
+        let gone = |it: &SimNode| it.retired || it.departed || it.stage != Stage::Formed;
+        let knows = |it: &SimNode| it.ix == of || gone(it) || self.reaches(it.ix, of);
+        if gone(&self.nodes[of]) { None } else { self.nodes.iter().find(|it| !knows(it)).map(|it| it.ix) }
+    }
+
+    /// Whether a node knows the address at which another one is now.
+    fn reaches(&self, from: NodeIx, to: NodeIx) -> bool {
+        let (from, to) = (&self.nodes[from], &self.nodes[to].member.address);
+        let told = from.accepted.as_ref().map(|accepted| &accepted.members[..]).unwrap_or_default();
+        let members = if from.members.is_empty() { told } else { &from.members };
+        members.iter().any(|member| member.address.endpoint == to.endpoint && member.address.direct == to.direct)
     }
 
     /// Ends a process, with or without the machine that it runs on.
@@ -363,6 +421,7 @@ impl World {
             return;
         }
         let answers = one.runs() && other.runs() && self.net.open(low, high) && self.net.open(high, low);
+        debug_assert!(one.cluster_incarnation == other.cluster_incarnation, "nodes of two lives in one world");
         // A member hangs up on former ones, and says why.
         let expelled = [(one, other), (other, one)]
             .into_iter()
@@ -375,7 +434,9 @@ impl World {
             self.dial_soon(low, high);
             return self.tell(node, event);
         }
-        if !answers || !one.known.contains(&high) || !other.known.contains(&low) {
+        // Whoever is called learns where the caller is.
+        let found = self.reaches(low, high) || self.reaches(high, low);
+        if !answers || !found || !one.known.contains(&high) || !other.known.contains(&low) {
             self.dial_soon(low, high);
             return;
         }

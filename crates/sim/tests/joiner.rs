@@ -57,6 +57,15 @@ impl Joiner {
         Joiner::run(config, self.disk)
     }
 
+    /// Time passes; every second it calls a member of a newer incarnation, and is refused. `meanwhile` happens as often.
+    fn superseded_for(&mut self, seconds: u64, meanwhile: impl Fn(&mut Joiner)) {
+        for _ in 0..seconds {
+            self.pass(1_000);
+            meanwhile(self);
+            self.tell(Event::Superseded { by: NodeId(9) });
+        }
+    }
+
     fn hear(&mut self, message: PeerMessage) {
         self.tell(Event::Peer { from: LEADER.0, messages: vec![message] });
     }
@@ -349,4 +358,18 @@ fn a_campaign_begins_when_the_configured_timeout_is_over() {
         // Up to twice the timeout, and a tick for each end.
         assert!((timeout_ms..=2 * timeout_ms + 100).contains(&waited_ms), "{waited_ms} ms instead of {timeout_ms}");
     }
+}
+
+#[test]
+fn a_node_of_an_older_incarnation_goes_on_with_its_leader_and_ends_without_one() {
+    let mut joiner = installed();
+    joiner.superseded_for(20, |joiner| joiner.raft(message(RaftMessageKind::Heartbeat, 1)));
+    assert_eq!(joiner.stopped, None, "its majority is there: somebody recovered what was none");
+    joiner.superseded_for(10, |_| ());
+    assert!(joiner.last_words().contains("the cluster was recovered without this node"), "{:?}", joiner.stopped);
+
+    // Brought back long after, it finds nobody but the one that refuses it.
+    let mut joiner = installed().restart(CLUSTER);
+    joiner.superseded_for(10, |_| ());
+    assert!(joiner.last_words().contains("join anew with a token"), "{:?}", joiner.stopped);
 }

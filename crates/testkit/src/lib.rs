@@ -32,6 +32,6 @@ pub use load::{Acknowledged, Load, LoadPlan, Outcome, Produced, Written};
 pub use network::{Cuts, enter_own_network};
 pub use node::{Node, Start};
 pub use ports::{free_port, tcp_is_closed};
-pub use process::{Finished, Process, Signal};
+pub use process::{Finished, Process, Signal, run};
 pub use small_disk::SmallDisk;
 pub use wait::{holds_for, wait_until};

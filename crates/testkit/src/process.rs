@@ -172,12 +172,7 @@ impl Drop for Process {
 ///
 /// # Errors
 /// If it cannot be started or does not end.
-pub(crate) fn run(
-    program: impl AsRef<OsStr>,
-    arguments: &[&str],
-    input: Stdio,
-    limit: Duration,
-) -> anyhow::Result<Finished> {
+pub fn run(program: impl AsRef<OsStr>, arguments: &[&str], input: Stdio, limit: Duration) -> anyhow::Result<Finished> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let mut command = Command::new(program);
     command.args(arguments);

@@ -150,6 +150,9 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
                 if let DialError::Refused(Refusal { active: Some(active), .. }) = error {
                     shared.control.try_send(Incoming::Outdated { by: peer.node, active });
                 }
+                if matches!(&error, DialError::Refused(refusal) if refusal.code == ErrorCode::StaleEpoch) {
+                    shared.control.try_send(Incoming::Superseded { by: peer.node });
+                }
                 if matches!(error, DialError::Timeout) {
                     peer.hang_up_on_caller();
                 }

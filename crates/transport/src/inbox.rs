@@ -46,6 +46,11 @@ pub enum Incoming {
         /// The member.
         by: NodeId,
     },
+    /// A member refused this node, because it follows an older incarnation of the cluster.
+    Superseded {
+        /// The member.
+        by: NodeId,
+    },
     /// A stranger with a token asks to become a member. Dropping `reply` refuses it as busy.
     Join {
         /// What it says.

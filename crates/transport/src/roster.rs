@@ -130,13 +130,21 @@ impl Roster {
             let reason = format!("it belongs to cluster {cluster}, this node to cluster {}", local.cluster);
             return Some((ErrorCode::PermissionDenied, reason));
         }
-        if incarnation != local.cluster_incarnation {
+        if incarnation < local.cluster_incarnation {
             let reason = format!(
-                "it follows incarnation {incarnation} of the cluster, this node {}; the cluster was recovered, and the \
-                 side with the lower number must rejoin",
+                "it follows incarnation {incarnation}, but the cluster was recovered without it and goes on as incarnation {}; \
+                 wipe its data directory and let it join anew with a token",
                 local.cluster_incarnation
             );
             return Some((ErrorCode::StaleEpoch, reason));
+        }
+        if incarnation > local.cluster_incarnation {
+            let reason = format!(
+                "it follows incarnation {incarnation}: the cluster was recovered without this node, which is still of \
+                 incarnation {}",
+                local.cluster_incarnation
+            );
+            return Some((ErrorCode::PermissionDenied, reason));
         }
         match self.members.get(&endpoint) {
             Some((known, _)) if *known == node => None,
@@ -220,7 +228,8 @@ mod tests {
         assert_eq!(roster.judge(FRIEND, member(CLUSTER, 4, 2)), welcome);
         let other = ClusterId([8; 16]);
         check_refused(&roster, FRIEND, member(other, 4, 2), ErrorCode::PermissionDenied, "belongs to cluster 0808");
-        check_refused(&roster, FRIEND, member(CLUSTER, 3, 2), ErrorCode::StaleEpoch, "recovered");
+        check_refused(&roster, FRIEND, member(CLUSTER, 3, 2), ErrorCode::StaleEpoch, "recovered without it");
+        check_refused(&roster, FRIEND, member(CLUSTER, 5, 2), ErrorCode::PermissionDenied, "without this node");
         check_refused(&roster, FRIEND, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "calls itself node 3");
         check_refused(&roster, STRANGER, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "not a member");
         check_refused(&roster, STRANGER, member(CLUSTER, 4, 2), ErrorCode::PermissionDenied, "identity file replaced");

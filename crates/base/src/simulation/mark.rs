@@ -94,6 +94,10 @@ super::table! {
             "The first entry that a replica started with was alone in its term, which the log then forgets.",
         VoterDemoted "voter-demoted"
             "A voter became a learner, in one change with whoever votes in its place.",
+        VotersSpread "voters-spread"
+            "Somebody else was chosen to vote than the first in line, because of the failure domains.",
+        ReplicaSpread "replica-spread"
+            "A partition that has all its replicas got another one in a failure domain where it has fewer.",
         LeaderGaveWay "leader-gave-way"
             "A leader that is not to vote any more handed its leadership to one that is.",
         LeaderHadNoSuccessor "leader-had-no-successor"
@@ -104,6 +108,14 @@ super::table! {
             "A new leader had yet to hear why the leader before it changed the members of their group.",
         NodeForgotten "node-forgotten"
             "Nothing of the cluster was left on a node that goes, and it was forgotten.",
+        ClusterRecovered "cluster-recovered"
+            "A survivor of a lost majority became the only member of a new incarnation of its cluster.",
+        RecoveredBeyondCommit "recovered-beyond-commit"
+            "A survivor held entries of `__meta` of which it did not know that they were committed.",
+        RecoveredInJointConsensus "recovered-in-joint-consensus"
+            "A survivor's partition was between two configurations.",
+        NodeSuperseded "node-superseded"
+            "A node without a leader was told that its cluster goes on without it.",
         NodeExpelled "node-expelled"
             "A node was told that it is no member any more.",
         NodeLost "node-lost"

@@ -24,6 +24,8 @@ const ROWS_SHOWN_MAX: usize = 8;
 struct Output {
     /// The cluster's id, in hexadecimal digits.
     cluster: String,
+    /// How often it was recovered from a lost majority.
+    incarnation: u64,
     /// The node that answered.
     answered_by: String,
     /// What can be lost, or what is missing already.
@@ -114,6 +116,7 @@ async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
     let vms = metadata.vm_names.values().filter_map(|id| metadata.vms.get(id));
     Ok(Output {
         cluster: metadata.cluster.to_string(),
+        incarnation: metadata.cluster_incarnation.0,
         answered_by: node_name(&metadata, core.me()),
         fault_tolerance: fault_tolerance(&metadata, &asked),
         version: version_view(&metadata),
@@ -189,7 +192,8 @@ fn fault_tolerance(metadata: &Metadata, asked: &[Asked]) -> String {
         nodes: partition.replicas.iter().filter(|replica| replica.voter).map(|replica| replica.node).collect(),
     });
     let groups: Vec<_> = [Voters { name: "__meta", nodes: meta }].into_iter().chain(partitions).collect();
-    tolerance::describe(metadata.nodes.len(), &alive, &groups)
+    let zones = metadata.nodes.values().filter_map(|record| Some((record.member.node, record.zone()?))).collect();
+    tolerance::describe(metadata.nodes.len(), &alive, &zones, &groups)
 }
 
 const NODE_COLUMNS: &[Column] = &[
@@ -222,8 +226,12 @@ fn text(output: &Value) -> String {
         Value::Null => "unknown".into(),
         value => ops::human::text(value),
     };
+    let recovered = match output["incarnation"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(incarnation) => format!(", incarnation {incarnation}"),
+    };
     let mut text = format!(
-        "cluster {cluster}: {}, {}\ncluster version: {}\n__meta: leader {}, term {}, commit {}\n",
+        "cluster {cluster}{recovered}: {}, {}\ncluster version: {}\n__meta: leader {}, term {}, commit {}\n",
         count(nodes.len(), "node"),
         ops::human::text(&output["fault_tolerance"]),
         version_text(&output["version"]),

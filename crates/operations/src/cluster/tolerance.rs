@@ -1,6 +1,6 @@
 //! How many nodes the cluster can lose and go on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::NodeId;
 
@@ -13,8 +13,14 @@ pub(crate) struct Voters<'a> {
     pub nodes: Vec<NodeId>,
 }
 
-/// One line: what can be lost, or what is missing already. `alive` are the nodes that answer and are ready.
-pub(crate) fn describe(nodes: usize, alive: &BTreeSet<NodeId>, groups: &[Voters<'_>]) -> String {
+/// One line: what can be lost, or what is missing already. `alive` are the nodes that answer and are ready; `zones` those
+/// of the nodes that have one.
+pub(crate) fn describe(
+    nodes: usize,
+    alive: &BTreeSet<NodeId>,
+    zones: &BTreeMap<NodeId, &str>,
+    groups: &[Voters<'_>],
+) -> String {
     let mut least: Option<(usize, &Voters<'_>)> = None;
     for group in groups.iter().filter(|group| !group.nodes.is_empty()) {
         let majority = group.nodes.len() / 2 + 1;
@@ -42,7 +48,21 @@ pub(crate) fn describe(nodes: usize, alive: &BTreeSet<NodeId>, groups: &[Voters<
                 format!("no further fault tolerance: {answering} of {voters} of {} answer", group.name)
             }
         }
-        Some((spare, _)) => format!("survives the loss of {}", count(spare, "node")),
+        Some((spare, _)) => format!("survives the loss of {}{}", count(spare, "node"), of_zones(alive, zones, groups)),
+    }
+}
+
+/// What of whole zones: each can be lost, or one cannot because of a group that has its majority there.
+fn of_zones(alive: &BTreeSet<NodeId>, zones: &BTreeMap<NodeId, &str>, groups: &[Voters<'_>]) -> String {
+    let fatal = zones.values().collect::<BTreeSet<_>>().into_iter().find_map(|zone| {
+        let outside = |node: &&NodeId| alive.contains(node) && zones.get(node) != Some(zone);
+        let needs = |group: &&Voters<'_>| group.nodes.iter().filter(outside).count() < group.nodes.len() / 2 + 1;
+        groups.iter().filter(|group| !group.nodes.is_empty()).find(needs).map(|group| (zone, group))
+    });
+    match fatal {
+        _ if zones.is_empty() => String::new(),
+        None => ", and of any one zone".into(),
+        Some((zone, group)) => format!(", but not of zone {zone}, where the majority of {} is", group.name),
     }
 }
 
@@ -51,12 +71,17 @@ mod tests {
     use super::*;
 
     fn check(nodes: usize, alive: &[u64], groups: &[(&str, &[u64])], expect: &str) {
+        check_zones(nodes, alive, &[], groups, expect);
+    }
+
+    fn check_zones(nodes: usize, alive: &[u64], zones: &[&'static str], groups: &[(&str, &[u64])], expect: &str) {
+        let zones = (1..).map(NodeId).zip(zones.iter().copied()).filter(|(_, zone)| !zone.is_empty()).collect();
         let alive = alive.iter().copied().map(NodeId).collect();
         let groups: Vec<_> = groups
             .iter()
             .map(|(name, nodes)| Voters { name, nodes: nodes.iter().copied().map(NodeId).collect() })
             .collect();
-        assert_eq!(describe(nodes, &alive, &groups), expect);
+        assert_eq!(describe(nodes, &alive, &zones, &groups), expect);
     }
 
     #[test]
@@ -74,5 +99,17 @@ mod tests {
             "no majority for __meta: 1 of 3 voters answer, 2 are needed; its writes wait",
         );
         check(1, &[], &[("__meta", &[])], "fault tolerance unknown: no node says who votes");
+    }
+    #[test]
+    fn a_zone_that_holds_a_majority_is_named() {
+        let meta: &[(&str, &[u64])] = &[("__meta", &[1, 2, 3])];
+        let all = [1, 2, 3, 4];
+        check_zones(4, &all, &["a", "b", "c", "a"], meta, "survives the loss of 1 node, and of any one zone");
+        check_zones(4, &all, &["a", "", "", ""], meta, "survives the loss of 1 node, and of any one zone");
+        let bad = "survives the loss of 1 node, but not of zone a, where the majority of __meta is";
+        check_zones(4, &all, &["a", "a", "b", "c"], meta, bad);
+        let groups: &[(&str, &[u64])] = &[("__meta", &[1, 2, 3]), ("t/0", &[1, 2, 4])];
+        let bad = "survives the loss of 1 node, but not of zone c, where the majority of t/0 is";
+        check_zones(4, &all, &["a", "c", "b", "c"], groups, bad);
     }
 }

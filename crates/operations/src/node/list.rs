@@ -46,6 +46,8 @@ pub(crate) struct NodeView {
     /// `kvm` or `tcg`; empty without a hypervisor.
     pub accelerator: String,
     pub labels: BTreeMap<String, String>,
+    /// Its failure domain, by its label `zone`; null: it is one of its own.
+    pub zone: Option<String>,
     /// The release of muster that runs there; the last one that was heard of if it does not answer.
     pub version: String,
     /// The lowest cluster version that it can.
@@ -82,6 +84,7 @@ const COLUMNS: &[Column] = &[
     Column::plain("ACCEL", "/accelerator"),
     Column::plain("VERSION", "/version"),
     Column::plain("CLUSTER", "/cluster_version_max"),
+    Column::plain("ZONE", "/zone"),
     Column::plain("LABELS", "/labels"),
     Column::plain("REASON", "/reason"),
 ];
@@ -163,6 +166,7 @@ fn view(metadata: &Metadata, asked: &Asked, best: Option<&NodeStatus>, heard: Op
         hypervisors: member.capabilities.hypervisors.clone(),
         accelerator: member.capabilities.accelerator.clone(),
         labels: member.labels.clone(),
+        zone: asked.record.zone().map(str::to_owned),
         version: answer.map_or_else(|| member.capabilities.version.clone(), |status| status.release.clone()),
         cluster_version_min: answer.map_or(member.versions, |status| status.versions).min.0,
         cluster_version_max: answer.map_or(member.versions, |status| status.versions).max.0,

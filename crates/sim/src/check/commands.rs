@@ -44,6 +44,14 @@ impl Commands {
         first
     }
 
+    /// The cluster goes on from this state, which a survivor of another life of it brought along.
+    pub fn recovered(&mut self, state: &Metadata) {
+        self.states.insert(state.applied, state.clone());
+        self.highest_vm = state.vms.keys().copied().max().unwrap_or_default();
+        let assigned = state.vms.values().filter_map(|vm| Some((vm.id, vm.assignment?)));
+        self.assigned.extend(assigned.map(|(vm, at)| ((vm, at.epoch), at.node)));
+    }
+
     /// The state at an index, if it is (still) known.
     #[must_use]
     pub fn at(&self, index: u64) -> Option<&Metadata> {

@@ -9,9 +9,16 @@ use metadata::Metadata;
 pub struct Events {
     /// By sequence, as they stood in the outbox of any node.
     seen: BTreeMap<u64, String>,
+    /// Events that were published in another life of the cluster and are lost: the first of them, and the first after them.
+    lost: Option<(u64, u64)>,
 }
 
 impl Events {
+    /// A survivor knows of the events before `first`, and has those up to `published`.
+    pub fn recovered(&mut self, published: u64, first: u64) {
+        self.lost = Some((published + 1, first)).filter(|(gap, first)| gap < first);
+    }
+
     /// A node has this state now.
     ///
     /// # Errors
@@ -34,8 +41,10 @@ impl Events {
     /// # Errors
     /// An event is missing, doubled, out of order, or another one.
     pub fn finish(&self, published: &[Vec<u8>], state: &Metadata) -> Result<(), String> {
-        let expected = state.outbox_next.saturating_sub(1);
-        for (sequence, text) in (1..).zip(published) {
+        let (gap, after) = self.lost.unwrap_or((1, 1));
+        let sequences = (1..gap).chain(after..);
+        let expected = state.outbox_next.saturating_sub(1) - (after - gap);
+        for (sequence, text) in sequences.zip(published) {
             let text = String::from_utf8_lossy(text);
             let of_its_own = format!("\"sequence\":{sequence}");
             if !text.contains(&of_its_own) || self.seen.get(&sequence).is_some_and(|seen| *seen != text) {

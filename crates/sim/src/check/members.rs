@@ -68,6 +68,18 @@ impl Members {
         Ok(())
     }
 
+    /// What was given out in another life of the cluster, where that is all that is known of it.
+    #[must_use]
+    pub fn given_out(&self) -> Members {
+        Members { owners: self.owners.clone(), ..Members::default() }
+    }
+
+    /// The highest id of a replica that was given out.
+    #[must_use]
+    pub fn highest(&self) -> ReplicaId {
+        self.owners.last_key_value().map(|(replica, _)| *replica).unwrap_or_default()
+    }
+
     fn owned(&mut self, replica: ReplicaId, group: GroupId, node: NodeId) -> Result<(), String> {
         match self.owners.insert(replica, (group, node)) {
             Some((other, owner)) if (other, owner) != (group, node) => Err(format!(

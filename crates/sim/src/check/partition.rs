@@ -232,6 +232,26 @@ impl Partitions {
         Ok(end)
     }
 
+    /// Whether the records up to `end` are those that another life of the cluster had there, under older leader epochs than
+    /// whatever came later.
+    ///
+    /// # Errors
+    /// A record is another one, or missing, or a leader epoch came again.
+    pub fn continues(&self, before: &Partitions, group: GroupId, end: i64) -> Result<(), String> {
+        let known = |life: &Partitions| -> Vec<(i64, u64)> {
+            let batches = life.logs.get(&group).into_iter().flat_map(|log| log.batches.range(..end));
+            batches.map(|(offset, batch)| (*offset, batch.digest)).collect()
+        };
+        if known(self) != known(before) {
+            return Err(format!("group {group}: the records before offset {end} are others than before"));
+        }
+        let newest = |life: &Partitions| life.logs.get(&group).map_or(0, |log| log.newest_epoch);
+        if newest(self) <= newest(before) {
+            return Err(format!("group {group}: leader epoch {} follows {}", newest(self), newest(before)));
+        }
+        Ok(())
+    }
+
     /// Raft indexes of batches that are committed somewhere: something to read.
     #[must_use]
     pub fn indexes(&self, group: GroupId) -> Vec<u64> {

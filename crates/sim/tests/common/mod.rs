@@ -91,7 +91,7 @@ impl LoneNode {
                     Effect::Send { messages, .. } => self.sent.extend(messages),
                     Effect::Reply { id, outcome } => self.replies.push((id, outcome)),
                     Effect::Vm(action) => self.actions.push(action),
-                    Effect::Fatal(reason) => self.stopped = Some(reason),
+                    Effect::Fatal(reason) | Effect::Departed { reason, .. } => self.stopped = Some(reason),
                     _ => {}
                 }
             }

@@ -1,5 +1,6 @@
 //! Every test of the built binary, in one test program.
 
+mod addresses;
 mod bad_input;
 mod damaged_disk;
 mod departures;
@@ -13,6 +14,7 @@ mod kafka;
 mod kv;
 mod main_job;
 mod metrics;
+mod recover;
 mod shaken;
 mod single_node;
 mod support;

@@ -1,0 +1,113 @@
+//! Two of three nodes are gone for good.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use testkit::{Cluster, Finished, Folder, Node, Start, muster_binary, wait_until};
+
+use crate::support::{
+    PATIENCE, borrowed, ensure_exactly, machine_shared, numbered, wait_caught_up, wait_tolerant, wait_voters,
+};
+
+fn recover(data_dir: &Path, arguments: &[&str]) -> anyhow::Result<Finished> {
+    let binary = muster_binary()?;
+    let binary = binary.to_str().context("a binary with a plain name")?;
+    let data_dir = data_dir.to_str().context("a folder with a plain name")?;
+    let all: Vec<&str> = ["recover", "--data-dir", data_dir].into_iter().chain(arguments.iter().copied()).collect();
+    testkit::run(binary, &all, Stdio::null(), PATIENCE)
+}
+
+fn report(data_dir: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
+    let all: Vec<&str> = arguments.iter().copied().chain(["--inspect", "--output", "json"]).collect();
+    let finished = recover(data_dir, &all)?;
+    ensure!(finished.status.success(), "{}", finished.text());
+    Ok(serde_json::from_slice(&finished.stdout)?)
+}
+
+fn refused(finished: &Finished, why: &str) -> anyhow::Result<()> {
+    ensure!(!finished.status.success() && finished.text().contains(why), "not refused by {why:?}: {}", finished.text());
+    Ok(())
+}
+
+#[test]
+fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
+    let _machine = machine_shared();
+    Folder::scenario("recover", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        let records = numbered("value", 0..200);
+        cluster.kcat().produce("t", borrowed(&records), &[], &[])?;
+        for topic in ["t", "muster.events"] {
+            wait_voters(&cluster.nodes[0], topic, 3)?;
+        }
+        wait_tolerant(&cluster.nodes[0])?;
+        let old_token = cluster.token(1)?;
+        for name in ["node1", "node2", "node3"] {
+            wait_caught_up(&cluster, name)?;
+        }
+        let survivor = cluster.nodes[2].data_dir.clone();
+        refused(&recover(&survivor, &["--yes"])?, "is in use by the muster process")?;
+
+        // The first node's data is brought back later; the second one's is gone.
+        cluster.nodes.iter_mut().try_for_each(Node::kill)?;
+        std::fs::remove_dir_all(&cluster.nodes[1].data_dir)?;
+        let found = report(&survivor, &[])?;
+        ensure!(found["name"] == "node3" && found["incarnation"] == 0, "{found}");
+        let partitions = found["partitions"].as_array().context("no partitions")?;
+        let t = partitions.iter().find(|it| it["topic"] == "t").context("no topic t")?;
+        ensure!(t["here"]["records"] == 200 && t["here"]["voter"] == true, "{t}");
+        let text = recover(&survivor, &[])?.text();
+        for expect in ["node 1 (node1)", "A recovery here loses for good", "Nothing was changed"] {
+            ensure!(text.contains(expect), "it does not say {expect:?}:\n{text}");
+        }
+
+        // A survivor that knows more is told of.
+        let mut more = report(&cluster.nodes[0].data_dir, &[])?;
+        more["meta"]["last_term"] = 1_000.into();
+        let file = folder.path().join("node1.json");
+        std::fs::write(&file, more.to_string())?;
+        let file = file.to_str().context("a plain name")?;
+        refused(&recover(&survivor, &["--others", file, "--yes"])?, "knows more")?;
+        ensure!(report(&survivor, &[])? == found, "something was changed");
+
+        let done = recover(&survivor, &["--yes"])?;
+        ensure!(done.status.success() && done.text().contains("is the whole cluster now"), "{}", done.text());
+        cluster.nodes[2].start(&Start::Up)?;
+        cluster.nodes[2].wait_ready(PATIENCE)?;
+        let alone = &cluster.nodes[2];
+        ensure_exactly(&alone.kcat().consume("t")?, &records)?;
+        alone.kcat().produce("t", [(&b"key-200"[..], &b"value-200"[..])], &[], &[])?;
+        ensure!(alone.members()?.len() == 1, "{:?}", alone.members()?);
+        let event = wait_until(PATIENCE, "the recovery is an event", || {
+            let events = alone.kcat().consume("muster.events")?;
+            events.iter().map(testkit::Record::text).find(|it| it.contains("cluster.recovered")).context("none")
+        })?;
+        ensure!(event.contains("\"incarnation\":1"), "{event}");
+
+        // What is of the old incarnation is refused, and says why.
+        let ended = cluster.nodes[0].start_again(&Start::Up)?;
+        refused(&ended, "the cluster was recovered without this node")?;
+        std::fs::remove_dir_all(&cluster.nodes[0].data_dir)?;
+        refused(&cluster.nodes[0].start_again(&Start::Join(old_token))?, "token")?;
+        let _ = std::fs::remove_dir_all(&cluster.nodes[0].data_dir);
+
+        // New nodes join, and the cluster is as safe as before.
+        let token = cluster.token(2)?;
+        for node in [0, 1] {
+            cluster.nodes[node].start(&Start::Join(token.clone()))?;
+        }
+        cluster.wait_ready(PATIENCE)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        wait_voters(&cluster.nodes[0], "t", 3)?;
+        cluster.nodes[2].kill()?;
+        let read = wait_until(PATIENCE, "the others have it all", || {
+            let read = cluster.nodes[0].kcat().consume("t")?;
+            ensure!(read.len() == 201, "{} records", read.len());
+            Ok(read)
+        })?;
+        ensure_exactly(&read, &numbered("value", 0..201))?;
+        cluster.nodes[2].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)
+    });
+}
