@@ -117,6 +117,13 @@ impl Reconciler {
                 _ => Some(self.act(vm, Local::Removing, VmAction::Remove { vm: vm.id, epoch: vm.epoch })),
             },
             VmDesired::Stopped => match local.map(|l| l.state) {
+                // Of an assignment that the table has forgotten, as after a recovery from an older log: under its own name.
+                Some(Local::Up) if local.is_some_and(|l| l.epoch < vm.epoch) => {
+                    let old = local?;
+                    self.local.insert(vm.id, LocalVm { state: Local::Stopping, ..old });
+                    let (epoch, incarnation) = (old.epoch, old.incarnation);
+                    Some(Step::Act(VmAction::Stop { vm: vm.id, epoch, incarnation, grace_ms: STOP_GRACE_MS }))
+                }
                 Some(Local::Up) => Some(self.act(vm, Local::Stopping, stop(vm))),
                 Some(Local::Stopping | Local::Removing | Local::Gone) => None,
                 Some(Local::Down) | None if vm.phase == VmPhase::Stopping => Some(say(vm, VmReportEvent::Stopped)),
