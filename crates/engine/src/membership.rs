@@ -449,7 +449,8 @@ mod tests {
     /// is to go with its node: 3 has to go first, or its node never gets another one.
     #[test]
     fn a_retired_voter_goes_though_its_place_is_taken_by_one_that_will_go_too() {
-        let goal = Goal { members: ids(&[1, 2, 4]), electors: ids(&[1, 2]), tolerated: ids(&[4]), voters: 3 };
+        let (members, electors, tolerated) = (ids(&[1, 2, 4]), ids(&[1, 2]), ids(&[4]));
+        let goal = Goal { members, electors, tolerated, voters: 3, ..Goal::default() };
         assert_eq!(steps(&led(&[1, 3, 4], &[(2, 1000)]), &goal), [(AddVoter, 2), (AddLearner, 3)]);
         let both = [(AddVoter, 2), (AddVoter, 4), (AddLearner, 3), (AddLearner, 5)];
         assert_eq!(steps(&led(&[1, 3, 5], &[(2, 1000), (4, 1000)]), &goal), both);

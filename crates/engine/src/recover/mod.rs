@@ -34,6 +34,8 @@ pub enum RecoverError {
     Group { group: GroupId, reason: String },
     #[error(transparent)]
     State(#[from] SnapshotError),
+    #[error("{0}")]
+    Newer(String),
     #[error("the new journal is not empty")]
     NotEmpty,
 }

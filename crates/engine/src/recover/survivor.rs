@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{GroupId, NodeId};
+use base::{GroupId, NodeId, VersionRange};
 use journal::RecoveredGroup;
 use metadata::{CommandEnvelope, EVENTS_TOPIC, Metadata, PartitionRecord};
 use stream::{BatchHeader, Partition};
@@ -151,7 +151,10 @@ fn read_meta(found: &RecoveredGroup, journal: &mut Offline<'_>) -> Result<(Metad
         metadata.skip(entry.index);
         Ok(())
     })?;
-    Ok((metadata, membership))
+    match VersionRange::BINARY.objection(metadata.cluster_version) {
+        None => Ok((metadata, membership)),
+        Some(reason) => Err(RecoverError::Newer(reason)),
+    }
 }
 
 fn read_partition(

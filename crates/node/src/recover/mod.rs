@@ -8,6 +8,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
+use base::VersionRange;
 use base::limits::WAL_SEGMENT_BYTES;
 use engine::recover::Survivor;
 use journal::{DiskDone, DiskError, DiskOpKind};
@@ -47,6 +48,7 @@ pub fn inspect(data_dir: &Path) -> Result<Inspection, NodeError> {
     let Some(record) = data.load()? else {
         return Err(NodeError::Config(format!("{} holds no member of a cluster", data_dir.display())));
     };
+    data.check_version(&record, VersionRange::BINARY)?;
     let files = Files::of(data.journal());
     let survivor = engine::recover::inspect(record.node, WAL_SEGMENT_BYTES, &mut |kind| only_read(&files, &kind))
         .map_err(|source| NodeError::Recover { path: data.journal().to_path_buf(), source })?;
@@ -111,7 +113,7 @@ impl Inspection {
 mod tests {
     use std::collections::BTreeMap;
 
-    use base::{ClusterId, EndpointId, Incarnation, Mono, NodeId, Now, Wall, limits};
+    use base::{ClusterId, ClusterVersion, EndpointId, Incarnation, Mono, NodeId, Now, Wall, limits};
     use engine::{CoreConfig, Effect, Event, Formation, NodeCore};
     use wire::{Member, NodeAddress};
 
@@ -148,6 +150,7 @@ mod tests {
                         let result = files.carry_out(&op.kind);
                         core.handle(now, Event::Disk { op: op.id, result });
                     }
+                    Effect::Work(work) => core.handle(now, Event::Worked(work.carry_out())),
                     Effect::Fatal(reason) => panic!("{reason}"),
                     _ => {}
                 }
@@ -170,6 +173,7 @@ mod tests {
             formed: true,
             joined: None,
             seed: 1,
+            cluster_version: ClusterVersion(1),
             recovered_as: Incarnation(0),
             recoveries: 0,
         })
