@@ -117,7 +117,7 @@ impl Metadata {
             kv: Some(kv).filter(|kv| *kv != KvStore::default()),
             cluster_version: self.cluster_version,
             version_hold: self.version_hold,
-            outbox_first: Some(self.outbox_first),
+            outbox_first: (self.outbox_first != 1).then_some(self.outbox_first),
         })
     }
 

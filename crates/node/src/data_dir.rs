@@ -46,21 +46,32 @@ pub(crate) struct ClusterRecord {
     #[n(6)]
     #[cbor(default)]
     pub cluster_version: ClusterVersion,
-    /// Of the cluster, if it was recovered on this node.
+    /// The last time that the cluster was recovered on this node, if ever.
     #[n(7)]
-    #[cbor(default)]
-    pub recovered_as: Incarnation,
-    /// How often the cluster was recovered on this node: names the directory of its journal.
-    #[n(8)]
-    #[cbor(default)]
-    pub recoveries: u64,
+    pub recovery: Option<Recovery>,
+}
+
+/// The cluster was recovered from a lost majority, with this node as the survivor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Recovery {
+    /// Of the cluster, since then.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// So many times on this node: names the directory of its journal.
+    #[n(1)]
+    pub count: u64,
 }
 
 impl ClusterRecord {
     /// Of the cluster, as far as the files say.
     pub fn cluster_incarnation(&self) -> Incarnation {
-        let joined = self.joined.as_ref().map(|accepted| accepted.cluster_incarnation).unwrap_or_default();
-        joined.max(self.recovered_as)
+        let joined = self.joined.as_ref().map(|accepted| accepted.cluster_incarnation);
+        joined.max(self.recovery.map(|recovery| recovery.incarnation)).unwrap_or_default()
+    }
+
+    /// How often the cluster was recovered on this node.
+    pub fn recoveries(&self) -> u64 {
+        self.recovery.map_or(0, |recovery| recovery.count)
     }
 }
 
@@ -136,7 +147,7 @@ impl DataDir {
         data.fill_reserve();
         // A record that is damaged is told of by whoever needs it.
         if let Ok(Some(record)) = data.load() {
-            data.journal = data.journal_after(record.recoveries);
+            data.journal = data.journal_after(record.recoveries());
         }
         Ok(data)
     }
@@ -288,6 +299,8 @@ mod tests {
             meta_replicas: vec![base::ReplicaId(4)],
         };
         fixtures.value(ClusterVersion::V1, "joined", &ClusterRecord { joined: Some(joined), ..record() });
+        let recovery = Some(Recovery { incarnation: Incarnation(2), count: 1 });
+        fixtures.value(ClusterVersion::V1, "survivor", &ClusterRecord { recovery, ..record() });
         fixtures.finish();
     }
 
@@ -300,8 +313,7 @@ mod tests {
             joined: None,
             seed: 4,
             cluster_version: ClusterVersion(1),
-            recovered_as: Incarnation(1),
-            recoveries: 1,
+            recovery: None,
         }
     }
 

@@ -40,8 +40,7 @@ pub(crate) async fn find_place(
             joined: None,
             seed: seed()?,
             cluster_version: ClusterVersion::default(),
-            recovered_as: Incarnation(0),
-            recoveries: 0,
+            recovery: None,
         },
     };
     data.save(&record)?;
@@ -59,8 +58,7 @@ async fn join(token: &JoinToken, transport: &Transport, me: &Member) -> Result<C
         joined: Some(accepted),
         seed: seed()?,
         cluster_version: ClusterVersion::default(),
-        recovered_as: Incarnation(0),
-        recoveries: 0,
+        recovery: None,
     })
 }
 

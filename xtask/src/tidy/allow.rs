@@ -23,6 +23,18 @@ pub const EXCEPTIONS: &[Exception] = &[
     },
     Exception {
         rule: "sleep-in-test",
+        path: "crates/testkit/src/load/producer.rs",
+        item: "sleep(",
+        reason: "it is a client that rests between two runs; nothing is judged by it",
+    },
+    Exception {
+        rule: "sleep-in-test",
+        path: "crates/testkit/src/load/writer.rs",
+        item: "sleep(",
+        reason: "it is a client that rests between two writes, and before it tries one again; nothing is judged by it",
+    },
+    Exception {
+        rule: "sleep-in-test",
         path: "crates/transport/tests/common/mod.rs",
         item: "sleep(",
         reason: "it polls a condition under a deadline, as testkit does, which is blocking and above it",

@@ -16,7 +16,7 @@ use runtime::Clock;
 
 pub use report::{Comparison, LogReport, MemberReport, PartitionReport, Report, compare};
 
-use crate::data_dir::{ClusterRecord, DataDir};
+use crate::data_dir::{ClusterRecord, DataDir, Recovery};
 use crate::disk::Files;
 use crate::error::NodeError;
 
@@ -78,7 +78,7 @@ impl Inspection {
     /// # Errors
     /// If the new journal cannot be written: then everything is as it was.
     pub fn recover(self) -> Result<Recovered, NodeError> {
-        let recoveries = self.record.recoveries + 1;
+        let recoveries = self.record.recoveries() + 1;
         let (old, new) = (self.data.journal().to_path_buf(), self.data.journal_after(recoveries));
         // What an attempt that came to nothing left behind.
         match std::fs::remove_dir_all(&new) {
@@ -98,8 +98,7 @@ impl Inspection {
         let state = state.map_err(|source| NodeError::Recover { path: new.clone(), source })?;
         let incarnation = state.cluster_incarnation;
         self.data.save(&ClusterRecord {
-            recovered_as: incarnation,
-            recoveries,
+            recovery: Some(Recovery { incarnation, count: recoveries }),
             // Whoever admitted this node is gone.
             joined: None,
             formed: true,
@@ -129,7 +128,7 @@ mod tests {
             me: Member { node: NodeId(1), name, address, store: data.store().expect("a name"), ..Member::default() },
             cluster: CLUSTER,
             formation,
-            incarnation: Incarnation(1 + data.load().expect("readable").map_or(0, |record| record.recoveries)),
+            incarnation: Incarnation(1 + data.load().expect("readable").map_or(0, |record| record.recoveries())),
             seed: 1,
             segment_bytes: WAL_SEGMENT_BYTES,
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
@@ -174,8 +173,7 @@ mod tests {
             joined: None,
             seed: 1,
             cluster_version: ClusterVersion(1),
-            recovered_as: Incarnation(0),
-            recoveries: 0,
+            recovery: None,
         })
         .expect("writes");
         live(&data, Formation::Bootstrap)

@@ -92,22 +92,26 @@ fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
         refused(&cluster.nodes[0].start_again(&Start::Join(old_token))?, "token")?;
         let _ = std::fs::remove_dir_all(&cluster.nodes[0].data_dir);
 
-        // New nodes join, and the cluster is as safe as before.
-        let token = cluster.token(2)?;
-        for node in [0, 1] {
-            cluster.nodes[node].start(&Start::Join(token.clone()))?;
-        }
-        cluster.wait_ready(PATIENCE)?;
-        wait_tolerant(&cluster.nodes[0])?;
-        wait_voters(&cluster.nodes[0], "t", 3)?;
-        cluster.nodes[2].kill()?;
-        let read = wait_until(PATIENCE, "the others have it all", || {
-            let read = cluster.nodes[0].kcat().consume("t")?;
-            ensure!(read.len() == 201, "{} records", read.len());
-            Ok(read)
-        })?;
-        ensure_exactly(&read, &numbered("value", 0..201))?;
-        cluster.nodes[2].start(&Start::Up)?;
-        cluster.wait_ready(PATIENCE)
+        grown_again(&mut cluster)
     });
+}
+
+/// New nodes join the survivor, and the cluster is as safe as before.
+fn grown_again(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let token = cluster.token(2)?;
+    for node in [0, 1] {
+        cluster.nodes[node].start(&Start::Join(token.clone()))?;
+    }
+    cluster.wait_ready(PATIENCE)?;
+    wait_tolerant(&cluster.nodes[0])?;
+    wait_voters(&cluster.nodes[0], "t", 3)?;
+    cluster.nodes[2].kill()?;
+    let read = wait_until(PATIENCE, "the others have it all", || {
+        let read = cluster.nodes[0].kcat().consume("t")?;
+        ensure!(read.len() == 201, "{} records", read.len());
+        Ok(read)
+    })?;
+    ensure_exactly(&read, &numbered("value", 0..201))?;
+    cluster.nodes[2].start(&Start::Up)?;
+    cluster.wait_ready(PATIENCE)
 }
