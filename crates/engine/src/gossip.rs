@@ -2,7 +2,8 @@
 
 use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS_MAX};
 use base::simulation::{Mark, Plant, mark_if, planted};
-use base::{GroupId, NodeId};
+use base::{ClusterVersion, GroupId, NodeId, ReplicaId};
+use multiraft::Role;
 use wire::{Channel, Gossip, LeaderClaim, Members, PeerMessage};
 
 use crate::core::{NodeCore, Stage};
@@ -24,12 +25,23 @@ impl NodeCore {
             replica: replica.replica,
         };
         let mut leaders: Vec<_> = self.groups.iter().filter(|(_, g)| g.active).map(claim).collect();
+        // Followers of a group at rest wait for its turn as they would for a heartbeat.
+        let turns = (self.config.election_timeout.0 / GOSSIP_INTERVAL.0).saturating_sub(2);
+        let understood = self.metadata.cluster_version >= ClusterVersion::V2;
+        self.raft.let_rest(understood && leaders.len() as u64 <= turns * GOSSIP_LEADERS_MAX as u64);
         if leaders.len() > GOSSIP_LEADERS_MAX {
             // In turn: each message continues where the last one ended.
             let start = leaders.partition_point(|claim| claim.group <= self.leaders.gossiped_through);
             leaders.rotate_left(start);
             leaders.truncate(GOSSIP_LEADERS_MAX);
             self.leaders.gossiped_through = leaders.last().map_or(GroupId(0), |claim| claim.group);
+        }
+        for claim in &leaders {
+            if self.raft.rests(claim.group)
+                && let Some(group) = self.groups.get_mut(&claim.group)
+            {
+                group.stats.claimed(self.now.mono);
+            }
         }
         let gossip = Gossip {
             incarnation: self.config.incarnation,
@@ -43,6 +55,12 @@ impl NodeCore {
         for node in nodes {
             self.send(node, Channel::Control, PeerMessage::Gossip(gossip.clone()));
         }
+    }
+
+    /// Groups that this node leads and of which the other has a replica, with that.
+    pub(crate) fn led_with(&self, node: NodeId) -> Vec<(GroupId, ReplicaId)> {
+        let led = self.groups.iter().filter(|(_, group)| group.role == Role::Leader);
+        led.filter_map(|(group, _)| Some((*group, self.replica_on(*group, node)?))).collect()
     }
 
     /// Somebody knows more of the members than this node's table says.
@@ -66,7 +84,14 @@ impl NodeCore {
             mark_if(Mark::LeaderClaimOfDeletedGroup, || deleted);
             if !deleted {
                 self.leaders.learn(claim.group, claim.term, Some(from));
+                let heard = self.raft.hear_leader(claim.group, claim.term, claim.replica);
+                if let Some(group) = self.groups.get_mut(&claim.group).filter(|_| heard) {
+                    group.stats.heard_claim(self.now.mono);
+                }
             }
+        }
+        for (group, replica) in self.led_with(from) {
+            self.raft.hear_follower(group, replica);
         }
     }
 }

@@ -89,6 +89,9 @@ impl NodeCore {
         }
         self.peers.set_connected(node, Some(incarnation));
         self.peers.heard(node, self.now.mono);
+        for (group, _) in self.led_with(node) {
+            self.raft.wake(group);
+        }
     }
 
     pub(crate) fn peer_down(&mut self, node: NodeId) {
@@ -96,12 +99,9 @@ impl NodeCore {
             self.peers.set_connected(node, None);
         }
         self.retry_forwarded_to(node);
-        for group in self.raft.groups().collect::<Vec<_>>() {
-            let Some(replica) = self.replica_on(group, node) else { continue };
-            if self.groups.get(&group).is_some_and(|g| g.role == Role::Leader) {
-                self.raft.unreachable(group, replica);
-                self.raft.snapshot_reported(group, replica, false);
-            }
+        for (group, replica) in self.led_with(node) {
+            self.raft.unreachable(group, replica);
+            self.raft.snapshot_reported(group, replica, false);
         }
     }
 

@@ -45,6 +45,16 @@ impl GroupStats {
         self.term = term;
     }
 
+    /// A leader at rest said that it leads: its group needs no heartbeat so soon.
+    pub fn claimed(&mut self, now: Mono) {
+        self.beat = self.beat.map(|_| now);
+    }
+
+    /// The leader said so to this follower: as good as a heartbeat, which is not waited for from before.
+    pub fn heard_claim(&mut self, now: Mono) {
+        self.heard = self.heard.map(|_| now);
+    }
+
     /// A change of term, role or leader; `led`: as leader of an older term or until now.
     fn role_changed(&mut self, led: bool, change: &RoleChange, node: &mut Elections) {
         let mut count = |what: fn(&mut Elections) -> &mut u64| {

@@ -93,6 +93,8 @@ pub(crate) struct Group {
     pub(crate) campaign_wanted: bool,
     /// Heartbeats have come due since the last ones left.
     beat_due: bool,
+    /// As leader: ticks since there was anything to do (see [`crate::rest`]).
+    pub(crate) calm_ticks: u32,
     /// As leader: ticks, and (snapshot, election timeouts since) of each replica that waits for one.
     led_ticks: usize,
     waiting_for_snapshot: BTreeMap<u64, (u64, u32)>,
@@ -133,6 +135,7 @@ impl Group {
             departed: BTreeSet::new(),
             campaign_wanted,
             beat_due: false,
+            calm_ticks: 0,
             led_ticks: 0,
             waiting_for_snapshot: BTreeMap::new(),
         };
@@ -197,7 +200,7 @@ impl Group {
     }
 
     /// One tick. Returns whether there may be something to do.
-    pub(crate) fn tick(&mut self, electable: bool) -> bool {
+    pub(crate) fn tick(&mut self, electable: bool, may_rest: bool) -> bool {
         let raft = &self.raw.raft;
         let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
         if raft.state != StateRole::Leader && raft.promotable() && due && !(electable && self.is_quiet()) {
@@ -206,7 +209,11 @@ impl Group {
             self.raw.raft.election_elapsed += 1;
             return false;
         }
-        let before = raft.election_elapsed;
+        if self.tick_at_rest(may_rest) {
+            self.led_ticks += 1;
+            return false;
+        }
+        let before = self.raw.raft.election_elapsed;
         self.mark_before_tick();
         let busy = self.raw.tick();
         self.check_put_off &= self.raw.raft.election_elapsed > before;

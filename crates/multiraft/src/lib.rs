@@ -32,6 +32,7 @@ mod init;
 mod log;
 mod marks;
 mod membership;
+mod rest;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +60,7 @@ pub struct MultiRaft {
     rounds: VecDeque<(u64, Vec<GroupId>)>,
     clock: TickClock,
     electable: bool,
+    may_rest: bool,
     created: u64,
     logger: slog::Logger,
 }
@@ -77,6 +79,7 @@ impl MultiRaft {
             rounds: VecDeque::new(),
             clock: TickClock::default(),
             electable: true,
+            may_rest: false,
             created: 0,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
@@ -120,7 +123,7 @@ impl MultiRaft {
         };
         for _ in 0..ticks {
             for (id, group) in &mut self.groups {
-                if group.tick(self.electable) {
+                if group.tick(self.electable, self.may_rest) {
                     self.dirty.insert(*id);
                 }
             }
@@ -134,6 +137,9 @@ impl MultiRaft {
     pub fn step(&mut self, group: GroupId, message: RaftMessage) -> Result<(), Refused> {
         let electable = self.electable;
         let replica = self.touch(group).ok_or(Refused::UnknownGroup)?;
+        if rest::wakes(message.kind) {
+            replica.wake();
+        }
         replica.admit(&message, electable)?;
         replica.step(message);
         Ok(())
@@ -150,6 +156,39 @@ impl MultiRaft {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
         mark_if(Mark::ProposalForEndedTerm, || !replica.leads(term));
         if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
+    }
+
+    /// Whether leaders may rest: as long as their node says often enough what it leads. `false` to begin with.
+    pub fn let_rest(&mut self, may_rest: bool) {
+        self.may_rest = may_rest;
+    }
+
+    /// Whether the group's leader is here and at rest: it sends no heartbeats.
+    #[must_use]
+    pub fn rests(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|replica| replica.rests())
+    }
+
+    /// The node with the replica `leader` says that it leads the group in `term`: for its followers as good as a heartbeat.
+    /// Whether the replica here follows it.
+    pub fn hear_leader(&mut self, group: GroupId, term: u64, leader: ReplicaId) -> bool {
+        self.groups.get_mut(&group).is_some_and(|replica| replica.hear_leader(term, leader.0))
+    }
+
+    /// The node with that replica was heard, from its present process: for a leader at rest as good as an answer to a
+    /// heartbeat.
+    pub fn hear_follower(&mut self, group: GroupId, replica: ReplicaId) {
+        if let Some(leader) = self.groups.get_mut(&group) {
+            leader.hear_follower(replica.0);
+        }
+    }
+
+    /// The group's leader, if it is here, beats for it: a node with one of its replicas came back, and does not know who
+    /// leads.
+    pub fn wake(&mut self, group: GroupId) {
+        if let Some(replica) = self.groups.get_mut(&group) {
+            replica.wake();
+        }
     }
 
     /// Appends to the log as leader of the expected term. Not durable on return, and lost if another leader takes over.

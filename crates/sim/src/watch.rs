@@ -75,5 +75,9 @@ pub fn watch_event(contact: &mut Contact, node: NodeIx, now: Nanos, event: &Even
         {
             contact.hears_leader(node, now, *group, message.term);
         }
+        // A leader at rest is heard so.
+        if let PeerMessage::Gossip(gossip) = message {
+            gossip.leaders.iter().for_each(|claim| contact.hears_leader(node, now, claim.group, claim.term));
+        }
     }
 }

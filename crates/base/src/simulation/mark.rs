@@ -38,6 +38,9 @@ super::table! {
             "Leadership was offered by a replica that no longer has it.",
         TransferRefusedNotElectable "transfer-refused-not-electable"
             "Leadership was offered to a node whose disk is stuck, or that is about to stop.",
+        // multiraft: rest
+        GroupWoke "group-woke"
+            "A leader that had nothing to do has something to do again.",
         // multiraft: the log
         ProposalForEndedTerm "proposal-for-ended-term"
             "A proposal came from a layer that had not heard yet that its term as leader was over.",

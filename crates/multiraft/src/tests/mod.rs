@@ -7,6 +7,7 @@ mod disk;
 mod fuzz;
 mod order;
 mod random;
+mod rest;
 mod rules;
 
 use base::GroupId;

@@ -1,0 +1,87 @@
+//! Groups at rest. A leader whose group has nothing to do and whose followers have everything does not beat for it: its node
+//! says all the time which groups it leads, in one message for all of them, and the layer above passes that on
+//! ([`crate::MultiRaft::hear_leader`], [`crate::MultiRaft::hear_follower`]). Ten thousand idle groups cost next to nothing so.
+//!
+//! Nothing is taken on trust for good. The leader looks each election timeout whether it hears a quorum, as ever, and beats
+//! at every third look, so that whatever was lost is repaired late rather than never. It wakes, and beats as usual, as soon
+//! as there is anything to do, a replica asks for votes, or a node with one of the replicas has come back
+//! ([`crate::MultiRaft::wake`]). Rest begins only after [`CALM_TICKS`] of beats with nothing to say: by then followers
+//! know what is committed. `__meta` never rests.
+
+use base::GroupId;
+use base::simulation::{Mark, mark_if};
+use raft::StateRole;
+use wire::RaftMessageKind;
+
+use crate::Role;
+use crate::group::Group;
+
+/// Ticks of calm before a group rests; a heartbeat leaves every third.
+const CALM_TICKS: u32 = 40;
+
+/// What wakes a group at rest: whatever is not an answer to what its leader sent.
+pub(crate) fn wakes(kind: RaftMessageKind) -> bool {
+    !matches!(kind, RaftMessageKind::HeartbeatResponse | RaftMessageKind::AppendResponse)
+}
+
+impl Group {
+    /// Whether the leader is at rest.
+    pub(crate) fn rests(&self) -> bool {
+        self.calm_ticks > CALM_TICKS
+    }
+
+    /// It beats again, for a while at least.
+    pub(crate) fn wake(&mut self) {
+        self.calm_ticks = 0;
+    }
+
+    /// One tick of a leader at rest; `false` if the crate has to do it: this replica does not rest, or it is time to look
+    /// for a quorum.
+    pub(crate) fn tick_at_rest(&mut self, may_rest: bool) -> bool {
+        let rested = self.rests();
+        self.calm_ticks = if may_rest && self.is_calm() { self.calm_ticks.saturating_add(1) } else { 0 };
+        mark_if(Mark::GroupWoke, || rested && !self.rests());
+        let raft = &mut self.raw.raft;
+        if self.calm_ticks <= CALM_TICKS || raft.election_elapsed + 1 >= raft.election_timeout() {
+            return false;
+        }
+        raft.election_elapsed += 1;
+        true
+    }
+
+    /// Leads, and nobody lacks anything or waits for anything.
+    fn is_calm(&self) -> bool {
+        let raft = &self.raw.raft;
+        let last = raft.raft_log.last_index();
+        self.id != GroupId::META
+            && raft.state == StateRole::Leader
+            && self.surfaced.role == Role::Leader
+            && self.surfaced.term == raft.term
+            && raft.raft_log.committed == last
+            && raft.raft_log.persisted == last
+            && raft.lead_transferee.is_none()
+            && !raft.has_pending_conf()
+            && self.reads.is_empty()
+            && self.membership.voters_outgoing.is_empty()
+            && raft.prs().iter().all(|(_, progress)| progress.matched == last)
+    }
+
+    /// The leader's node says that it leads: as good as a heartbeat that says nothing.
+    pub(crate) fn hear_leader(&mut self, term: u64, leader: u64) -> bool {
+        let raft = &mut self.raw.raft;
+        let follows = raft.state == StateRole::Follower && raft.term == term && raft.leader_id == leader;
+        if follows {
+            raft.election_elapsed = 0;
+        }
+        follows
+    }
+
+    /// The node of another replica was heard: as good as its answer to a heartbeat that says nothing.
+    pub(crate) fn hear_follower(&mut self, replica: u64) {
+        if self.rests()
+            && let Some(progress) = self.raw.raft.mut_prs().get_mut(replica)
+        {
+            progress.recent_active = true;
+        }
+    }
+}
