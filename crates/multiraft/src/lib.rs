@@ -154,6 +154,7 @@ impl MultiRaft {
 
     fn leading(&mut self, group: GroupId, term: u64) -> Result<&mut Group, ProposeError> {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
+        replica.wake();
         mark_if(Mark::ProposalForEndedTerm, || !replica.leads(term));
         if replica.leads(term) { Ok(replica) } else { Err(ProposeError::NotLeader) }
     }
@@ -242,6 +243,7 @@ impl MultiRaft {
     /// `NotLeader` if this replica does not lead; `Busy` if it has not yet committed in its term.
     pub fn read_index(&mut self, group: GroupId, context: Bytes) -> Result<(), ProposeError> {
         let replica = self.touch(group).ok_or(ProposeError::UnknownGroup)?;
+        replica.wake();
         if !replica.leads(replica.raw.raft.term) {
             return Err(ProposeError::NotLeader);
         }
@@ -268,6 +270,7 @@ impl MultiRaft {
     /// proposals answer `Busy`.
     pub fn transfer_leader(&mut self, group: GroupId, to: ReplicaId) {
         let Some(replica) = self.touch(group) else { return };
+        replica.wake();
         let voter = replica.membership.voters.contains(&to) && to.0 != replica.replica;
         if replica.raw.raft.state == StateRole::Leader && voter {
             mark(Mark::TransferBegun);
