@@ -17,6 +17,8 @@ pub(crate) struct Peer {
     pub heard: Option<Mono>,
     /// Since when this process of it is heard of without a gap of [`NODE_UNREACHABLE_AFTER`].
     pub heard_since: Option<Mono>,
+    /// When its gossip counted last as an answer to leaders at rest.
+    pub answered: Option<Mono>,
     pub incarnation: Incarnation,
     pub connected: bool,
     /// What it said of its disk.
@@ -111,6 +113,17 @@ impl Peers {
         }
         peer.heard = Some(now);
         peer.heard_since.get_or_insert(now);
+    }
+
+    /// Whether what a node says counts as an answer to leaders at rest, which look for one each election timeout: often
+    /// enough for that, and no oftener.
+    pub fn answers(&mut self, node: NodeId, now: Mono, election_timeout: Millis) -> bool {
+        let answered = &mut self.known.entry(node).or_default().answered;
+        let due = answered.is_none_or(|at| now.since(at).0 >= election_timeout.0 / 3);
+        if due {
+            *answered = Some(now);
+        }
+        due
     }
 
     pub fn set_connected(&mut self, node: NodeId, incarnation: Option<Incarnation>) {

@@ -78,7 +78,8 @@ impl NodeCore {
         self.peers.disk_told(from, gossip.incarnation, gossip.disk_full, self.now.mono);
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
             // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
-            let deleted = claim.group != GroupId::META
+            let deleted = !self.groups.contains_key(&claim.group)
+                && claim.group != GroupId::META
                 && claim.group.0 <= self.metadata.groups_given_out()
                 && !self.metadata.partitions.contains_key(&claim.group);
             mark_if(Mark::LeaderClaimOfDeletedGroup, || deleted);
@@ -90,8 +91,10 @@ impl NodeCore {
                 }
             }
         }
-        for (group, replica) in self.led_with(from) {
-            self.raft.hear_follower(group, replica);
+        if self.peers.answers(from, self.now.mono, self.config.election_timeout) {
+            for (group, replica) in self.led_with(from) {
+                self.raft.hear_follower(group, replica);
+            }
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::{Request, Target};
 const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Between two looks at the groups this node leads.
 const INTERVAL: Millis = Millis(50);
+/// Between two looks as long as the tables stay as they are and nothing was to be changed.
+const INTERVAL_WHEN_SETTLED: Millis = Millis(500);
 
 /// How many voters a metadata group over `nodes` nodes has: odd, at most five, so that each one added adds fault
 /// tolerance.
@@ -165,7 +167,15 @@ impl NodeCore {
     }
 
     fn drive_partition_members(&mut self) {
-        for group in self.unsettled_partitions() {
+        let (now, settled) = (self.now.mono, self.planner.settled_for == Some(self.metadata.applied));
+        // A leadership is gained without a change of tables.
+        if settled && self.planner.partitions_at.is_some_and(|at| now.since(at) < INTERVAL_WHEN_SETTLED) {
+            return;
+        }
+        self.planner.partitions_at = Some(now);
+        let unsettled = self.unsettled_partitions();
+        self.planner.settled_for = unsettled.is_empty().then_some(self.metadata.applied);
+        for group in unsettled {
             let Some(partition) = self.metadata.partitions.get(&group) else { continue };
             // Its members were changed for reasons that this node has not heard of yet.
             if self.groups.get(&group).is_some_and(|g| g.basis > self.metadata.applied) {

@@ -26,6 +26,12 @@ pub(crate) struct Planner {
     ran: Option<Mono>,
     ran_for: u64,
     pub membership_at: Option<Mono>,
+    /// When the partitions that this node leads were looked at last, and for which tables all of them were as they ought
+    /// to be.
+    pub partitions_at: Option<Mono>,
+    pub settled_for: Option<u64>,
+    /// Tables and reachable nodes for which no replica was to be made or to go.
+    content_for: Option<(u64, Vec<NodeId>)>,
     /// Groups of which a change of members is being told to `__meta`.
     telling: BTreeSet<GroupId>,
     /// Since when this node plans, as leader of `__meta`.
@@ -72,8 +78,13 @@ impl NodeCore {
         let version = version.map(|version| Command::SetClusterVersion { version });
         let mut commands: Vec<Command> = version.into_iter().collect();
         commands.extend(self.plan_nodes());
-        commands.extend(self.plan_retirements());
-        commands.extend(self.plan_replicas());
+        let seen = (self.metadata.applied, self.reachable_nodes());
+        if self.planner.content_for.as_ref() != Some(&seen) {
+            let mut replicas = self.plan_retirements();
+            replicas.extend(self.plan_replicas(&seen.1));
+            self.planner.content_for = replicas.is_empty().then_some(seen);
+            commands.extend(replicas);
+        }
         commands.extend(self.plan_evictions());
         commands.extend(self.plan_vms());
         for command in commands.into_iter().take(DECISIONS_MAX) {
@@ -114,6 +125,13 @@ impl NodeCore {
         commands
     }
 
+    /// Nodes that can get replicas now.
+    fn reachable_nodes(&self) -> Vec<NodeId> {
+        let reachable = |node: &NodeId| *node == self.me() || self.peers.reachable(*node, self.now.mono);
+        let active = |node: &&metadata::NodeRecord| node.lifecycle == NodeLifecycle::Active;
+        self.metadata.nodes.values().filter(active).map(|node| node.member.node).filter(reachable).collect()
+    }
+
     /// Replicas that their partitions can do without: on nodes that go or are lost, or too many.
     fn plan_retirements(&self) -> Vec<Command> {
         let spare = self.metadata.partitions.values().flat_map(|partition| {
@@ -126,12 +144,8 @@ impl NodeCore {
     /// Partitions below their target get a replica on a reachable node: in the failure domain with the fewest of the
     /// partition's, there on the node with the fewest of all; one at a time each, and not more at once than the cluster
     /// makes in its spare time. What is complete and would be spread better with another one gets that, and then loses one.
-    fn plan_replicas(&self) -> Vec<Command> {
-        let me = self.me();
-        let reachable = |node: &NodeId| *node == me || self.peers.reachable(*node, self.now.mono);
-        let active = |node: &&metadata::NodeRecord| node.lifecycle == NodeLifecycle::Active;
-        let nodes = self.metadata.nodes.values().filter(active).map(|node| node.member.node);
-        let mut load: BTreeMap<NodeId, usize> = nodes.filter(reachable).map(|node| (node, 0)).collect();
+    fn plan_replicas(&self, reachable: &[NodeId]) -> Vec<Command> {
+        let mut load: BTreeMap<NodeId, usize> = reachable.iter().map(|node| (*node, 0)).collect();
         let mut building = 0;
         for replica in self.metadata.partitions.values().flat_map(|p| &p.replicas) {
             if let Some(count) = load.get_mut(&replica.node) {

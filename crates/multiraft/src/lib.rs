@@ -170,10 +170,17 @@ impl MultiRaft {
         self.groups.get(&group).is_some_and(|replica| replica.rests())
     }
 
-    /// The node with the replica `leader` says that it leads the group in `term`: for its followers as good as a heartbeat.
-    /// Whether the replica here follows it.
+    /// The node with the replica `leader` says that it leads the group in `term`: for its followers as good as a heartbeat,
+    /// and where the replica here did not know it, taken as one. Whether the replica here follows it.
     pub fn hear_leader(&mut self, group: GroupId, term: u64, leader: ReplicaId) -> bool {
-        self.groups.get_mut(&group).is_some_and(|replica| replica.hear_leader(term, leader.0))
+        let Some(replica) = self.groups.get_mut(&group) else { return false };
+        if replica.hear_leader(term, leader.0) {
+            return true;
+        }
+        let Some(heartbeat) = replica.missed_heartbeat(term, leader) else { return false };
+        mark(Mark::LeaderFoundByClaim);
+        // Refused if it is of a replica that was removed, say.
+        self.step(group, heartbeat).is_ok()
     }
 
     /// The node with that replica was heard, from its present process: for a leader at rest as good as an answer to a

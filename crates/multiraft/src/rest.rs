@@ -8,10 +8,11 @@
 //! ([`crate::MultiRaft::wake`]). Rest begins only after [`CALM_TICKS`] of beats with nothing to say: by then followers
 //! know what is committed. `__meta` never rests.
 
-use base::GroupId;
+use base::{GroupId, ReplicaId};
 use base::simulation::{Mark, mark_if};
+use bytes::Bytes;
 use raft::StateRole;
-use wire::RaftMessageKind;
+use wire::{RaftMessage, RaftMessageKind};
 
 use crate::Role;
 use crate::group::Group;
@@ -74,6 +75,30 @@ impl Group {
             raft.election_elapsed = 0;
         }
         follows
+    }
+
+    /// The heartbeat that a replica has missed which does not follow who leads in `term`: it was away, and is not to stand
+    /// for an election because a leader at rest has not said anything to it since.
+    pub(crate) fn missed_heartbeat(&self, term: u64, leader: ReplicaId) -> Option<RaftMessage> {
+        let raft = &self.raw.raft;
+        let lost = term > raft.term || term == raft.term && raft.leader_id == 0;
+        (lost && leader.0 != raft.id).then(|| RaftMessage {
+            kind: RaftMessageKind::Heartbeat,
+            from: leader,
+            to: ReplicaId(raft.id),
+            term,
+            log_term: 0,
+            index: 0,
+            entries: Vec::new(),
+            commit: 0,
+            commit_term: 0,
+            reject: false,
+            reject_hint: 0,
+            request_snapshot: 0,
+            context: Bytes::new(),
+            priority: 0,
+            snapshot: None,
+        })
     }
 
     /// The node of another replica was heard: as good as its answer to a heartbeat that says nothing.

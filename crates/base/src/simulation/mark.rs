@@ -39,6 +39,8 @@ super::table! {
         TransferRefusedNotElectable "transfer-refused-not-electable"
             "Leadership was offered to a node whose disk is stuck, or that is about to stop.",
         // multiraft: rest
+        LeaderFoundByClaim "leader-found-by-claim"
+            "A replica that followed nobody heard from its leader's node who leads.",
         GroupWoke "group-woke"
             "A leader that had nothing to do has something to do again.",
         // multiraft: the log

@@ -77,3 +77,19 @@ fn a_follower_that_lost_sight_of_a_leader_at_rest_wakes_it() {
     let follower = cluster.status(lost).expect("it runs");
     assert_eq!((follower.leader, follower.term), (ReplicaId(leader), term), "{}", cluster.describe());
 }
+
+#[test]
+fn a_follower_that_restarted_hears_from_the_leaders_node_whom_it_follows() {
+    let (mut cluster, leader) = at_rest();
+    let term = cluster.status(leader).expect("it runs").term;
+    let follower = if leader == 1 { 2 } else { 1 };
+    cluster.crash(follower, 0);
+    cluster.start(follower, false);
+    assert_eq!(cluster.status(follower).expect("it runs").leader, ReplicaId(0));
+    assert!(cluster.raft(follower).hear_leader(GROUP, term, ReplicaId(leader)), "{}", cluster.describe());
+    assert!(!cluster.raft(follower).hear_leader(GROUP, term - 1, ReplicaId(9)), "an older one is none");
+    run_with_claims(&mut cluster, 5_000, |_, _| true);
+    let found = cluster.status(follower).expect("it runs");
+    assert_eq!((found.leader, found.term), (ReplicaId(leader), term), "{}", cluster.describe());
+    assert!(cluster.raft(leader).rests(GROUP), "it was not disturbed: {}", cluster.describe());
+}
