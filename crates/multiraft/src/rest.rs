@@ -8,8 +8,8 @@
 //! ([`crate::MultiRaft::wake`]). Rest begins only after [`CALM_TICKS`] of beats with nothing to say: by then followers
 //! know what is committed. `__meta` never rests.
 
-use base::{GroupId, ReplicaId};
 use base::simulation::{Mark, mark_if};
+use base::{GroupId, ReplicaId};
 use bytes::Bytes;
 use raft::StateRole;
 use wire::{RaftMessage, RaftMessageKind};

@@ -6,12 +6,10 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 use testkit::{Api, Cluster, Cuts, Folder, Kcat, Load, LoadPlan, Outcome, Start, enter_own_network, wait_until};
 
-use crate::support::{PATIENCE, machine_alone, machine_shared, wait_tolerant, wait_voters};
+use crate::support::{PATIENCE, machine_alone, machine_shared, wait_home, wait_tolerant, wait_voters};
 
 /// Without an accepted write while a leader hands over; a machine that does other things takes its own time.
 const HANDOVER_MAX: Duration = Duration::from_millis(500);
-/// From the return of a node until it leads again what it is to lead.
-const HOME_MAX: Duration = Duration::from_secs(60);
 /// From the start of all nodes until every group is led.
 const LED_MAX: Duration = Duration::from_secs(10);
 /// How long a request to a minority may wait.
@@ -141,7 +139,7 @@ fn leaders_go_back_to_their_first_replicas() {
         let mut cluster = Cluster::start(folder, 3)?;
         let topic = json!({ "name": "many", "partitions": 30, "replication_factor": 3 });
         cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
-        wait_home(&cluster.nodes[0].kcat())?;
+        wait_home(&cluster.nodes[0].kcat(), &["many"])?;
         let members = cluster.nodes[1].members()?;
         let id = members.iter().find(|member| member["name"] == cluster.nodes[1].name.as_str());
         let id = id.and_then(|member| member["id"].as_i64()).context("node2 has no id")?;
@@ -149,7 +147,7 @@ fn leaders_go_back_to_their_first_replicas() {
         wait_led(&cluster.nodes[0].kcat(), Some(id))?;
         cluster.nodes[1].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
-        wait_home(&cluster.nodes[0].kcat())?;
+        wait_home(&cluster.nodes[0].kcat(), &["many"])?;
         for node in &mut cluster.nodes {
             node.kill()?;
         }
@@ -162,16 +160,6 @@ fn leaders_go_back_to_their_first_replicas() {
         ensure!(took < LED_MAX, "after a start of all nodes, all groups were led only after {took:?}");
         Ok(())
     });
-}
-
-/// Waits until each partition is led by its first replica.
-fn wait_home(kcat: &Kcat) -> anyhow::Result<()> {
-    wait_until(HOME_MAX, "each partition is led by its first replica", || {
-        let partitions = kcat.partitions("many")?;
-        let strays: Vec<_> = partitions.iter().filter(|(_, (leader, all))| all.first() != Some(leader)).collect();
-        ensure!(strays.is_empty() && !partitions.is_empty(), "of {} others lead {strays:?}", partitions.len());
-        Ok(())
-    })
 }
 
 /// Waits until each partition is led, and not by a node that is dead.

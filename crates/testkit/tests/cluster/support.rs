@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::{Cluster, Node, Record, wait_until};
+use testkit::{Cluster, Kcat, Node, Record, wait_until};
 
 /// Long enough for anything that has no limit of its own.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -184,4 +184,19 @@ fn output_of(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// From the return of a node until it leads again what it is to lead.
+const HOME_MAX: Duration = Duration::from_secs(60);
+
+/// Waits until each partition of the topics is led by its first replica.
+pub fn wait_home(kcat: &Kcat, topics: &[&str]) -> anyhow::Result<()> {
+    wait_until(HOME_MAX, "each partition is led by its first replica", || {
+        for topic in topics {
+            let partitions = kcat.partitions(topic)?;
+            let strays: Vec<_> = partitions.iter().filter(|(_, (leader, all))| all.first() != Some(leader)).collect();
+            ensure!(strays.is_empty() && !partitions.is_empty(), "of {topic}, others lead {strays:?}");
+        }
+        Ok(())
+    })
 }
