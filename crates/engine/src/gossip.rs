@@ -23,6 +23,7 @@ impl NodeCore {
             group: *group,
             term: replica.term,
             replica: replica.replica,
+            rests: self.raft.rests(*group).then_some(true),
         };
         let mut leaders: Vec<_> = self.groups.iter().filter(|(_, g)| g.active).map(claim).collect();
         // Followers of a group at rest wait for its turn as they would for a heartbeat.
@@ -37,10 +38,10 @@ impl NodeCore {
             self.leaders.gossiped_through = leaders.last().map_or(GroupId(0), |claim| claim.group);
         }
         for claim in &leaders {
-            if self.raft.rests(claim.group)
+            if claim.rests.is_some()
                 && let Some(group) = self.groups.get_mut(&claim.group)
             {
-                group.stats.claimed(self.now.mono);
+                group.stats.claimed();
             }
         }
         let gossip = Gossip {
@@ -86,8 +87,8 @@ impl NodeCore {
             if !deleted {
                 self.leaders.learn(claim.group, claim.term, Some(from));
                 let heard = self.raft.hear_leader(claim.group, claim.term, claim.replica);
-                if let Some(group) = self.groups.get_mut(&claim.group).filter(|_| heard) {
-                    group.stats.heard_claim(self.now.mono);
+                if let Some(group) = self.groups.get_mut(&claim.group).filter(|_| heard && claim.rests == Some(true)) {
+                    group.stats.heard_claim();
                 }
             }
         }

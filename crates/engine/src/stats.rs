@@ -45,14 +45,14 @@ impl GroupStats {
         self.term = term;
     }
 
-    /// A leader at rest said that it leads: its group needs no heartbeat so soon.
-    pub fn claimed(&mut self, now: Mono) {
-        self.beat = self.beat.map(|_| now);
+    /// A leader at rest said that it leads: what passes until its next heartbeat is no gap.
+    pub fn claimed(&mut self) {
+        self.beat = None;
     }
 
-    /// The leader said so to this follower: as good as a heartbeat, which is not waited for from before.
-    pub fn heard_claim(&mut self, now: Mono) {
-        self.heard = self.heard.map(|_| now);
+    /// The leader at rest said so to this follower.
+    pub fn heard_claim(&mut self) {
+        self.heard = None;
     }
 
     /// A change of term, role or leader; `led`: as leader of an older term or until now.

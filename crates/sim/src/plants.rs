@@ -39,7 +39,11 @@ impl Hunt {
 }
 
 /// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
-pub const RARE: [Plant; 8] = [
+pub const RARE: [Plant; 12] = [
+    Plant::OldCheckpointRemovedEarly,
+    Plant::UncertainNotRewritten,
+    Plant::UnknownReplicaRemoved,
+    Plant::StaleTablesActedOn,
     Plant::SegmentReusedEarly,
     Plant::MembersNotTold,
     Plant::MembersCommitNotSaved,
@@ -125,7 +129,7 @@ pub fn markdown(hunts: &[Hunt]) -> String {
          at the place that keeps a rule (`if planted(Plant::...)`, constant `false` outside of the simulator's build), \
          and in the simulator's seams. Each table says after how many seeds, counted from 1, a checker objected, and \
          which one. `cargo test -p sim --test sharpness` holds the simulator to it, and `make plants` for those that take \
-         more than 200 seeds; the tables are what\n\n\
+         more than 100 seeds; the tables are what\n\n\
          ```\nmuster-sim plants --markdown > docs/simulation-plants.md\n```\n\n\
          wrote.\n\n\
          ## In the product's code\n\n{HEAD}{}\n\

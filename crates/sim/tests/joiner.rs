@@ -326,7 +326,7 @@ fn a_node_registers_however_late_a_leader_comes() {
     let mut joiner = installed();
     joiner.pass(LONG_MS);
     joiner.sent.clear();
-    let claim = LeaderClaim { group: GroupId::META, term: 1, replica: LEADER.1 };
+    let claim = LeaderClaim { group: GroupId::META, term: 1, replica: LEADER.1, rests: None };
     joiner.hear(PeerMessage::Gossip(Gossip { leaders: vec![claim], ..Gossip::default() }));
     joiner.pass(1_000);
     let open = Request::Command(Command::OpenSession { node: JOINER.0, incarnation: Incarnation(1) });

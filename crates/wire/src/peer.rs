@@ -195,6 +195,9 @@ pub struct LeaderClaim {
     pub term: u64,
     #[n(2)]
     pub replica: ReplicaId,
+    /// The leader is at rest: it sends no heartbeats of its own.
+    #[n(3)]
+    pub rests: Option<bool>,
 }
 
 /// A request under way from the node that took it to the node that can carry it out.

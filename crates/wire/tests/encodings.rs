@@ -100,7 +100,7 @@ fn raft_message(kind: RaftMessageKind) -> RaftMessage {
 }
 
 fn messages() -> Vec<PeerMessage> {
-    let claim = LeaderClaim { group: GroupId(7), term: 3, replica: ReplicaId(9) };
+    let claim = LeaderClaim { group: GroupId(7), term: 3, replica: ReplicaId(9), rests: None };
     let gossip = Gossip { incarnation: Incarnation(4), leaders: vec![claim], meta_applied: 12, disk_full: Some(true) };
     let data = Bytes::from_static(b"part");
     let chunk = CheckpointChunk { group: GroupId(0), index: 5, offset: 6, total: 7, crc: 8, data };
