@@ -152,7 +152,7 @@ pub const GOSSIP_INTERVAL: Millis = Millis(150);
 /// must not wander between disks on the brink.
 pub const DISK_SPACE_TRUSTED_AFTER: Millis = Millis(3_000);
 /// A node without a leader that is told that its cluster was recovered without it goes on for this long.
-pub const SUPERSEDED_AFTER: Millis = Millis(5_000);
+pub const SUPERSEDED_AFTER: Millis = Millis(30_000);
 /// A node not heard of for this long is shown as unreachable.
 pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
 /// Leaders named in one gossip message.

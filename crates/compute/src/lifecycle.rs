@@ -132,9 +132,8 @@ pub fn evict(vm: &mut VmRecord, epoch: VmEpoch, dead: bool, reason: &str, now: W
 /// still run, and is not started before somebody says so; what runs here is started anew, under the new epoch.
 pub fn recovered(vm: &mut VmRecord, survivor: NodeId, epoch: VmEpoch, now: Wall) -> Outcome {
     vm.epoch = epoch;
-    let Some(assignment) = vm.assignment else { return Outcome::Same };
-    if assignment.node != survivor {
-        let node = assignment.node;
+    let Some(assignment) = vm.assignment.filter(|assignment| assignment.node == survivor) else {
+        let node = vm.assignment.map(|assignment| assignment.node);
         (vm.assignment, vm.leaves) = (None, false);
         return match (vm.desired, vm.phase) {
             (VmDesired::Deleted, _) => Outcome::Gone,
@@ -144,15 +143,17 @@ pub fn recovered(vm: &mut VmRecord, survivor: NodeId, epoch: VmEpoch, now: Wall)
             }
             _ => {
                 vm.desired = VmDesired::Stopped;
-                let reason = format!(
-                    "it ran on node {node}, which the recovered cluster does not have; `muster vm start {}` once it is sure                      that it runs there no more",
-                    vm.name
-                );
+                let place = match node {
+                    Some(node) => format!("it ran on node {node}, which the recovered cluster does not have"),
+                    None => "it may run on a node that the recovered cluster does not have".to_owned(),
+                };
+                let reason =
+                    format!("{place}; `muster vm start {}` once it is sure that it runs there no more", vm.name);
                 enter(vm, VmPhase::Stopped, reason, now)
             }
         };
-    }
-    vm.assignment = Some(Assignment { node: survivor, epoch });
+    };
+    vm.assignment = Some(Assignment { node: assignment.node, epoch });
     vm.leaves = false;
     match (vm.desired, vm.phase) {
         (VmDesired::Running, phase) if phase != VmPhase::Failed => {
@@ -314,6 +315,17 @@ mod tests {
             assign(&mut elsewhere, NodeId(2), VmEpoch(2), String::new(), Wall(12)),
             Outcome::Refused(ErrorCode::StaleEpoch, _)
         ));
+
+        // The survivor may not have heard that it was given to a node.
+        let mut nowhere = running();
+        (nowhere.assignment, nowhere.phase) = (None, VmPhase::Pending);
+        assert_eq!(recovered(&mut nowhere, NodeId(1), VmEpoch(100), Wall(9)), Outcome::Changed);
+        assert_eq!((nowhere.phase, nowhere.desired), (VmPhase::Stopped, VmDesired::Stopped));
+        assert_eq!(
+            nowhere.reason,
+            "it may run on a node that the recovered cluster does not have; `muster vm start web` once it is sure that it \
+             runs there no more"
+        );
 
         let mut deleted = running();
         delete(&mut deleted, Wall(5));

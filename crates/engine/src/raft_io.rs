@@ -89,8 +89,8 @@ impl NodeCore {
         }
         self.peers.set_connected(node, Some(incarnation));
         self.peers.heard(node, self.now.mono);
-        for (group, _) in self.led_with(node) {
-            self.raft.wake(group);
+        for (group, replica) in self.led_with(node) {
+            self.raft.wake(group, replica);
         }
     }
 

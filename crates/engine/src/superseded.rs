@@ -5,7 +5,6 @@ use base::limits::{NODE_UNREACHABLE_AFTER, SUPERSEDED_AFTER};
 use base::simulation::{Mark, mark};
 use base::{GroupId, Mono, NodeId};
 
-use crate::Effect;
 use crate::core::{NodeCore, Stage};
 
 /// What is known of a newer incarnation.
@@ -39,14 +38,13 @@ impl NodeCore {
             return;
         }
         mark(Mark::NodeSuperseded);
-        let reason = format!(
+        let incarnation = self.metadata.cluster_incarnation;
+        self.fatal(format!(
             "node {by} says that the cluster was recovered without this node, and this node has no leader: its data is of an \
-             older incarnation of the cluster, which is over. What only this node has is lost to the recovered cluster: keep a \
-             copy of the data directory if that matters. To have this node again, wipe the data directory and join anew \
-             with a token"
-        );
-        self.stage = Stage::Stopped;
-        self.fail_all_requests(&reason);
-        self.effects.push(Effect::Departed { asked: false, reason });
+             older incarnation of the cluster. If a majority of incarnation {incarnation} can still come together, then {by} \
+             was recovered by mistake: wipe that one, and start this one again. Otherwise what only this node has is lost to \
+             the recovered cluster: keep a copy of the data directory if that matters, wipe it, and join anew with a token. \
+             VMs that run here are left as they are"
+        ));
     }
 }

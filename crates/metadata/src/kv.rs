@@ -135,6 +135,11 @@ impl KvStore {
         Ok(self.history.range((revision.saturating_add(1), 0)..).map(|(_, change)| change))
     }
 
+    /// Nobody can watch from a revision up to `through` any more.
+    pub(crate) fn forget_history(&mut self, through: u64) {
+        (self.history, self.history_bytes, self.compacted) = (OrdMap::new(), 0, through);
+    }
+
     /// A planted mistake.
     pub(crate) fn without_history(&self) -> KvStore {
         KvStore { history: OrdMap::new(), history_bytes: 0, ..self.clone() }

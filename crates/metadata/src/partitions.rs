@@ -55,7 +55,10 @@ impl Metadata {
         keep.sort_by_key(|r| (!r.voter, r.replica));
         let enough = keep.len() >= target && !keep.is_empty();
         let others = partition.replicas.iter().filter(|r| !r.retired && !keep.contains(r));
-        let spare = others.filter(|_| enough).map(|r| r.replica).collect();
+        // One that is there and votes is let go only when all others do: whoever takes its place may not come.
+        let learns = keep.iter().any(|kept| !kept.voter);
+        let needed = |r: &&ReplicaRecord| learns && r.voter && self.holds(r.node);
+        let spare = others.filter(|r| enough && !needed(r)).map(|r| r.replica).collect();
         ReplicaPlan { missing: target.saturating_sub(keep.len()), keep, spare }
     }
 

@@ -10,6 +10,7 @@ use compute::{VmDesired, VmPhase, lifecycle};
 use serde_json::json;
 
 use crate::apply::Context;
+use crate::state::NextIds;
 use crate::{DepartedNode, Metadata, NodeLifecycle, PartitionRecord, ReplicaRecord};
 
 /// What the survivor brings.
@@ -33,7 +34,7 @@ pub struct Losses {
     pub nodes: Vec<NodeId>,
     /// Topic and partition of which the survivor has no replica: they begin again, empty.
     pub partitions: Vec<(String, u32)>,
-    /// VMs that ran elsewhere: stopped until somebody starts them.
+    /// VMs that ran elsewhere, or may have: stopped until somebody starts them.
     pub vms: Vec<VmId>,
     /// Join tokens that are good no more.
     pub tokens: usize,
@@ -46,9 +47,10 @@ impl Metadata {
         let lost = self.partitions.values().filter(|partition| !kept.contains(&partition.group));
         let mut partitions: Vec<_> = lost.map(|lost| (lost.topic.clone(), lost.partition)).collect();
         partitions.sort_unstable();
+        // Without a node as far as this survivor knows, it may have got one of which it did not hear.
         let elsewhere = self.vms.values().filter(|vm| {
             let runs = vm.desired == VmDesired::Running && vm.phase != VmPhase::Failed;
-            runs && vm.assignment.is_some_and(|assignment| assignment.node != node)
+            runs && vm.assignment.is_none_or(|assignment| assignment.node != node)
         });
         Losses {
             nodes: self.nodes.keys().copied().filter(|other| *other != node).collect(),
@@ -69,22 +71,46 @@ impl Metadata {
         let mut state = self.clone();
         state.applied += RECOVERY_IDS_SKIPPED;
         state.cluster_incarnation = Incarnation(self.cluster_incarnation.0 + 1);
-        let next = &mut state.next;
-        next.node += RECOVERY_NODES_SKIPPED;
-        for id in [&mut next.replica, &mut next.group, &mut next.session, &mut next.vm, &mut next.token] {
+        // All of them: what is added later has to be thought of here.
+        let NextIds { node, replica, group, session, vm, token, lease } = &mut state.next;
+        *node += RECOVERY_NODES_SKIPPED;
+        for id in [replica, group, session, vm, token, lease] {
             *id += RECOVERY_IDS_SKIPPED;
         }
+        // Watchers may have seen changes that are gone: they have to list anew.
+        state.kv.forget_history(state.applied);
         let context = Context { index: state.applied, now: survival.now, silent: &[] };
         state.tokens.clear();
         state.sessions.clear();
         // Published already, under the producer before this one.
         state.trim_outbox(survival.published);
+        if state.outbox.is_empty() {
+            // Others may have published more. What waits keeps its numbers: they must be without gaps.
+            state.outbox_next = state.outbox_next.max(survival.published + 1) + RECOVERY_IDS_SKIPPED;
+        }
         state.outbox_first = state.outbox.get_min().map_or(state.outbox_next, |(first, _)| *first);
         state.tell_of_recovery(context, survival, &losses);
         state.recover_nodes(context, survival);
         let replicas = state.recover_partitions(survival);
         state.recover_vms(context, survival.node);
         (state, replicas)
+    }
+
+    /// What this state may give out once more that `other` has given out, if anything.
+    #[must_use]
+    pub fn gives_out_again(&self, other: &Metadata) -> Option<&'static str> {
+        let (mine, theirs) = (&self.next, &other.next);
+        let all = [
+            ("ids of nodes", mine.node, theirs.node),
+            ("ids of replicas", mine.replica, theirs.replica),
+            ("ids of groups", mine.group, theirs.group),
+            ("ids of sessions", mine.session, theirs.session),
+            ("ids of VMs", mine.vm, theirs.vm),
+            ("ids of tokens", mine.token, theirs.token),
+            ("ids of leases", mine.lease, theirs.lease),
+            ("revisions", self.applied, other.applied),
+        ];
+        all.iter().find(|(_, mine, theirs)| mine < theirs).map(|(kind, ..)| *kind)
     }
 
     fn tell_of_recovery(&mut self, context: Context, survival: Survival<'_>, losses: &Losses) {

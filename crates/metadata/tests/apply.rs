@@ -544,7 +544,15 @@ fn a_partition_moves_into_another_zone_by_one_replica_more_and_one_less() {
         panic!("it gets no replica");
     };
     assert!(!wants(&cluster), "one at a time");
-    let plan = cluster.state.replica_plan(&cluster.state.partitions[&group]);
+    let plan = |cluster: &Cluster| cluster.state.replica_plan(&cluster.state.partitions[&group]);
+    let before = plan(&cluster);
+    assert_eq!(
+        (before.keep.len(), before.missing, before.spare.len()),
+        (3, 0, 0),
+        "none goes before the new one votes"
+    );
+    cluster.apply(Command::ReplicaVoter { group, replica, demoted: false });
+    let plan = plan(&cluster);
     assert_eq!((plan.keep.len(), plan.missing, plan.spare.len()), (3, 0, 1));
     assert!(plan.keep.iter().any(|r| r.replica == replica) && !plan.spare.contains(&replica), "{plan:?}");
 }

@@ -95,6 +95,8 @@ pub(crate) struct Group {
     beat_due: bool,
     /// As leader: ticks since there was anything to do (see [`crate::rest`]).
     pub(crate) calm_ticks: u32,
+    /// As leader: replicas that answered since their nodes came back last.
+    pub(crate) answered: BTreeSet<u64>,
     /// As leader: ticks, and (snapshot, election timeouts since) of each replica that waits for one.
     led_ticks: usize,
     waiting_for_snapshot: BTreeMap<u64, (u64, u32)>,
@@ -136,6 +138,7 @@ impl Group {
             campaign_wanted,
             beat_due: false,
             calm_ticks: 0,
+            answered: BTreeSet::new(),
             led_ticks: 0,
             waiting_for_snapshot: BTreeMap::new(),
         };

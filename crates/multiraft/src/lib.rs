@@ -141,6 +141,7 @@ impl MultiRaft {
             replica.wake();
         }
         replica.admit(&message, electable)?;
+        replica.note_answer(&message);
         replica.step(message);
         Ok(())
     }
@@ -184,18 +185,19 @@ impl MultiRaft {
     }
 
     /// The node with that replica was heard, from its present process: for a leader at rest as good as an answer to a
-    /// heartbeat.
+    /// heartbeat, if the replica has answered since that process is there.
     pub fn hear_follower(&mut self, group: GroupId, replica: ReplicaId) {
         if let Some(leader) = self.groups.get_mut(&group) {
             leader.hear_follower(replica.0);
         }
     }
 
-    /// The group's leader, if it is here, beats for it: a node with one of its replicas came back, and does not know who
-    /// leads.
-    pub fn wake(&mut self, group: GroupId) {
+    /// The group's leader, if it is here, beats for it: the node with that replica came back, and does not know who leads.
+    /// Whether the replica runs there is not known before it answers.
+    pub fn wake(&mut self, group: GroupId, back: ReplicaId) {
         if let Some(replica) = self.groups.get_mut(&group) {
             replica.wake();
+            replica.forget_answer(back.0);
         }
     }
 
@@ -375,6 +377,7 @@ impl MultiRaft {
     /// A replica's node cannot be reached: what was sent to it, a snapshot too, counts as lost.
     pub fn unreachable(&mut self, group: GroupId, replica: ReplicaId) {
         if let Some(group) = self.touch(group) {
+            group.forget_answer(replica.0);
             group.raw.report_unreachable(replica.0);
             group.raw.report_snapshot(replica.0, SnapshotStatus::Failure);
         }

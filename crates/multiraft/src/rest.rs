@@ -36,6 +36,24 @@ impl Group {
         self.calm_ticks = 0;
     }
 
+    /// A follower answered. One that says that it knows less of what is committed has only heard that there is a leader: it
+    /// needs a heartbeat that says more.
+    pub(crate) fn note_answer(&mut self, message: &RaftMessage) {
+        let answers = matches!(message.kind, RaftMessageKind::HeartbeatResponse | RaftMessageKind::AppendResponse);
+        if !answers || self.raw.raft.state != StateRole::Leader || message.term != self.raw.raft.term {
+            return;
+        }
+        self.answered.insert(message.from.0);
+        if message.commit < self.raw.raft.raft_log.committed {
+            self.wake();
+        }
+    }
+
+    /// Whatever it answered is of a time that is over.
+    pub(crate) fn forget_answer(&mut self, replica: u64) {
+        self.answered.remove(&replica);
+    }
+
     /// One tick of a leader at rest; `false` if the crate has to do it: this replica does not rest, or it is time to look
     /// for a quorum.
     pub(crate) fn tick_at_rest(&mut self, may_rest: bool) -> bool {
@@ -104,6 +122,7 @@ impl Group {
     /// The node of another replica was heard: as good as its answer to a heartbeat that says nothing.
     pub(crate) fn hear_follower(&mut self, replica: u64) {
         if self.rests()
+            && self.answered.contains(&replica)
             && let Some(progress) = self.raw.raft.mut_prs().get_mut(replica)
         {
             progress.recent_active = true;

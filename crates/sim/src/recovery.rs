@@ -140,6 +140,11 @@ fn check_state(found: &Survivor, state: &Metadata, before: &Checks, applied: u64
     if let Some(used) = replicas.chain(metas).find(|replica| *replica <= before.members.highest()) {
         return Err(format!("replica {used} was given out before"));
     }
+    if let Some(last) = before.commands.last()
+        && let Some(kind) = state.gives_out_again(last)
+    {
+        return Err(format!("{kind} that were given out before are given out again"));
+    }
     let back = state.vms.values().find(|vm| {
         let known = before.commands.last().and_then(|state| state.vms.get(&vm.id));
         known.is_some_and(|known| known.epoch >= vm.epoch)

@@ -363,13 +363,15 @@ fn a_campaign_begins_when_the_configured_timeout_is_over() {
 #[test]
 fn a_node_of_an_older_incarnation_goes_on_with_its_leader_and_ends_without_one() {
     let mut joiner = installed();
-    joiner.superseded_for(20, |joiner| joiner.raft(message(RaftMessageKind::Heartbeat, 1)));
+    joiner.superseded_for(60, |joiner| joiner.raft(message(RaftMessageKind::Heartbeat, 1)));
     assert_eq!(joiner.stopped, None, "its majority is there: somebody recovered what was none");
-    joiner.superseded_for(10, |_| ());
+    joiner.superseded_for(20, |_| ());
+    assert_eq!(joiner.stopped, None, "its majority may still come together");
+    joiner.superseded_for(20, |_| ());
     assert!(joiner.last_words().contains("the cluster was recovered without this node"), "{:?}", joiner.stopped);
 
     // Brought back long after, it finds nobody but the one that refuses it.
     let mut joiner = installed().restart(CLUSTER);
-    joiner.superseded_for(10, |_| ());
+    joiner.superseded_for(40, |_| ());
     assert!(joiner.last_words().contains("join anew with a token"), "{:?}", joiner.stopped);
 }

@@ -73,6 +73,8 @@ fn a_follower_that_lost_sight_of_a_leader_at_rest_wakes_it() {
     let lost = if leader == 1 { 2 } else { 1 };
     // Claims do not reach it, messages of its own do.
     run_with_claims(&mut cluster, 3_000, |_, to| to != lost);
+    assert_eq!(cluster.status(lost).expect("it runs").leader, ReplicaId(leader), "{}", cluster.describe());
+    assert!(!cluster.raft(leader).rests(GROUP), "nothing has woken it: {}", cluster.describe());
     run_with_claims(&mut cluster, 3_000, |_, _| true);
     let follower = cluster.status(lost).expect("it runs");
     assert_eq!((follower.leader, follower.term), (ReplicaId(leader), term), "{}", cluster.describe());
