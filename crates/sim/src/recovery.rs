@@ -8,7 +8,7 @@ use engine::recover::{Survivor, inspect, recover};
 use journal::{DiskDone, DiskError, DiskOp, DiskOpKind, OpId};
 use metadata::Metadata;
 
-use crate::check::{Checks, Violation};
+use crate::check::{Checks, Violation, Watcher};
 use crate::config::SimConfig;
 use crate::disk::VirtualDisk;
 use crate::node::{SimNode, Stage, segment_bytes};
@@ -92,7 +92,8 @@ fn revive(mut before: World, ix: NodeIx) -> Result<(End, Life), Violation> {
     };
     check_again(&found, &again, &state).map_err(wrong)?;
 
-    let mut fresh = Checks { members: checks.members.given_out(), ..Checks::default() };
+    let watchers = (0..cfg.nodes).map(|node| (node, Watcher::from(&state))).collect();
+    let mut fresh = Checks { members: checks.members.given_out(), watchers, ..Checks::default() };
     fresh.commands.recovered(&state);
     let tables = fresh.members.tables(None, &state);
     tables.map_err(wrong)?;
@@ -134,6 +135,9 @@ fn check_state(found: &Survivor, state: &Metadata, before: &Checks, applied: u64
     let newest = before.commands.last().map_or(0, |state| state.applied).max(end);
     if state.applied <= newest {
         return Err(format!("it goes on at index {}; {newest} was reached before", state.applied));
+    }
+    if state.kv.changes_after(newest).is_ok() {
+        return Err(format!("who watched keys up to {newest} is not told that changes may be gone"));
     }
     let replicas = state.partitions.values().flat_map(|partition| &partition.replicas).map(|it| it.replica);
     let metas = state.nodes.values().map(|it| it.meta_replica);

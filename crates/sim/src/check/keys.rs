@@ -117,6 +117,13 @@ pub struct Watcher {
 }
 
 impl Watcher {
+    /// One that has listed the keys of this state, and watches from there.
+    #[must_use]
+    pub fn from(state: &Metadata) -> Watcher {
+        let keys = state.kv.keys.iter().map(|(key, it)| (key.clone(), it.modified)).collect();
+        Watcher { told: state.applied, keys, read: 0 }
+    }
+
     /// Reads on in a node's state.
     ///
     /// # Errors
