@@ -124,7 +124,7 @@ impl Node {
     /// # Errors
     /// If it does not end.
     pub fn start_again(&self, start: &Start) -> anyhow::Result<Finished> {
-        Process::start(&mut self.command(start)?, &format!("{}-again", self.name), &self.logs)?.wait(STOP_LIMIT)
+        Process::start(&mut self.command(start)?, &format!("{}-again", self.name), &self.logs)?.wait(COMMAND_LIMIT)
     }
 
     /// The running process.
