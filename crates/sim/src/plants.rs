@@ -39,14 +39,13 @@ impl Hunt {
 }
 
 /// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
-pub const RARE: [Plant; 12] = [
+pub const RARE: [Plant; 11] = [
     Plant::OldCheckpointRemovedEarly,
     Plant::UncertainNotRewritten,
     Plant::UnknownReplicaRemoved,
     Plant::StaleTablesActedOn,
     Plant::SegmentReusedEarly,
     Plant::MembersNotTold,
-    Plant::MembersCommitNotSaved,
     Plant::RequestNamesReused,
     Plant::ReasonsRepeated,
     Plant::LearnersPromotedAtOnce,
@@ -55,8 +54,9 @@ pub const RARE: [Plant; 12] = [
 ];
 
 /// Mistakes that no run shows: nobody hunts them until there are faults that do. The first one was found after 317 seeds
-/// before clients used keys and leases, and not within 2,000 since.
-pub const HIDDEN: [Plant; 1] = [Plant::CampaignBeforeLogDurable];
+/// before clients used keys and leases, and not within 2,000 since; the second one after some 400 before leaderships went
+/// home and nodes had zones.
+pub const HIDDEN: [Plant; 2] = [Plant::CampaignBeforeLogDurable, Plant::MembersCommitNotSaved];
 
 /// Whether it is not hunted.
 #[must_use]
