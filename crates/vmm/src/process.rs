@@ -148,7 +148,13 @@ mod tests {
     fn sleeper(directory: &Path) -> Process {
         let mut command = Command::new("sleep");
         command.arg("600").current_dir(directory);
-        Process::spawn(command).unwrap()
+        let process = Process::spawn(command).unwrap();
+        // `spawn` returns as soon as exec closes its descriptors; the kernel sets the new arguments a moment later, and
+        // shows none in between. A hypervisor that has left a pid file is past that.
+        while std::fs::read(format!("/proc/{}/cmdline", process.pid())).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        process
     }
 
     #[test]
