@@ -76,7 +76,8 @@ fn up() -> Command {
     Command::new("up").about("Start one node here, with everything in it").after_help(
         "Without a cluster in the data directory it forms a new one; otherwise it goes on with that one.\n\n\
          Examples:\n  muster up                                   data in ./muster-data, the default ports\n  \
-         muster up --kafka-listen 127.0.0.1:19092    another port for Kafka clients",
+         muster up --kafka-listen 127.0.0.1:19092    another port for Kafka clients\n  \
+         muster up --peer-listen 10.9.0.1:7401 --peer 10.9.0.2:7401    all nodes moved: where another is now",
     )
 }
 
@@ -199,6 +200,17 @@ fn node_flags(command: Command) -> Command {
                     .value_name("KEY=VALUE")
                     .action(ArgAction::Append)
                     .help("Such as zone=a; may be given several times"),
+            )
+            .arg(
+                Arg::new("peer")
+                    .long("peer")
+                    .value_name("ADDR")
+                    .action(ArgAction::Append)
+                    .value_parser(value_parser!(std::net::SocketAddr))
+                    .help(
+                        "Look for other members here as well, such as 10.0.0.2:7401: for nodes that all moved at once. May be \
+                         given several times",
+                    ),
             )
             .arg(Arg::new("node-lost-after").long("node-lost-after").value_name("TIME").help(
                 "While it leads: make a silent node's replicas anew elsewhere after this long, such as 10m [default: 10m]",

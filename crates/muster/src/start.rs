@@ -71,6 +71,7 @@ fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
         let version = node::parse_cluster_version("--cluster-version-max", text);
         config.cluster_version_max = Some(version.map_err(anyhow::Error::msg)?);
     }
+    config.peers = args.get_many::<SocketAddr>("peer").into_iter().flatten().copied().collect();
     config.kernel = args.get_one::<PathBuf>("kernel").cloned();
     Ok(config)
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use base::{ClusterVersion, VersionRange};
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 use wire::JoinToken;
 
 /// Default port of the Kafka listener.
@@ -36,6 +36,9 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// With which to enter a cluster. Ignored by a node that is a member already.
     pub join: Option<JoinToken>,
+    /// Where other members may be, besides where the cluster's table has them: for nodes that all moved at once, none of
+    /// which finds another by the table.
+    pub peers: Vec<SocketAddr>,
     /// Kernel of the built-in image, instead of one that is fetched on demand.
     pub kernel: Option<PathBuf>,
     /// While this node leads the cluster: how long another one is silent until its replicas are made anew elsewhere;
@@ -70,6 +73,7 @@ impl Config {
             api_advertise: None,
             labels: BTreeMap::new(),
             join: None,
+            peers: Vec::new(),
             kernel: None,
             node_lost_after: None,
             cluster_version_max: None,
@@ -109,6 +113,8 @@ impl Config {
             let set = match (name, value.get_ref()) {
                 ("labels", DeValue::Table(labels)) => config.set_labels(labels),
                 ("labels", _) => Err("labels must be a table, such as labels = { zone = \"a\" }".into()),
+                ("peers", DeValue::Array(peers)) => config.set_peers(peers),
+                ("peers", _) => Err(PEERS_EXPECTED.into()),
                 (_, DeValue::String(value)) => config.set(name, value, dir),
                 _ => Err(format!("{name} must be a string, such as {}", example(name))),
             };
@@ -123,6 +129,14 @@ impl Config {
                 return Err(format!("label {} must be a string, such as \"a\"", key.get_ref()));
             };
             self.labels.insert(key.get_ref().to_string(), value.to_string());
+        }
+        Ok(())
+    }
+
+    fn set_peers(&mut self, peers: &DeArray<'_>) -> Result<(), String> {
+        for peer in peers {
+            let DeValue::String(peer) = peer.get_ref() else { return Err(PEERS_EXPECTED.into()) };
+            self.peers.push(peer.parse().map_err(|_| PEERS_EXPECTED.to_owned())?);
         }
         Ok(())
     }
@@ -203,10 +217,13 @@ const KEYS: &[&str] = &[
     "api_advertise",
     "labels",
     "join",
+    "peers",
     "kernel",
     "node_lost_after",
     "cluster_version_max",
 ];
+
+const PEERS_EXPECTED: &str = "peers must be a list of addresses and ports, such as peers = [\"10.0.0.2:7401\"]";
 
 fn unknown_key(name: &str) -> String {
     match ops::nearest(name, KEYS.iter().copied()) {
@@ -321,7 +338,7 @@ mod tests {
     fn a_whole_file_is_read() {
         let config = parse(
             "# a node\nname = \"node2\"\ndata_dir = \"data\"\nkernel = \"/boot/vmlinuz\"\nkafka_listen = \"10.0.0.2:9092\"\n\
-             kafka_advertise = \"kafka.example.org:9092\"\n[labels]\nzone = \"a\"\n",
+             kafka_advertise = \"kafka.example.org:9092\"\npeers = [\"10.0.0.1:7401\", \"[::1]:7401\"]\n[labels]\nzone = \"a\"\n",
         )
         .unwrap();
         assert_eq!(config.name, "node2");
@@ -330,6 +347,7 @@ mod tests {
         assert_eq!(config.kafka_listen.to_string(), "10.0.0.2:9092");
         assert_eq!(config.kafka_advertise.as_deref(), Some("kafka.example.org:9092"));
         assert_eq!(config.api_listen.to_string(), "127.0.0.1:7400");
+        assert_eq!(config.peers, ["10.0.0.1:7401".parse().unwrap(), "[::1]:7401".parse().unwrap()]);
         assert_eq!(config.labels.get("zone").map(String::as_str), Some("a"));
     }
 
@@ -350,6 +368,8 @@ mod tests {
                 "join = \"hello\"",
                 "/etc/muster/node.toml:1: join: not a muster join token: it must start with \"muster1_\"; make one with `muster token create`",
             ),
+            ("peers = [\"n1\"]", &format!("/etc/muster/node.toml:1: {PEERS_EXPECTED}")),
+            ("peers = \"10.0.0.1:7401\"", &format!("/etc/muster/node.toml:1: {PEERS_EXPECTED}")),
             ("[labels]\nzone = 1", "/etc/muster/node.toml:1: label zone must be a string, such as \"a\""),
             (
                 "kafka_advertise = \"host\"",

@@ -226,7 +226,12 @@ impl Node {
         vmm_config.kernel.clone_from(&config.kernel);
         vmm_config.images = image_dir().unwrap_or(vmm_config.images);
         let vmm = Arc::new(Vmm::new(vmm_config, vm_events)?);
-        let transport_config = TransportConfig { identity: identity.clone(), listen: config.peer_listen, relay: None };
+        let transport_config = TransportConfig {
+            identity: identity.clone(),
+            listen: config.peer_listen,
+            relay: None,
+            hints: config.peers.clone(),
+        };
         let bound = Transport::bind(transport_config, &ground.supervisor, &ground.registry);
         let (bound, hypervisor) = tokio::join!(bound, vmm.detect());
         let (transport, inboxes) = bound?;

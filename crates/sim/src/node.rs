@@ -38,6 +38,10 @@ pub struct SimNode {
     pub accepted: Option<Box<JoinAccepted>>,
     /// When the process went on after standing still.
     pub resumed: Nanos,
+    /// It has been at another address.
+    pub moved: bool,
+    /// Where an operator said that the others are, when it was started at another address.
+    pub hints: BTreeMap<NodeIx, Vec<String>>,
     /// Counts starts of the process; the incarnation.
     pub boot: u64,
     /// The process, while it runs.
@@ -133,6 +137,8 @@ impl SimNode {
             stage,
             accepted: None,
             resumed: 0,
+            moved: false,
+            hints: BTreeMap::new(),
             boot: 0,
             core: None,
             frozen: false,

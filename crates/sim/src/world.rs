@@ -257,29 +257,42 @@ impl World {
         }
     }
 
-    /// In some runs a node that starts again may be at another address than before. Not before all have heard of the last
-    /// one that did: that one finds the others, who do not find it.
+    /// In some runs a node that starts again may be at another address than before. It finds the others, who do not find
+    /// it; but if another one has moved as well, perhaps neither has heard of the other, and whoever moves gets a hint where
+    /// the others are now.
     fn move_node(&mut self, node: NodeIx) {
         let moves = hash64(&[self.cfg.seed, 12]).is_multiple_of(3) && self.finale.began.is_none();
         let formed = self.nodes[node].stage == Stage::Formed && self.forming.formed_at.is_some();
-        let heard = (0..self.nodes.len()).all(|other| other == node || self.unheard_address(other).is_none());
-        if moves && formed && heard && self.random.chance(500_000) {
+        if moves && formed && self.random.chance(500_000) {
             let (number, boot) = (node + 1, self.nodes[node].boot % 250);
-            self.nodes[node].member.address.direct = vec![format!("10.0.{boot}.{number}:7401")];
+            let others = || self.nodes.iter().filter(|it| it.ix != node);
+            let hints = match others().any(|it| it.moved) {
+                true => others().map(|it| (it.ix, it.member.address.direct.clone())).collect(),
+                false => BTreeMap::new(),
+            };
+            self.stats.fault(if hints.is_empty() { "move" } else { "move-with-hint" });
+            let it = &mut self.nodes[node];
+            (it.moved, it.hints) = (true, hints);
+            it.member.address.direct = vec![format!("10.0.{boot}.{number}:7401")];
             self.trace.node(self.queue.now, node, || "has another address".into());
-            self.stats.fault("move");
         }
     }
 
     /// A node that does not know where another one is, although that one is there and in its table.
     pub fn unheard_address(&self, of: NodeIx) -> Option<NodeIx> {
         let gone = |it: &SimNode| it.retired || it.departed || it.stage != Stage::Formed;
-        let knows = |it: &SimNode| it.ix == of || gone(it) || self.reaches(it.ix, of);
+        let knows = |it: &SimNode| it.ix == of || gone(it) || self.table_places(it.ix, of);
         if gone(&self.nodes[of]) { None } else { self.nodes.iter().find(|it| !knows(it)).map(|it| it.ix) }
     }
 
-    /// Whether a node knows the address at which another one is now.
+    /// Whether a node finds another one where that is now.
     fn reaches(&self, from: NodeIx, to: NodeIx) -> bool {
+        let hint = self.nodes[from].hints.get(&to);
+        hint == Some(&self.nodes[to].member.address.direct) || self.table_places(from, to)
+    }
+
+    /// Whether a node's table has another one where that is now.
+    fn table_places(&self, from: NodeIx, to: NodeIx) -> bool {
         let (from, to) = (&self.nodes[from], &self.nodes[to].member.address);
         let told = from.accepted.as_ref().map(|accepted| &accepted.members[..]).unwrap_or_default();
         let members = if from.members.is_empty() { told } else { &from.members };

@@ -13,7 +13,7 @@ use iroh::{EndpointAddr, RelayUrl};
 use runtime::{TaskContext, TaskResult};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use wire::{Channel, Hello, HelloAck, HelloPurpose, PROTOCOL_VERSION, PeerFrame, PeerMessage, Refusal};
+use wire::{Channel, Hello, HelloAck, HelloPurpose, NodeAddress, PROTOCOL_VERSION, PeerFrame, PeerMessage, Refusal};
 
 use crate::lane::{Frame, Lane};
 use crate::peer::{Peer, rtt};
@@ -130,7 +130,7 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
     let mut backoff = Backoff::new(&peer);
     while !context.cancel.is_cancelled() {
         let attempt = tokio::select! {
-            attempt = call(&shared, &peer) => attempt,
+            attempt = call(&shared, &peer, backoff.attempts) => attempt,
             () = overtaken(&peer) => continue,
             () = context.cancel.cancelled() => break,
         };
@@ -184,10 +184,20 @@ async fn overtaken(peer: &Peer) {
     peer.wake.notified().await;
 }
 
+/// Where to look at the nth attempt: where the table of members has the peer, and in turn with that wherever it may be as
+/// well. One at a time: whoever else is there refuses to be taken for it, and would end an attempt at several at once.
+fn place_to_try(attempt: u32, table: NodeAddress, hints: &[SocketAddr]) -> NodeAddress {
+    let (round, elsewhere) = (attempt as usize / 2, attempt % 2 == 1);
+    match hints.get(round.checked_rem(hints.len()).unwrap_or(0)).filter(|_| elsewhere) {
+        Some(hint) => NodeAddress { direct: vec![hint.to_string()], relay_url: None, ..table },
+        None => table,
+    }
+}
+
 /// One attempt, up to the welcome.
-async fn call(shared: &Arc<Shared>, peer: &Peer) -> Result<(Connection, Incarnation), DialError> {
+async fn call(shared: &Arc<Shared>, peer: &Peer, attempt: u32) -> Result<(Connection, Incarnation), DialError> {
     let local = shared.gate.roster().local().ok_or(DialError::Homeless)?;
-    let address = peer.address();
+    let address = place_to_try(attempt, peer.address(), &shared.hints);
     let addr = endpoint_addr(peer.endpoint, &address.direct, address.relay_url.as_deref())?;
     let began = Instant::now();
     let conn = connect(&shared.endpoint, addr).await?;
@@ -342,5 +352,22 @@ impl Backoff {
         self.attempts += 1;
         let micros = u64::try_from(whole.as_micros()).unwrap_or(u64::MAX);
         Duration::from_micros(self.random.between(micros / 2, micros))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_address_and_hints_take_turns() {
+        let table = NodeAddress { direct: vec!["10.0.0.9:1".to_owned()], ..NodeAddress::default() };
+        let hints: Vec<SocketAddr> = ["10.0.0.1:1", "10.0.0.2:1"].map(|it| it.parse().unwrap()).to_vec();
+        let tried = |hints: &[SocketAddr]| -> Vec<String> {
+            (0..6).flat_map(|attempt| place_to_try(attempt, table.clone(), hints).direct).collect()
+        };
+        let turns = ["10.0.0.9:1", "10.0.0.1:1", "10.0.0.9:1", "10.0.0.2:1", "10.0.0.9:1", "10.0.0.1:1"];
+        assert_eq!(tried(&hints), turns);
+        assert_eq!(tried(&[]), ["10.0.0.9:1"; 6]);
     }
 }

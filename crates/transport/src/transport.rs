@@ -54,6 +54,8 @@ pub struct TransportConfig {
     /// A relay (URL) for peers that cannot reach each other; None: direct addresses only, and no traffic to anybody
     /// but peers.
     pub relay: Option<String>,
+    /// Where members may be as well, if they are not found where the table of members has them.
+    pub hints: Vec<SocketAddr>,
 }
 
 /// What arrives, one receiver per channel.
@@ -94,6 +96,8 @@ pub struct Shared {
     pub log: LogLimiter,
     /// Where bulk is encoded, decoded and queued.
     pub ordinary: Handle,
+    /// See [`TransportConfig::hints`].
+    pub hints: Vec<SocketAddr>,
     me: EndpointId,
     network: PriorityRuntime,
     supervisor: Supervisor,
@@ -166,6 +170,7 @@ impl Transport {
             metrics: NodeMetrics::new(registry),
             log: LogLimiter::default(),
             ordinary: Handle::current(),
+            hints: config.hints,
             me: config.identity.endpoint(),
             network,
             supervisor: supervisor.clone(),

@@ -89,7 +89,7 @@ async fn a_dialler_tells_why_the_other_side_refused_its_version() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_in_use_is_named_with_the_flag_that_changes_it() {
     let first = Node::start(1).await;
-    let config = TransportConfig { identity: identity(2), listen: first.address, relay: None };
+    let config = TransportConfig { identity: identity(2), listen: first.address, relay: None, hints: Vec::new() };
     let supervisor = Supervisor::new(Handle::current());
     let error = Transport::bind(config.clone(), &supervisor, &Registry::new()).await.err().expect("in use").to_string();
     assert!(error.contains(&first.address.to_string()) && error.contains("--peer-listen"), "{error}");

@@ -2,6 +2,7 @@
 
 use anyhow::ensure;
 use std::net::SocketAddr;
+use std::time::Duration;
 use testkit::{Cluster, Folder, Node, Start, free_port, wait_until};
 
 use crate::support::{PATIENCE, machine_shared, wait_caught_up, wait_tolerant, wait_voters};
@@ -59,6 +60,36 @@ fn a_node_that_moved_is_found_by_one_that_was_down_meanwhile() {
         wait_caught_up(&cluster, "node1")?;
         let texts: Vec<_> = cluster.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
         ensure!(texts == ["before", "after"], "{texts:?}");
+        Ok(())
+    });
+}
+
+/// None of them is where the tables have it, until an operator says where one is.
+#[test]
+fn nodes_that_all_moved_at_once_find_each_other_with_a_hint() {
+    let _machine = machine_shared();
+    Folder::scenario("moved-all", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"before"[..])], &[], &[])?;
+        wait_voters(&cluster.nodes[0], "t", 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        cluster.nodes.iter_mut().try_for_each(Node::kill)?;
+        cluster.nodes.iter_mut().try_for_each(moves)?;
+        let hint = cluster.nodes[0].peer.to_string();
+        for node in [0, 1] {
+            cluster.nodes[node].start(&Start::Up)?;
+        }
+        let alone = cluster.wait_ready(Duration::from_secs(5));
+        ensure!(alone.is_err(), "they found each other by themselves: this shows nothing");
+        cluster.nodes[1].kill()?;
+        for node in [1, 2] {
+            cluster.nodes[node].arguments = vec!["--peer".into(), hint.clone()];
+            cluster.nodes[node].start(&Start::Up)?;
+        }
+        cluster.wait_ready(PATIENCE)?;
+        wait_known(&cluster)?;
+        let texts: Vec<_> = cluster.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+        ensure!(texts == ["before"], "{texts:?}");
         Ok(())
     });
 }

@@ -59,7 +59,7 @@ impl Node {
         let identity = identity(n);
         let supervisor = Supervisor::new(Handle::current());
         let registry = Registry::new();
-        let config = TransportConfig { identity: identity.clone(), listen, relay: None };
+        let config = TransportConfig { identity: identity.clone(), listen, relay: None, hints: Vec::new() };
         let (transport, inboxes) = Transport::bind(config, &supervisor, &registry).await.expect("binds");
         let address = transport.listen_addrs()[0];
         let stop = StopAtEnd(supervisor.clone());
