@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::simulation::{Mark, Plant, mark, planted};
 use base::{ErrorCode, GroupId, LeaseId, Millis, Mono};
-use metadata::{Command, CommandResult, Metadata};
+use metadata::{Command, CommandResult, Metadata, no_lease};
 
 use crate::core::NodeCore;
 use crate::requests::error;
@@ -110,8 +110,7 @@ impl NodeCore {
         let known = self.metadata.kv.leases.get(&lease);
         let Some(record) = known.filter(|_| !self.leases.ending.contains(&lease)) else {
             mark(Mark::LeaseKeptTooLate);
-            let message = format!("there is no lease {lease}: it has expired, was revoked, or never was");
-            return Err(error(ErrorCode::NotFound, message));
+            return Err(error(ErrorCode::NotFound, no_lease(lease)));
         };
         let ttl_ms = record.ttl_ms;
         if !planted(Plant::LeasesNotRenewed) {

@@ -249,7 +249,9 @@ impl Metadata {
         }
         let lease = match life {
             KeyLife::Lasting => None,
-            KeyLife::Bound(lease) if !self.kv.leases.contains_key(&lease) => return no_lease(lease),
+            KeyLife::Bound(lease) if !self.kv.leases.contains_key(&lease) => {
+                return refuse(ErrorCode::NotFound, no_lease(lease));
+            }
             KeyLife::Bound(lease)
                 if self.kv.leased.get(&lease).is_some_and(|keys| keys.len() >= KV_KEYS_AT_ONCE_MAX) =>
             {
@@ -332,7 +334,7 @@ impl Metadata {
 
     pub(crate) fn end_lease(&mut self, context: Context, lease: LeaseId, expired: bool) -> CommandResult {
         if self.kv.leases.remove(&lease).is_none() {
-            return no_lease(lease);
+            return refuse(ErrorCode::NotFound, no_lease(lease));
         }
         if expired {
             mark(Mark::LeaseExpired);
@@ -344,6 +346,8 @@ impl Metadata {
     }
 }
 
-fn no_lease(lease: LeaseId) -> CommandResult {
-    refuse(ErrorCode::NotFound, format!("there is no lease {lease}: it has expired, was revoked, or never was"))
+/// What is told of a lease that does not exist.
+#[must_use]
+pub fn no_lease(lease: LeaseId) -> String {
+    format!("there is no lease {lease}: it has expired, was revoked, or never was")
 }

@@ -25,7 +25,7 @@ mod vms;
 
 pub use command::*;
 pub use domains::{Domain, ZONE_LABEL, crowding, spread};
-pub use kv::{KeyChange, KeyChanged, KeyRecord, KvStore, LeaseRecord, valid_key};
+pub use kv::{KeyChange, KeyChanged, KeyRecord, KvStore, LeaseRecord, no_lease, valid_key};
 pub use once::{OnceKey, OnceRecord, OnceTable};
 pub use partitions::ReplicaPlan;
 pub use recovered::{Losses, Survival};

@@ -54,7 +54,10 @@ impl Metadata {
         }
         if origin.acknowledged > session.acknowledged {
             session.acknowledged = origin.acknowledged;
-            session.results = session.results.split_off(&(origin.acknowledged + 1));
+            while let Some((sequence, _)) = session.results.get_min().filter(|(it, _)| *it <= origin.acknowledged) {
+                let sequence = *sequence;
+                session.results.remove(&sequence);
+            }
         }
         if session.results.len() >= SESSION_RESULTS_MAX {
             return Err(refuse(ErrorCode::Busy, format!("session {} holds too many results", origin.session)));
@@ -66,5 +69,34 @@ impl Metadata {
         if let Some(session) = self.sessions.get_mut(&origin.session) {
             session.results.insert(origin.sequence, result);
         }
+    }
+}
+
+/// `#[cbor(with = "crate::sessions::results")]`: results by sequence, as a map.
+pub(crate) mod results {
+    use std::collections::BTreeMap;
+
+    use imbl::OrdMap;
+    use minicbor::decode::{Decoder, Error as DecodeError};
+    use minicbor::encode::{Encoder, Error as EncodeError, Write};
+    use minicbor::{Decode, Encode};
+
+    use crate::CommandResult;
+
+    pub fn encode<C, W: Write>(
+        results: &OrdMap<u64, CommandResult>,
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        e.map(results.len() as u64)?;
+        for (sequence, result) in results {
+            sequence.encode(e, context)?;
+            result.encode(e, context)?;
+        }
+        Ok(())
+    }
+
+    pub fn decode<C>(d: &mut Decoder<'_>, context: &mut C) -> Result<OrdMap<u64, CommandResult>, DecodeError> {
+        Ok(BTreeMap::<u64, CommandResult>::decode(d, context)?.into_iter().collect())
     }
 }

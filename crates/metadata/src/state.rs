@@ -8,7 +8,7 @@ use imbl::OrdMap;
 use minicbor::{Decode, Encode};
 use wire::Member;
 
-use crate::{KvStore, OnceTable};
+use crate::{CommandResult, KvStore, OnceTable};
 
 /// The state of the cluster as of one index of `__meta`.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -234,9 +234,10 @@ pub struct SessionRecord {
     pub node: NodeId,
     #[n(1)]
     pub incarnation: Incarnation,
-    /// Results by sequence, those not acknowledged yet.
-    #[n(2)]
-    pub results: std::collections::BTreeMap<u64, crate::CommandResult>,
+    /// Results by sequence, those not acknowledged yet. They share structure as the tables do: each command changes them, and
+    /// would otherwise copy them all, with those of the sessions beside it.
+    #[cbor(n(2), with = "crate::sessions::results")]
+    pub results: OrdMap<u64, CommandResult>,
     /// Every sequence up to here was acknowledged: asking again is a mistake.
     #[n(3)]
     pub acknowledged: u64,

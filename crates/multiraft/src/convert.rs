@@ -357,21 +357,11 @@ mod tests {
     #[test]
     fn large_appends_are_split_without_a_gap() {
         let message = RaftMessage {
-            kind: RaftMessageKind::Append,
-            from: ReplicaId(1),
-            to: ReplicaId(2),
-            term: 1,
             log_term: 1,
             index: 1,
             entries: (2..12).map(|index| entry(index, EntryKind::Batch, &[0; 100])).collect(),
             commit: 7,
-            commit_term: 0,
-            reject: false,
-            reject_hint: 0,
-            request_snapshot: 0,
-            context: Bytes::new(),
-            priority: 0,
-            snapshot: None,
+            ..RaftMessage::new(RaftMessageKind::Append, ReplicaId(1), ReplicaId(2), 1)
         };
         let mut parts = Vec::new();
         split_append(message, 300, |part| parts.push(part));

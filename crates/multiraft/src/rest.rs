@@ -10,7 +10,6 @@
 
 use base::simulation::{Mark, mark_if};
 use base::{GroupId, ReplicaId};
-use bytes::Bytes;
 use raft::StateRole;
 use wire::{RaftMessage, RaftMessageKind};
 
@@ -100,23 +99,8 @@ impl Group {
     pub(crate) fn missed_heartbeat(&self, term: u64, leader: ReplicaId) -> Option<RaftMessage> {
         let raft = &self.raw.raft;
         let lost = term > raft.term || term == raft.term && raft.leader_id == 0;
-        (lost && leader.0 != raft.id).then(|| RaftMessage {
-            kind: RaftMessageKind::Heartbeat,
-            from: leader,
-            to: ReplicaId(raft.id),
-            term,
-            log_term: 0,
-            index: 0,
-            entries: Vec::new(),
-            commit: 0,
-            commit_term: 0,
-            reject: false,
-            reject_hint: 0,
-            request_snapshot: 0,
-            context: Bytes::new(),
-            priority: 0,
-            snapshot: None,
-        })
+        let heartbeat = || RaftMessage::new(RaftMessageKind::Heartbeat, leader, ReplicaId(raft.id), term);
+        (lost && leader.0 != raft.id).then(heartbeat)
     }
 
     /// The node of another replica was heard: as good as its answer to a heartbeat that says nothing.

@@ -68,13 +68,13 @@ pub(crate) fn run(registry: &Registry<Ports>, args: &ArgMatches) -> anyhow::Resu
             (ClusterDir::open(&made.0)?, Some(made))
         }
     };
-    let layout = Layout::open(&dir.path, None, first)?;
+    let (layout, held) = Layout::open(&dir.path, None, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     let told = Progress { began, format: remote::format(args) };
     let starting = format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display());
     told.step("starting", starting_fields(&plan), &starting)?;
-    let Some(cluster) = Cluster::start(&plan)? else { return Ok(()) };
+    let Some(cluster) = Cluster::start(&plan, held)? else { return Ok(()) };
     let ready = ready_fields(&plan, terminal::seconds_since(began));
     told.step("ready", ready, "the cluster is formed: every node is ready")?;
     let mut demo = Demo { plan, cluster, told };

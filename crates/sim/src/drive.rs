@@ -9,7 +9,7 @@ use bytes::Bytes;
 use compute::{GUEST_SHUTDOWN, VmReport, VmReportEvent};
 use engine::{Effect, Event, Work};
 use journal::{DiskOpKind, FileId, OpId};
-use metadata::{Command, CommandEnvelope, Metadata};
+use metadata::{Command, Metadata};
 use multiraft::Role;
 use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
@@ -220,8 +220,8 @@ impl World {
             let verdict = self.checks.members.tables(before.as_ref(), state);
             self.check("replicas have one owner", verdict);
         }
-        self.check_version(entry, before.as_ref());
-        self.took_note(entry, before.as_ref());
+        self.check_version(entry.index, before.as_ref());
+        self.took_note(entry.index, before.as_ref());
         if let Some(command) = self.checks.commands.command(entry.index) {
             let verdict = self.checks.leases.committed(command, self.queue.now);
             self.check("leases live as long as their holders were told", verdict);
@@ -229,10 +229,8 @@ impl World {
     }
 
     /// If the entry is a report that a guest powered itself off: whether the cluster took it for a stop.
-    fn took_note(&mut self, entry: &Entry, before: Option<&Metadata>) {
-        let Ok(CommandEnvelope { command: Command::ReportVm { report, .. }, .. }) = wire::decode(&entry.data) else {
-            return;
-        };
+    fn took_note(&mut self, index: u64, before: Option<&Metadata>) {
+        let Some(Command::ReportVm { report, .. }) = self.checks.commands.command(index) else { return };
         if matches!(&report.event, VmReportEvent::Exited { reason } if reason == GUEST_SHUTDOWN) {
             let runs = |state: &Metadata| {
                 state.vms.get(&report.vm).is_some_and(|vm| vm.desired == compute::VmDesired::Running)

@@ -105,17 +105,14 @@ impl World {
 
     /// An entry of `__meta` was committed: nothing in it is of a version that was not active, and the version rises only when
     /// every member can it.
-    pub fn check_version(&mut self, entry: &Entry, before: Option<&Metadata>) {
+    pub fn check_version(&mut self, index: u64, before: Option<&Metadata>) {
         let (Some(before), Some(after)) = (before, self.checks.commands.last()) else { return };
         if !self.nemesis.has(Fault::Upgrade) {
             return;
         }
         let mut verdict = Ok(());
-        if entry.kind == EntryKind::Command
-            && let Ok(envelope) = wire::decode::<CommandEnvelope>(&entry.data)
-            && envelope.command.since() > before.cluster_version
-        {
-            verdict = Err(format!("{:?} stands in the log at version {}", envelope.command, before.cluster_version));
+        if let Some(command) = self.checks.commands.command(index).filter(|it| it.since() > before.cluster_version) {
+            verdict = Err(format!("{command:?} stands in the log at version {}", before.cluster_version));
         }
         let (was, now) = (before.cluster_version, after.cluster_version);
         if now < was {

@@ -120,23 +120,7 @@ fn part(index: u64, whole: &Bytes, range: Range<usize>) -> PeerMessage {
 }
 
 fn message(kind: RaftMessageKind, term: u64) -> RaftMessage {
-    RaftMessage {
-        kind,
-        from: LEADER.1,
-        to: JOINER.1,
-        term,
-        log_term: 0,
-        index: 0,
-        entries: Vec::new(),
-        commit: 0,
-        commit_term: 0,
-        reject: false,
-        reject_hint: 0,
-        request_snapshot: 0,
-        context: Bytes::new(),
-        priority: 0,
-        snapshot: None,
-    }
+    RaftMessage::new(kind, LEADER.1, JOINER.1, term)
 }
 
 /// One that has installed the checkpoint at index 100, of term 1.

@@ -216,3 +216,27 @@ pub struct RaftMessage {
     #[n(14)]
     pub snapshot: Option<SnapshotMeta>,
 }
+
+impl RaftMessage {
+    /// A message that says only this: everything else in it is empty.
+    #[must_use]
+    pub fn new(kind: RaftMessageKind, from: ReplicaId, to: ReplicaId, term: u64) -> RaftMessage {
+        RaftMessage {
+            kind,
+            from,
+            to,
+            term,
+            log_term: 0,
+            index: 0,
+            entries: Vec::new(),
+            commit: 0,
+            commit_term: 0,
+            reject: false,
+            reject_hint: 0,
+            request_snapshot: 0,
+            context: Bytes::new(),
+            priority: 0,
+            snapshot: None,
+        }
+    }
+}

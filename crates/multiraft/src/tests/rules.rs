@@ -41,21 +41,10 @@ fn message(cluster: &Cluster, kind: RaftMessageKind, from: u64, to: u64) -> Raft
     let status = cluster.status(to).unwrap();
     let last = cluster.nodes[&to].disk.durable.entries.values().next_back();
     RaftMessage {
-        kind,
-        from: ReplicaId(from),
-        to: ReplicaId(to),
-        term: status.term,
         log_term: last.map_or(1, |entry| entry.term),
         index: status.last_index,
-        entries: Vec::new(),
         commit: status.commit,
-        commit_term: 0,
-        reject: false,
-        reject_hint: 0,
-        request_snapshot: 0,
-        context: Bytes::new(),
-        priority: 0,
-        snapshot: None,
+        ..RaftMessage::new(kind, ReplicaId(from), ReplicaId(to), status.term)
     }
 }
 

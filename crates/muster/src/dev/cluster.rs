@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::child::NodeProcess;
-use super::layout::Layout;
+use super::layout::{HeldPorts, Layout, NodePlace};
 use crate::client::Client;
 use crate::signals::Signals;
 use crate::terminal;
@@ -40,8 +40,9 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Cluster {
-    /// Starts all nodes and waits until all are ready members. `None` if somebody wanted to stop meanwhile.
-    pub(crate) fn start(plan: &Plan<'_>) -> anyhow::Result<Option<Cluster>> {
+    /// Starts all nodes, each on the ports that were held for it, and waits until all are ready members. `None` if somebody
+    /// wanted to stop meanwhile.
+    pub(crate) fn start(plan: &Plan<'_>, mut held: HeldPorts) -> anyhow::Result<Option<Cluster>> {
         let first = plan.layout.nodes.first().context("a cluster has at least one node")?;
         let mut cluster = Cluster { nodes: Vec::new(), client: Client::new(&first.api.to_string()) };
         // Members of before start at once, for one alone has no majority. A first start forms the cluster.
@@ -51,8 +52,12 @@ impl Cluster {
             .iter()
             .enumerate()
             .partition(|(index, place)| *index == 0 || node::Config::is_member(&plan.dir.join(&place.name)));
+        let mut start = |place: &NodePlace, token: Option<&str>| {
+            held.release(&place.name);
+            NodeProcess::start(&plan.dir, place, plan.kernel.as_deref(), token)
+        };
         for (_, place) in &members {
-            cluster.nodes.push(NodeProcess::start(&plan.dir, place, plan.kernel.as_deref(), None)?);
+            cluster.nodes.push(start(place, None)?);
         }
         if !cluster.wait_for(plan, members.len())? {
             return Ok(cluster.stopped(plan.signals));
@@ -62,7 +67,7 @@ impl Cluster {
         }
         let token = cluster.token(plan.registry, strangers.len())?;
         for (_, place) in &strangers {
-            cluster.nodes.push(NodeProcess::start(&plan.dir, place, plan.kernel.as_deref(), Some(&token))?);
+            cluster.nodes.push(start(place, Some(token.as_str()))?);
         }
         let all = plan.layout.nodes.len();
         if !cluster.wait_for(plan, all)? {

@@ -1,7 +1,9 @@
 //! Which nodes a development cluster has and where they listen; kept in its data directory, because peers remember
 //! each other's addresses.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -33,9 +35,24 @@ pub(crate) struct FirstNode {
     pub peer: Option<SocketAddr>,
 }
 
+/// Sockets on the ports that were chosen, by node. The second node starts when the first one is ready, which may take
+/// seconds: another cluster that looks for free ports meanwhile must not find these.
+#[derive(Debug, Default)]
+pub(crate) struct HeldPorts(BTreeMap<String, Vec<OwnedFd>>);
+
+impl HeldPorts {
+    /// The node starts now, and binds its ports itself: for that moment they are free.
+    pub(crate) fn release(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+}
+
+/// Binds an address; the port may be any.
+type Bind = fn(SocketAddr) -> std::io::Result<(SocketAddr, OwnedFd)>;
+
 impl Layout {
-    /// The layout kept in `dir`, grown to `nodes` nodes, and kept again.
-    pub(crate) fn open(dir: &Path, nodes: Option<usize>, first: FirstNode) -> anyhow::Result<Layout> {
+    /// The layout kept in `dir`, grown to `nodes` nodes, and kept again; with it the ports of those that are new.
+    pub(crate) fn open(dir: &Path, nodes: Option<usize>, first: FirstNode) -> anyhow::Result<(Layout, HeldPorts)> {
         let file = dir.join("dev.json");
         let mut layout = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice::<Layout>(&bytes)
@@ -56,8 +73,10 @@ impl Layout {
             place.api = first.api.filter(|address| address.port() != 0).unwrap_or(place.api);
             place.peer = first.peer.filter(|address| address.port() != 0).unwrap_or(place.peer);
         }
+        let mut held = HeldPorts::default();
         for index in known..nodes {
-            let place = layout.place(index, first)?;
+            let (place, sockets) = layout.place(index, first)?;
+            held.0.insert(place.name.clone(), sockets);
             layout.nodes.push(place);
         }
         let bytes = serde_json::to_vec_pretty(&layout)?;
@@ -65,20 +84,27 @@ impl Layout {
         std::fs::write(&fresh, bytes)
             .and_then(|()| std::fs::rename(&fresh, &file))
             .with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(layout)
+        Ok((layout, held))
     }
 
     /// Where the next node listens: the first where it was told to, the others on the next ports that are free.
-    fn place(&self, index: usize, first: FirstNode) -> anyhow::Result<NodePlace> {
+    fn place(&self, index: usize, first: FirstNode) -> anyhow::Result<(NodePlace, Vec<OwnedFd>)> {
         let step = u16::try_from(index).context("too many nodes")?;
         let told = |address: Option<SocketAddr>| address.filter(|_| index == 0);
         let any = |address: Option<SocketAddr>| address.is_some_and(|address| address.port() == 0);
-        Ok(NodePlace {
+        let mut held = Vec::new();
+        let mut choose = |wanted: Option<SocketAddr>, usual: u16, bind: Bind| -> anyhow::Result<SocketAddr> {
+            let (address, socket) = self.choose(told(wanted), index, (usual, any(wanted)), bind)?;
+            held.extend(socket);
+            Ok(address)
+        };
+        let place = NodePlace {
             name: format!("node{}", index + 1),
-            kafka: self.choose(told(first.kafka), index, (node::KAFKA_PORT + step, any(first.kafka)), tcp_is_free)?,
-            api: self.choose(told(first.api), index, (node::API_PORT + 10 * step, any(first.api)), tcp_is_free)?,
-            peer: self.choose(told(first.peer), index, (node::PEER_PORT + 10 * step, any(first.peer)), udp_is_free)?,
-        })
+            kafka: choose(first.kafka, node::KAFKA_PORT + step, bind_tcp)?,
+            api: choose(first.api, node::API_PORT + 10 * step, bind_tcp)?,
+            peer: choose(first.peer, node::PEER_PORT + 10 * step, bind_udp)?,
+        };
+        Ok((place, held))
     }
 
     fn choose(
@@ -86,14 +112,14 @@ impl Layout {
         told: Option<SocketAddr>,
         index: usize,
         (usual, anywhere): (u16, bool),
-        is_free: fn(SocketAddr) -> Option<SocketAddr>,
-    ) -> anyhow::Result<SocketAddr> {
+        bind: Bind,
+    ) -> anyhow::Result<(SocketAddr, Option<OwnedFd>)> {
         // Whoever wants any port for the first node wants no fixed ones for the others either.
         let usual = if anywhere { 0 } else { usual };
         let wanted = told.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), usual));
         // The first node's ports are where people look for it: it takes them or says why it cannot.
         if index == 0 && wanted.port() != 0 {
-            return Ok(wanted);
+            return Ok((wanted, None));
         }
         let taken = |address: SocketAddr| {
             let all = self.nodes.iter().flat_map(|node| [node.kafka, node.api, node.peer]);
@@ -101,17 +127,20 @@ impl Layout {
         };
         let any = SocketAddr::new(wanted.ip(), 0);
         let tries = std::iter::once(wanted).chain(std::iter::repeat_n(any, 64));
-        let free = tries.filter_map(is_free).find(|address| !taken(*address));
-        free.with_context(|| format!("no port is free on {}", wanted.ip()))
+        let free = tries.filter_map(|address| bind(address).ok()).find(|(address, _)| !taken(*address));
+        let (address, socket) = free.with_context(|| format!("no port is free on {}", wanted.ip()))?;
+        Ok((address, Some(socket)))
     }
 }
 
-fn tcp_is_free(address: SocketAddr) -> Option<SocketAddr> {
-    TcpListener::bind(address).and_then(|socket| socket.local_addr()).ok()
+fn bind_tcp(address: SocketAddr) -> std::io::Result<(SocketAddr, OwnedFd)> {
+    let socket = TcpListener::bind(address)?;
+    Ok((socket.local_addr()?, socket.into()))
 }
 
-fn udp_is_free(address: SocketAddr) -> Option<SocketAddr> {
-    UdpSocket::bind(address).and_then(|socket| socket.local_addr()).ok()
+fn bind_udp(address: SocketAddr) -> std::io::Result<(SocketAddr, OwnedFd)> {
+    let socket = UdpSocket::bind(address)?;
+    Ok((socket.local_addr()?, socket.into()))
 }
 
 #[cfg(test)]
@@ -126,10 +155,10 @@ mod tests {
     #[test]
     fn a_second_start_finds_the_same_nodes_and_may_add_some() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Layout::open(dir.path(), Some(2), any()).unwrap();
+        let (first, _) = Layout::open(dir.path(), Some(2), any()).unwrap();
         assert_eq!(first.nodes.len(), 2);
-        assert_eq!(Layout::open(dir.path(), None, any()).unwrap(), first);
-        let more = Layout::open(dir.path(), Some(3), any()).unwrap();
+        assert_eq!(Layout::open(dir.path(), None, any()).unwrap().0, first);
+        let (more, _) = Layout::open(dir.path(), Some(3), any()).unwrap();
         assert_eq!(more.nodes[..2], first.nodes[..]);
         assert_eq!(more.nodes.len(), 3);
         let fewer = Layout::open(dir.path(), Some(2), any()).unwrap_err().to_string();
@@ -139,11 +168,25 @@ mod tests {
     #[test]
     fn ports_are_never_given_out_twice() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::open(dir.path(), Some(8), any()).unwrap();
+        let (layout, _) = Layout::open(dir.path(), Some(8), any()).unwrap();
         let tcp: Vec<u16> = layout.nodes.iter().flat_map(|node| [node.kafka.port(), node.api.port()]).collect();
         let unique: std::collections::BTreeSet<_> = tcp.iter().collect();
         assert_eq!(unique.len(), tcp.len(), "{layout:?}");
         assert!(tcp.iter().all(|port| *port != 0));
+    }
+
+    #[test]
+    fn chosen_ports_are_held_until_their_node_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, mut held) = Layout::open(dir.path(), Some(2), any()).unwrap();
+        let free =
+            |node: &NodePlace| (bind_tcp(node.kafka).is_ok(), bind_tcp(node.api).is_ok(), bind_udp(node.peer).is_ok());
+        held.release("node1");
+        assert_eq!(free(&layout.nodes[0]), (true, true, true));
+        assert_eq!(free(&layout.nodes[1]), (false, false, false));
+        let (again, held) = Layout::open(dir.path(), None, any()).unwrap();
+        assert_eq!(again, layout);
+        assert!(held.0.is_empty(), "known nodes have their ports already");
     }
 
     #[test]

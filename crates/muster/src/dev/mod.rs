@@ -26,13 +26,13 @@ pub(crate) fn run(args: &ArgMatches) -> anyhow::Result<()> {
     let registry = operations::registry()?;
     let dir = ClusterDir::open(&args.get_one::<PathBuf>("data-dir").cloned().unwrap_or_else(|| "muster-dev".into()))?;
     let nodes = args.get_one::<u16>("nodes").map(|nodes| usize::from(*nodes));
-    let layout = Layout::open(&dir.path, nodes, first)?;
+    let (layout, held) = Layout::open(&dir.path, nodes, first)?;
     let kernel = args.get_one::<PathBuf>("kernel").cloned();
     let plan = Plan { registry: &registry, dir: dir.path.clone(), layout, kernel, signals: &signals };
     let format = remote::format(args);
     let starting = format!("starting {} nodes in {}", plan.layout.nodes.len(), plan.dir.display());
     terminal::tell(format, "starting", starting_fields(&plan), starting)?;
-    let Some(mut cluster) = Cluster::start(&plan)? else { return Ok(()) };
+    let Some(mut cluster) = Cluster::start(&plan, held)? else { return Ok(()) };
     let (ready, seconds) = (cluster.nodes.len(), terminal::seconds_since(began));
     let text = format!("all {ready} nodes are ready after {seconds:.1} s\n\n{}", welcome(&plan));
     terminal::tell(format, "ready", ready_fields(&plan, seconds), text)?;

@@ -2,13 +2,13 @@
 
 use base::{ErrorCode, LeaseId, Millis};
 use futures::future::{Either, select};
-use metadata::{Command, CommandResult, KeyExpect, KeyLife};
+use metadata::{Command, CommandResult, KeyExpect, KeyLife, Metadata};
 use ops::{Call, Example, Human, Idempotency, Limits, Method, OpError, Operation, Permission, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{check_name, key_of, queue};
+use super::{check_name, key_of, queue, queue_changed};
 use crate::Ports;
 use crate::common::{WRITE_ERRORS, command, command_result, unexpected};
 use crate::lease::renew;
@@ -97,24 +97,24 @@ async fn wait(call: &Call<Ports>, input: &Input, lease: LeaseId, ttl_ms: u64) ->
         life: KeyLife::Bound(lease),
     };
     let (_, mut metadata) = command(call, stand).await?;
+    let mut place = place_of(&metadata, &input.name, lease);
     let mut renewed = call.clock.now().mono;
     loop {
-        let queue = queue(&metadata, &input.name);
-        match queue.iter().position(|(standing, _)| *standing == lease) {
-            Some(0) => {
+        let holder = match place {
+            Place::Front { token } => {
                 // With its whole time before it.
                 renew(call, lease, call.deadline).await?;
-                return Ok(queue[0].1);
+                return Ok(token);
             }
-            Some(_) => {}
-            None => {
+            Place::Behind { holder } => holder,
+            Place::Lost => {
                 let message = format!("the place in the queue for lock {} was lost: its lease ended", input.name);
                 return Err(OpError::new(ErrorCode::FailedPrecondition, message));
             }
-        }
+        };
         let now = call.clock.now().mono;
         if now >= give_up {
-            let message = format!("lock {} is held by lease {}", input.name, queue[0].0);
+            let message = format!("lock {} is held by lease {holder}", input.name);
             return Err(OpError::new(ErrorCode::DeadlineExceeded, message).hint("wait longer with `--timeout-s`"));
         }
         let renew_at = renewed.plus(Millis(ttl_ms / 3));
@@ -125,8 +125,31 @@ async fn wait(call: &Call<Ports>, input: &Input, lease: LeaseId, ttl_ms: u64) ->
         let changed = core.metadata_after(metadata.applied);
         if let Either::Left((later, _)) = select(changed, call.clock.sleep_until(give_up.min(renew_at.max(now)))).await
         {
+            // Of the many changes that are none of the queue's, each waiter would otherwise look through all of it.
+            if queue_changed(&later, &input.name, metadata.applied) {
+                place = place_of(&later, &input.name, lease);
+            }
             metadata = later;
         }
+    }
+}
+
+/// Where a lease stands in a queue.
+enum Place {
+    /// It holds the lock.
+    Front { token: u64 },
+    /// It waits for that lease and maybe others.
+    Behind { holder: LeaseId },
+    /// Nowhere (any more).
+    Lost,
+}
+
+fn place_of(metadata: &Metadata, name: &str, lease: LeaseId) -> Place {
+    let queue = queue(metadata, name);
+    match queue.first() {
+        Some((first, token)) if *first == lease => Place::Front { token: *token },
+        Some((holder, _)) if queue.iter().any(|(standing, _)| *standing == lease) => Place::Behind { holder: *holder },
+        _ => Place::Lost,
     }
 }
 

@@ -23,15 +23,57 @@ pub(crate) fn check_name(name: &str) -> Result<(), OpError> {
     metadata::valid_key(name).map_err(|reason| OpError::field("name", format!("is refused: {reason}")))
 }
 
+/// What the keys of a lock begin with.
+fn prefix_of(name: &str) -> String {
+    format!("{PREFIX}{name}/")
+}
+
 pub(crate) fn key_of(name: &str, lease: LeaseId) -> String {
-    format!("{PREFIX}{name}/{:020}", lease.0)
+    format!("{}{:020}", prefix_of(name), lease.0)
 }
 
 /// Who holds the lock and who waits for it, in order: lease and fencing token.
 pub(crate) fn queue(metadata: &Metadata, name: &str) -> Vec<(LeaseId, u64)> {
-    let prefix = format!("{PREFIX}{name}/");
+    let prefix = prefix_of(name);
     let place = |record: &KeyRecord| Some((record.lease?, record.created));
     let mut queue: Vec<_> = metadata.kv.range(&prefix, None).filter_map(|(_, record)| place(record)).collect();
     queue.sort_by_key(|(_, created)| *created);
     queue
+}
+
+/// Whether [`queue`] may give another answer than at revision `seen`.
+pub(crate) fn queue_changed(metadata: &Metadata, name: &str, seen: u64) -> bool {
+    let prefix = prefix_of(name);
+    match metadata.kv.changes_after(seen) {
+        Ok(mut changes) => changes.any(|change| change.key.starts_with(&prefix)),
+        // The history does not reach back so far.
+        Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use metadata::{Command, KeyLife};
+
+    use super::*;
+    use crate::Core;
+    use crate::testing::World;
+
+    #[test]
+    fn a_queue_changes_with_its_own_keys_only() {
+        let world = World::new(1);
+        let put = |key: &str| {
+            world.apply(Command::PutKey { key: key.into(), value: Bytes::new(), expect: None, life: KeyLife::Lasting });
+        };
+        put("locks/backup/1");
+        let seen = world.metadata().applied;
+        let changed = || queue_changed(&world.metadata(), "backup", seen);
+        put("locks/backups/1");
+        put("backup");
+        assert!(!changed());
+        assert!(queue_changed(&world.metadata(), "backup", seen - 1));
+        world.apply(Command::DeleteKeys { key: "locks/backup/1".into(), prefix: false, expect: None });
+        assert!(changed());
+    }
 }

@@ -185,23 +185,7 @@ mod tests {
     const GROUP: GroupId = GroupId(3);
 
     fn message(kind: RaftMessageKind, from: u64, to: u64, term: u64, reject: bool) -> RaftMessage {
-        RaftMessage {
-            kind,
-            from: ReplicaId(from),
-            to: ReplicaId(to),
-            term,
-            log_term: 0,
-            index: 0,
-            entries: Vec::new(),
-            commit: 0,
-            commit_term: 0,
-            reject,
-            reject_hint: 0,
-            request_snapshot: 0,
-            context: bytes::Bytes::new(),
-            priority: 0,
-            snapshot: None,
-        }
+        RaftMessage { reject, ..RaftMessage::new(kind, ReplicaId(from), ReplicaId(to), term) }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use crate::support::{PATIENCE, machine_shared};
 /// The default addresses.
 const API: &str = "127.0.0.1:7400";
 const KAFKA: &str = "127.0.0.1:9092";
-/// Held by whoever starts nodes on the host's own ports next to the default ones: two that look for free ones at the same
-/// moment find the same.
+/// Held by whoever starts nodes on the host's own ports next to the default ones: one that looks for free ports in the moment
+/// in which another's node starts may find that node's.
 static PORTS_OF_THE_HOST: Mutex<()> = Mutex::new(());
 /// From the start of the demo to its last line: the image is made on the way.
 const DEMO_LIMIT: Duration = Duration::from_secs(90);
