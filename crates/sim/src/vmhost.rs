@@ -127,7 +127,9 @@ impl VmHost {
                 if current {
                     self.running.remove(&report.vm);
                 }
-                true
+                // What a host does for one machine it does in order: once a later start was asked for, the stop of an
+                // earlier one has long been answered.
+                self.newest.get(&report.vm).is_none_or(|newest| (report.epoch, report.incarnation) >= *newest)
             }
             VmReportEvent::Failed { .. } | VmReportEvent::Removed => true,
         }
