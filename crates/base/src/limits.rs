@@ -223,6 +223,11 @@ pub const NODE_LOST_AFTER: Millis = Millis(10 * 60_000);
 /// A leadership goes back to the partition's first replica when that one's node has been heard of for this long, and
 /// whoever leads instead has led for as long: what has just changed may change again.
 pub const PREFERRED_LEADER_AFTER: Millis = Millis(5_000);
+/// The first of the two spans doubles, up to this, each time that the node was lost again soon after leaderships went
+/// back to it, ...
+pub const PREFERRED_LEADER_AFTER_MAX: Millis = Millis(5 * 60_000);
+/// ... and is what it was once the node has been heard of for this long.
+pub const PREFERRED_LEADER_STABLE_AFTER: Millis = Millis(10 * 60_000);
 /// Leaderships that one node is giving back at once.
 pub const LEADERSHIPS_RETURNING_MAX: usize = 16;
 /// Replicas of partitions that are being made at once, in the whole cluster.

@@ -2,19 +2,25 @@
 //! over the nodes, so that each serves its share. After a failure or a drain others lead, and would do so for good.
 //!
 //! Whoever leads in the place of the first replica hands over once nothing speaks against it: the replica votes and has
-//! caught up, its node is meant to serve, has been heard of for a while and has a disk that writes, and the members of the
-//! group are those of the table, so that this never interferes with replicas that move. What has just changed is left
-//! alone: a leader keeps what it got for [`PREFERRED_LEADER_AFTER`], whoever asked for it. A transfer that comes to
-//! nothing costs the group an election timeout without writes, so few are under way at a time, and none is tried again
-//! soon.
+//! caught up, its node is meant to serve, has been heard of for a while (a longer one if it was lost again soon after
+//! it got leaderships back, see [`backoff`]) and has a disk that writes, and the members of the group are those of the
+//! table, so that this never interferes with replicas that move. What has just changed is left alone: a leader keeps
+//! what it got for [`PREFERRED_LEADER_AFTER`], whoever asked for it. A transfer that comes to nothing costs the group
+//! an election timeout without writes, so few are under way at a time, and none is tried again soon, or before others
+//! had their turn (see [`transfers`]).
+
+mod backoff;
+mod transfers;
 
 use std::collections::BTreeMap;
 
-use base::limits::{LEADERSHIPS_RETURNING_MAX, PREFERRED_LEADER_AFTER};
+use backoff::Backoff;
+use base::limits::PREFERRED_LEADER_AFTER;
 use base::simulation::{Mark, Plant, mark, planted};
 use base::{GroupId, Millis, Mono, NodeId, ReplicaId};
-use metadata::{NodeLifecycle, PartitionRecord};
+use metadata::{NodeLifecycle, PartitionRecord, ReplicaRecord};
 use multiraft::GroupStatus;
+use transfers::Transfers;
 use wire::Membership;
 
 use crate::core::NodeCore;
@@ -22,15 +28,19 @@ use crate::membership::caught_up;
 
 /// Between two looks at the groups this node leads.
 const INTERVAL: Millis = Millis(250);
-/// Before a transfer that came to nothing is tried again.
-const RETRY_AFTER: Millis = Millis(5_000);
 
-/// What is on its way home.
+/// What is on its way home, and what came of it before.
 #[derive(Debug, Default)]
 pub(crate) struct Balance {
     looked: Option<Mono>,
-    /// Groups that this node still leads, and since when they are being handed over.
-    under_way: BTreeMap<GroupId, Mono>,
+    transfers: Transfers,
+    backoff: Backoff,
+}
+
+/// A group that this node leads in the place of `home`.
+struct Stray {
+    group: GroupId,
+    home: ReplicaRecord,
 }
 
 impl NodeCore {
@@ -41,41 +51,59 @@ impl NodeCore {
             return;
         }
         self.balance.looked = Some(now);
-        let groups = &self.groups;
-        let led = |group: &GroupId| groups.get(group).is_some_and(|replica| replica.active);
-        self.balance.under_way.retain(|group, since| led(group) && now.since(*since) < RETRY_AFTER);
-        for (group, home) in self.strays() {
+        let (groups, peers, members) = (&self.groups, &self.peers, &self.metadata.nodes);
+        let leads = |group: GroupId| groups.get(&group).is_some_and(|replica| replica.active);
+        self.balance.transfers.look(now, leads);
+        self.balance.backoff.look(now, |node| peers.heard_for(node, now));
+        self.balance.backoff.forget_others(|node| members.contains_key(&node));
+        for Stray { group, home } in self.strays() {
             mark(Mark::LeadershipReturned);
-            self.balance.under_way.insert(group, now);
-            self.raft.transfer_leader(group, home);
+            self.balance.transfers.begin(group, now);
+            self.balance.backoff.returned(home.node, now);
+            self.raft.transfer_leader(group, home.replica);
         }
     }
 
     /// Groups that this node leads in another replica's place, and can hand to it now; not more than may be under way.
-    fn strays(&self) -> Vec<(GroupId, ReplicaId)> {
-        let (me, now) = (self.me(), self.now.mono);
-        let room = LEADERSHIPS_RETURNING_MAX.saturating_sub(self.balance.under_way.len());
+    fn strays(&self) -> Vec<Stray> {
+        let (me, now, transfers) = (self.me(), self.now.mono, &self.balance.transfers);
+        let room = transfers.room();
+        if room == 0 {
+            return Vec::new();
+        }
         let mut ready: BTreeMap<NodeId, bool> = BTreeMap::new();
         let settled = |since: Option<Mono>| since.is_some_and(|at| now.since(at) >= PREFERRED_LEADER_AFTER);
         let led = self.groups.iter().filter(|(_, replica)| replica.active && settled(replica.led_since));
-        led.filter_map(|(group, _)| {
+        let waiting = led.filter_map(|(group, _)| {
             let partition = self.metadata.partitions.get(group)?;
-            let home = partition.replicas.first().filter(|first| first.node != me)?;
+            let home = *partition.replicas.first().filter(|first| first.node != me)?;
             let ready = *ready.entry(home.node).or_insert_with(|| self.is_ready_to_lead(home.node));
-            let may = ready && !self.balance.under_way.contains_key(group) && self.stays(partition, home.replica);
-            let status = may.then(|| self.raft.status(*group)).flatten()?;
-            goes_home(&status, partition).then_some((*group, home.replica))
-        })
-        .take(room)
-        .collect()
+            (ready && !transfers.is_under_way(*group)).then_some((Stray { group: *group, home }, partition))
+        });
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_by_key(|(stray, _)| transfers.turn(stray.group));
+        let goes = |(stray, partition): &(Stray, &PartitionRecord)| {
+            let status = self.stays(partition, stray.home.replica).then(|| self.raft.status(stray.group)).flatten();
+            status.is_some_and(|status| goes_home(&status, partition))
+        };
+        waiting.into_iter().filter(goes).map(|(stray, _)| stray).take(room).collect()
     }
 
-    /// A node that is to serve, that has been there for a while, and whose disk writes.
+    /// A node that is to serve, that has been there for long enough, and whose disk writes.
     fn is_ready_to_lead(&self, node: NodeId) -> bool {
-        let record = self.metadata.nodes.get(&node);
+        let (record, now) = (self.metadata.nodes.get(&node), self.now.mono);
         record.is_some_and(|record| record.lifecycle == NodeLifecycle::Active)
-            && self.peers.heard_for(node, self.now.mono).is_some_and(|span| span >= PREFERRED_LEADER_AFTER)
-            && self.peers.has_space(node, self.now.mono)
+            && self.peers.heard_for(node, now).is_some_and(|span| span >= self.balance.backoff.span(node))
+            && self.peers.has_space(node, now)
+    }
+
+    /// Whether this node gives no leaderships back to another one yet, because that was lost again soon after it got
+    /// some, for checkers.
+    #[must_use]
+    pub fn keeps_leaderships_from(&self, node: NodeId) -> bool {
+        let span = self.balance.backoff.span(node);
+        let heard_for = self.peers.heard_for(node, self.now.mono);
+        span > PREFERRED_LEADER_AFTER && heard_for.is_none_or(|heard| heard < span)
     }
 
     /// A replica that is not about to be retired.
@@ -87,7 +115,7 @@ impl NodeCore {
 /// Whether the group's members are at rest, and the first of them can take over without delay.
 fn goes_home(status: &GroupStatus, partition: &PartitionRecord) -> bool {
     let Membership { voters, learners, voters_outgoing, .. } = &status.membership;
-    let as_told = |r: &metadata::ReplicaRecord| r.voter && !r.retired && voters.contains(&r.replica);
+    let as_told = |r: &ReplicaRecord| r.voter && !r.retired && voters.contains(&r.replica);
     let same = voters.len() == partition.replicas.len() && partition.replicas.iter().all(as_told);
     let home = partition.replicas.first().map(|first| first.replica);
     let progress = status.progress.iter().find(|progress| Some(progress.replica) == home);
@@ -98,7 +126,6 @@ fn goes_home(status: &GroupStatus, partition: &PartitionRecord) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use metadata::ReplicaRecord;
     use multiraft::{ReplicaProgress, Role};
 
     use super::*;

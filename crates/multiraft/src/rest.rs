@@ -8,7 +8,7 @@
 //! ([`crate::MultiRaft::wake`]). Rest begins only after [`CALM_TICKS`] of beats with nothing to say: by then followers
 //! know what is committed. `__meta` never rests.
 
-use base::simulation::{Mark, mark_if};
+use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, ReplicaId};
 use raft::StateRole;
 use wire::{RaftMessage, RaftMessageKind};
@@ -60,7 +60,8 @@ impl Group {
         self.calm_ticks = if may_rest && self.is_calm() { self.calm_ticks.saturating_add(1) } else { 0 };
         mark_if(Mark::GroupWoke, || rested && !self.rests());
         let raft = &mut self.raw.raft;
-        if self.calm_ticks <= CALM_TICKS || raft.election_elapsed + 1 >= raft.election_timeout() {
+        let looks = raft.election_elapsed + 1 >= raft.election_timeout() && !planted(Plant::RestWithoutQuorum);
+        if self.calm_ticks <= CALM_TICKS || looks {
             return false;
         }
         raft.election_elapsed += 1;
@@ -88,7 +89,7 @@ impl Group {
     pub(crate) fn hear_leader(&mut self, term: u64, leader: u64) -> bool {
         let raft = &mut self.raw.raft;
         let follows = raft.state == StateRole::Follower && raft.term == term && raft.leader_id == leader;
-        if follows {
+        if follows && !planted(Plant::ClaimsNotBelieved) {
             raft.election_elapsed = 0;
         }
         follows

@@ -145,6 +145,8 @@ impl SimConfig {
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
             Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
+            // A leader must be alone for long, and nothing else may wake its group.
+            Mistake::Code(Plant::RestWithoutQuorum) => some(&[Fault::Partition]),
             // Nothing else may keep the others from taking over.
             Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
             // What was read back must be old, and what was written must be torn.
@@ -174,8 +176,13 @@ impl SimConfig {
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
         let nodes = if alone { 1 } else { 3 };
-        // A pause must end just when a disk has been stuck for not quite long enough to be noticed.
-        let seconds = if mistake == Mistake::Code(Plant::CampaignBeforeLogDurable) { 60 } else { 8 };
+        let seconds = match mistake {
+            // A pause must end just when a disk has been stuck for not quite long enough to be noticed.
+            Mistake::Code(Plant::CampaignBeforeLogDurable) => 60,
+            // A group must have come to rest before its leader is cut off.
+            Mistake::Code(Plant::RestWithoutQuorum) => 20,
+            _ => 8,
+        };
         SimConfig { seconds, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
     }
 }

@@ -39,6 +39,10 @@ super::table! {
             "That a change of members is committed goes to disk with the next write, which may never come.",
         ReadsTrustLease "reads-trust-lease"
             "A read point is answered without asking a quorum.",
+        ClaimsNotBelieved "claims-not-believed"
+            "What a leader at rest has its node say does not keep its followers from standing for election.",
+        RestWithoutQuorum "rest-without-quorum"
+            "A leader at rest does not look whether it hears a quorum.",
 
         // ---- journal ----
         FramesNotSynced "frames-not-synced"
