@@ -83,5 +83,6 @@ async fn accepted(
         meta_replica,
         members: metadata.nodes.values().map(|n| n.member.clone()).collect(),
         meta_replicas: metadata.nodes.values().map(|n| n.meta_replica).collect(),
+        recovery: metadata.recovery,
     })
 }

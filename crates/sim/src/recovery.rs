@@ -3,7 +3,7 @@
 //! set up anew, and a second run begins with it, with all its faults, checks and its finale. In between: nothing that the
 //! survivor knew to be committed is another, and nothing that was given out is given out again.
 
-use base::{GroupId, Incarnation, hash64};
+use base::{GroupId, Incarnation, RecoveryId, hash64};
 use engine::recover::{Survivor, inspect, recover};
 use journal::{DiskDone, DiskError, DiskOp, DiskOpKind, OpId};
 use metadata::Metadata;
@@ -19,6 +19,8 @@ use crate::world::World;
 
 /// Names the data of a survivor.
 const STORE: u64 = 1_000;
+/// Names the recovery.
+const RECOVERY: RecoveryId = RecoveryId([7; 16]);
 
 /// Runs both halves; how the second one ended, or what went wrong before.
 ///
@@ -81,8 +83,8 @@ fn revive(mut before: World, ix: NodeIx) -> Result<(End, Life), Violation> {
     let found = inspect(id, bytes, &mut |kind| old.only_read(kind)).map_err(|error| wrong(error.to_string()))?;
     let mut writes = Hands::of(&mut new);
     let wall = base::Wall(1_735_689_600_000);
-    let state =
-        recover(&found, bytes, (&mut |kind| old.only_read(kind), &mut |kind| writes.carry_out(kind)), (STORE, wall));
+    let names = (STORE, RECOVERY, wall);
+    let state = recover(&found, bytes, (&mut |kind| old.only_read(kind), &mut |kind| writes.carry_out(kind)), names);
     let state = state.map_err(|error| wrong(error.to_string()))?;
     new.crash(); // It was durable.
     check_state(&found, &state, &checks, applied).map_err(wrong)?;
@@ -103,7 +105,7 @@ fn revive(mut before: World, ix: NodeIx) -> Result<(End, Life), Violation> {
         Some((group, view.min(remains.next_offset)))
     });
     let known = known.collect();
-    let survivor = survivor.survive(seed, new, (STORE, state.cluster_incarnation));
+    let survivor = survivor.survive(seed, new, STORE, &state);
     let nodes = (0..cfg.nodes).map(|place| match nodes[place].take() {
         None => None,
         Some(mut lost) => {
@@ -155,6 +157,9 @@ fn check_state(found: &Survivor, state: &Metadata, before: &Checks, applied: u64
     });
     if let Some(vm) = back {
         return Err(format!("VM {} has epoch {}, which was given out before", vm.name, vm.epoch));
+    }
+    if state.recovery != Some(RECOVERY) {
+        return Err(format!("it is of recovery {:?}, and not of {RECOVERY}", state.recovery));
     }
     if state.cluster_incarnation != Incarnation(found.metadata.cluster_incarnation.0 + 1) || state.nodes.len() != 1 {
         return Err(format!("incarnation {}, {} nodes", state.cluster_incarnation, state.nodes.len()));
