@@ -87,11 +87,8 @@ impl Metadata {
         state.sessions.clear();
         // Published already, under the producer before this one.
         state.trim_outbox(survival.published);
-        if state.outbox.is_empty() {
-            // Others may have published more. What waits keeps its numbers: they must be without gaps.
-            state.outbox_next = state.outbox_next.max(survival.published + 1) + RECOVERY_IDS_SKIPPED;
-        }
-        state.outbox_first = state.outbox.get_min().map_or(state.outbox_next, |(first, _)| *first);
+        // Others may have published more, and under the numbers of what waits here, too.
+        state.renumber_outbox(state.outbox_next.max(survival.published + 1) + RECOVERY_IDS_SKIPPED);
         state.tell_of_recovery(context, survival, &losses);
         state.recover_nodes(context, survival);
         let replicas = state.recover_partitions(survival);
@@ -112,6 +109,7 @@ impl Metadata {
             ("ids of tokens", mine.token, theirs.token),
             ("ids of leases", mine.lease, theirs.lease),
             ("revisions", self.applied, other.applied),
+            ("numbers of events", self.outbox_first, other.outbox_next),
         ];
         all.iter().find(|(_, mine, theirs)| mine < theirs).map(|(kind, ..)| *kind)
     }
