@@ -118,6 +118,12 @@ bytes_id!(
     16
 );
 bytes_id!(
+    /// One recovery of a cluster from a lost majority, chosen at random: what tells two survivors apart that were both made
+    /// the whole cluster, under the same incarnation.
+    RecoveryId,
+    16
+);
+bytes_id!(
     /// A node's Ed25519 public key: its identity on the network, made once and kept.
     EndpointId,
     32

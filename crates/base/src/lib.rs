@@ -15,8 +15,8 @@ pub mod version;
 pub use error::ErrorCode;
 pub use histogram::{Distribution, Histogram};
 pub use ids::{
-    ClusterId, EndpointId, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, RequestId, SessionId, TopicId, VmEpoch,
-    VmId, VmIncarnation,
+    ClusterId, EndpointId, GroupId, Incarnation, LeaseId, NodeId, RecoveryId, ReplicaId, RequestId, SessionId, TopicId,
+    VmEpoch, VmId, VmIncarnation,
 };
 pub use random::{SplitMix64, hash64};
 pub use time::{Millis, Mono, Now, Wall};

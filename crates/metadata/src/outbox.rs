@@ -31,4 +31,27 @@ impl Metadata {
         }
         CommandResult::Done
     }
+
+    /// What waits gets other numbers, from `first` on, without gaps.
+    pub(crate) fn renumber_outbox(&mut self, first: u64) {
+        let waiting = std::mem::take(&mut self.outbox);
+        (self.outbox_first, self.outbox_next) = (first, first);
+        for event in waiting.values() {
+            let sequence = self.outbox_next;
+            self.outbox_next += 1;
+            self.outbox.insert(sequence, renumbered(event, sequence));
+        }
+    }
+}
+
+/// The same event under another number.
+fn renumbered(event: &OutboxEvent, sequence: u64) -> OutboxEvent {
+    let json = match serde_json::from_str(&event.json) {
+        Ok(Value::Object(mut fields)) => {
+            fields.insert("sequence".to_owned(), json!(sequence));
+            Value::Object(fields).to_string()
+        }
+        _ => event.json.clone(),
+    };
+    OutboxEvent { sequence, json, ..event.clone() }
 }

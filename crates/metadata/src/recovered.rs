@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::{NODES_DEPARTED_MAX, RECOVERY_EPOCHS_SKIPPED, RECOVERY_IDS_SKIPPED, RECOVERY_NODES_SKIPPED};
-use base::{GroupId, Incarnation, NodeId, ReplicaId, VmEpoch, VmId, Wall};
+use base::{GroupId, Incarnation, NodeId, RecoveryId, ReplicaId, VmEpoch, VmId, Wall};
 use compute::{VmDesired, VmPhase, lifecycle};
 use serde_json::json;
 
@@ -20,6 +20,8 @@ pub struct Survival<'a> {
     pub node: NodeId,
     /// The name of the data that it goes on with.
     pub store: u64,
+    /// Names this recovery. Another survivor that is recovered, too, goes on under the same incarnation, and another name.
+    pub recovery: RecoveryId,
     /// The partitions of which it has a replica.
     pub kept: &'a BTreeSet<GroupId>,
     /// The last event of the outbox that its replica of the topic of events holds.
@@ -71,6 +73,7 @@ impl Metadata {
         let mut state = self.clone();
         state.applied += RECOVERY_IDS_SKIPPED;
         state.cluster_incarnation = Incarnation(self.cluster_incarnation.0 + 1);
+        state.recovery = Some(survival.recovery);
         // All of them: what is added later has to be thought of here.
         let NextIds { node, replica, group, session, vm, token, lease } = &mut state.next;
         *node += RECOVERY_NODES_SKIPPED;
@@ -84,11 +87,8 @@ impl Metadata {
         state.sessions.clear();
         // Published already, under the producer before this one.
         state.trim_outbox(survival.published);
-        if state.outbox.is_empty() {
-            // Others may have published more. What waits keeps its numbers: they must be without gaps.
-            state.outbox_next = state.outbox_next.max(survival.published + 1) + RECOVERY_IDS_SKIPPED;
-        }
-        state.outbox_first = state.outbox.get_min().map_or(state.outbox_next, |(first, _)| *first);
+        // Others may have published more, and under the numbers of what waits here, too.
+        state.renumber_outbox(state.outbox_next.max(survival.published + 1) + RECOVERY_IDS_SKIPPED);
         state.tell_of_recovery(context, survival, &losses);
         state.recover_nodes(context, survival);
         let replicas = state.recover_partitions(survival);
@@ -109,6 +109,7 @@ impl Metadata {
             ("ids of tokens", mine.token, theirs.token),
             ("ids of leases", mine.lease, theirs.lease),
             ("revisions", self.applied, other.applied),
+            ("numbers of events", self.outbox_first, other.outbox_next),
         ];
         all.iter().find(|(_, mine, theirs)| mine < theirs).map(|(kind, ..)| *kind)
     }
@@ -118,8 +119,8 @@ impl Metadata {
         let lost: Vec<_> = losses.partitions.iter().map(|(topic, partition)| format!("{topic}/{partition}")).collect();
         let event = json!({
             "event": "cluster.recovered", "node": survival.node.0, "name": name,
-            "incarnation": self.cluster_incarnation.0, "nodes_removed": losses.nodes.len(),
-            "partitions_lost": lost, "vms_stopped": losses.vms.len(),
+            "incarnation": self.cluster_incarnation.0, "recovery": survival.recovery.to_string(),
+            "nodes_removed": losses.nodes.len(), "partitions_lost": lost, "vms_stopped": losses.vms.len(),
         });
         self.publish(context, &name, event);
     }

@@ -6,7 +6,7 @@
 //! is encoded as nothing (`None`) as long as it is empty.
 
 use base::simulation::{Plant, planted};
-use base::{ClusterId, ClusterVersion, GroupId, Incarnation, NodeId, SessionId, VersionRange, VmId};
+use base::{ClusterId, ClusterVersion, GroupId, Incarnation, NodeId, RecoveryId, SessionId, VersionRange, VmId};
 use bytes::Bytes;
 use compute::VmRecord;
 use minicbor::{Decode, Encode};
@@ -87,6 +87,8 @@ struct Snapshot {
     cluster_version: ClusterVersion,
     #[n(24)]
     version_hold: Option<ClusterVersion>,
+    #[n(25)]
+    recovery: Option<RecoveryId>,
 }
 
 fn table<K: Ord + Clone, V: Clone>(map: &imbl::OrdMap<K, V>) -> BTreeMap<K, V> {
@@ -118,6 +120,7 @@ impl Metadata {
             cluster_version: self.cluster_version,
             version_hold: self.version_hold,
             outbox_first: (self.outbox_first != 1).then_some(self.outbox_first),
+            recovery: self.recovery,
         })
     }
 
@@ -164,6 +167,7 @@ impl From<Snapshot> for Metadata {
             next: snapshot.next,
             cluster_version: snapshot.cluster_version,
             version_hold: snapshot.version_hold,
+            recovery: snapshot.recovery,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The replicated state: tables that share structure, so that a clone is cheap.
 
 use base::{
-    ClusterId, ClusterVersion, EndpointId, GroupId, Incarnation, NodeId, ReplicaId, SessionId, TopicId, VmId, Wall,
+    ClusterId, ClusterVersion, EndpointId, GroupId, Incarnation, NodeId, RecoveryId, ReplicaId, SessionId, TopicId,
+    VmId, Wall,
 };
 use compute::VmRecord;
 use imbl::OrdMap;
@@ -15,6 +16,8 @@ use crate::{CommandResult, KvStore, OnceTable};
 pub struct Metadata {
     pub cluster: ClusterId,
     pub cluster_incarnation: Incarnation,
+    /// Which recovery that incarnation came of, if there was one.
+    pub recovery: Option<RecoveryId>,
     /// Index of `__meta` whose effect this contains.
     pub applied: u64,
     pub nodes: OrdMap<NodeId, NodeRecord>,

@@ -7,8 +7,8 @@ mod fixtures;
 use std::collections::BTreeMap;
 
 use base::{
-    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, SessionId,
-    TopicId, VersionRange, VmEpoch, VmId, VmIncarnation, Wall,
+    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, RecoveryId, ReplicaId,
+    SessionId, TopicId, VersionRange, VmEpoch, VmId, VmIncarnation, Wall,
 };
 use bytes::Bytes;
 use compute::{VmDesired, VmPhase, VmReport, VmReportEvent, VmSpec};
@@ -260,6 +260,9 @@ fn the_whole_state() {
         (vm.phase, vm.desired) = (phase, wanted[n % wanted.len()]);
         check(V1, &format!("vm-{phase:?}"), &state);
     }
+    let mut recovered = of.clone();
+    recovered.recovery = Some(RecoveryId([9; 16]));
+    check(V1, "recovered", &recovered);
     (of.cluster_version, of.version_hold) = (V2, Some(V2));
     with_keys(&mut of);
     check(V2, "state", &of);
@@ -276,12 +279,12 @@ fn a_state_of_a_later_version_or_with_more_in_it_is_refused() {
     let error = Metadata::decode(&later.encode()).expect_err("of a later version").to_string();
     assert!(error.contains("upgrade muster on this node"), "{error}");
     // One more field than this version has, at the end of the record (its length is the second byte, 0x98 the first).
-    let mut held = state();
-    held.version_hold = Some(V1);
-    let bytes = held.encode();
+    let mut whole = state();
+    whole.recovery = Some(RecoveryId([9; 16]));
+    let bytes = whole.encode();
     let mut more = bytes.to_vec();
-    assert_eq!(more[1..3], [0x98, 25]);
-    more[2] = 26;
+    assert_eq!(more[1..3], [0x98, 26]);
+    more[2] = 27;
     more.push(7);
     let error = Metadata::decode(&more).expect_err("dropping it would be silent").to_string();
     assert!(error.contains("holds more than"), "{error}");

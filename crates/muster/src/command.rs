@@ -142,8 +142,11 @@ fn recover() -> Command {
         )
         .after_help(
             "Without --yes it changes nothing. With it, what only other nodes have is lost: records and changes that this\n\
-             node had not heard of, partitions without a replica here, join tokens. The other nodes are refused from then\n\
-             on; wiped, they can join anew. Never do that while a majority can come back.\n\n\
+             node had not heard of, partitions without a replica here, join tokens. The other nodes are named, and refused\n\
+             from then on; wiped, they can join anew. Never do that while a majority can come back.\n\n\
+             Recover one survivor only: two are two clusters of the same name, whose nodes refuse each other. Then keep\n\
+             one, and wipe the other. Said once more on the same node, --yes changes nothing until others have joined;\n\
+             after that it gives those up in turn.\n\n\
              Examples:\n  muster recover --data-dir /var/lib/muster                         what is there, and what would be lost\n  \
              muster recover --data-dir /var/lib/muster -o json > node2.json    the same, to compare survivors\n  \
              muster recover --data-dir /var/lib/muster --others node2.json --yes",

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::limits::DATA_DIR_RESERVE_BYTES;
-use base::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRange};
+use base::{ClusterId, ClusterVersion, Incarnation, NodeId, RecoveryId, VersionRange};
 use minicbor::{Decode, Encode};
 use rustix::fs::{FlockOperation, flock};
 use wire::JoinAccepted;
@@ -60,13 +60,25 @@ pub(crate) struct Recovery {
     /// So many times on this node: names the directory of its journal.
     #[n(1)]
     pub count: u64,
+    /// Which recovery it was.
+    #[n(2)]
+    pub id: Option<RecoveryId>,
 }
 
 impl ClusterRecord {
     /// Of the cluster, as far as the files say.
     pub fn cluster_incarnation(&self) -> Incarnation {
-        let joined = self.joined.as_ref().map(|accepted| accepted.cluster_incarnation);
-        joined.max(self.recovery.map(|recovery| recovery.incarnation)).unwrap_or_default()
+        self.last_recovery().0
+    }
+
+    /// Which recovery that incarnation came of, if there was one, and the files say which.
+    pub fn recovery_id(&self) -> Option<RecoveryId> {
+        self.last_recovery().1
+    }
+
+    fn last_recovery(&self) -> (Incarnation, Option<RecoveryId>) {
+        let joined = self.joined.as_ref().map(|accepted| (accepted.cluster_incarnation, accepted.recovery));
+        joined.max(self.recovery.map(|recovery| (recovery.incarnation, recovery.id))).unwrap_or_default()
     }
 
     /// How often the cluster was recovered on this node.
@@ -297,11 +309,37 @@ mod tests {
             meta_replica: base::ReplicaId(4),
             members: vec![wire::Member::default()],
             meta_replicas: vec![base::ReplicaId(4)],
+            recovery: None,
         };
+        let id = Some(RecoveryId([9; 16]));
+        let later = JoinAccepted { recovery: id, ..joined.clone() };
         fixtures.value(ClusterVersion::V1, "joined", &ClusterRecord { joined: Some(joined), ..record() });
-        let recovery = Some(Recovery { incarnation: Incarnation(2), count: 1 });
-        fixtures.value(ClusterVersion::V1, "survivor", &ClusterRecord { recovery, ..record() });
+        fixtures.value(ClusterVersion::V1, "joined_recovered", &ClusterRecord { joined: Some(later), ..record() });
+        let recovery = Recovery { incarnation: Incarnation(2), count: 1, id: None };
+        let survivor = |recovery| ClusterRecord { recovery: Some(recovery), ..record() };
+        fixtures.value(ClusterVersion::V1, "survivor", &survivor(recovery));
+        fixtures.value(ClusterVersion::V1, "survivor_named", &survivor(Recovery { id, ..recovery }));
         fixtures.finish();
+    }
+
+    #[test]
+    fn a_record_says_of_which_recovery_its_node_is() {
+        let id = |n: u8| Some(RecoveryId([n; 16]));
+        let said = |record: &ClusterRecord| (record.cluster_incarnation().0, record.recovery_id());
+        assert_eq!(said(&record()), (0, None));
+        let accepted = JoinAccepted {
+            cluster: ClusterId([1; 16]),
+            cluster_incarnation: Incarnation(1),
+            node: NodeId(2),
+            meta_replica: base::ReplicaId(4),
+            members: Vec::new(),
+            meta_replicas: Vec::new(),
+            recovery: id(7),
+        };
+        let joined = ClusterRecord { joined: Some(accepted), ..record() };
+        assert_eq!(said(&joined), (1, id(7)));
+        let recovery = Some(Recovery { incarnation: Incarnation(2), count: 1, id: id(3) });
+        assert_eq!(said(&ClusterRecord { recovery, ..joined }), (2, id(3)));
     }
 
     fn record() -> ClusterRecord {

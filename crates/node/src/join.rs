@@ -80,5 +80,6 @@ async fn accepted(
         meta_replica,
         members: metadata.nodes.values().map(|n| n.member.clone()).collect(),
         meta_replicas: metadata.nodes.values().map(|n| n.meta_replica).collect(),
+        recovery: metadata.recovery,
     })
 }

@@ -341,6 +341,7 @@ fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, ve
     transport.set_local(Local {
         cluster: record.cluster,
         cluster_incarnation: record.cluster_incarnation(),
+        recovery: record.recovery_id(),
         node: record.node,
         incarnation: record.incarnation,
         versions,

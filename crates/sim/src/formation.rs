@@ -108,7 +108,7 @@ impl World {
             return;
         }
         it.member.node = *id;
-        it.cluster_incarnation = accepted.cluster_incarnation;
+        (it.cluster_incarnation, it.recovery) = (accepted.cluster_incarnation, accepted.recovery);
         it.accepted = Some(Box::new(accepted.clone()));
         it.stage = Stage::Admitted(Box::new(accepted));
         self.places.insert(*id, node);
@@ -215,5 +215,6 @@ fn accepted(state: &Metadata, node: base::NodeId, meta_replica: base::ReplicaId)
         meta_replica,
         members: state.nodes.values().map(|record| record.member.clone()).collect(),
         meta_replicas: state.nodes.values().map(|record| record.meta_replica).collect(),
+        recovery: state.recovery,
     }
 }

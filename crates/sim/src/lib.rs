@@ -65,7 +65,7 @@ pub use config::{Fault, FaultSet, Only, SimConfig};
 pub use coverage::marks_table;
 pub use explore::Explorer;
 pub use mistake::{Mistake, Seam};
-pub use recovery::recover_in_the_middle;
+pub use recovery::{Forgotten, Lives, recover_in_the_middle};
 pub use run::{Outcome, Sweep, commit, replay_command, run, sweep, sweep_watched};
 pub use schedule::{Injection, Schedule, Shot};
 pub use shrink::{Shrunk, TRIES_MAX, shrink};

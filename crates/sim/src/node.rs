@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::{EndpointId, GroupId, Incarnation, Mono, NodeId, Now, VersionRange, Wall, hash64, limits};
+use base::{EndpointId, GroupId, Incarnation, Mono, NodeId, Now, RecoveryId, VersionRange, Wall, hash64, limits};
 use engine::{CoreConfig, Event, Formation, LeaderInfo, NodeCore};
+use metadata::Metadata;
 use wire::{Capabilities, JoinAccepted, Member, NodeAddress};
 
 use crate::disk::VirtualDisk;
@@ -83,6 +84,8 @@ pub struct SimNode {
     generation: u8,
     /// Of the cluster, as its files say.
     pub cluster_incarnation: Incarnation,
+    /// Which recovery that was, if there was one.
+    pub recovery: Option<RecoveryId>,
 }
 
 /// An operator's order, until it is carried out.
@@ -166,12 +169,13 @@ impl SimNode {
             went_back: false,
             generation: 0,
             cluster_incarnation: Incarnation(0),
+            recovery: None,
         }
     }
 
     /// The machine after the cluster was recovered from what it holds: its clocks begin anew, too.
     #[must_use]
-    pub fn survive(self, seed: u64, disk: VirtualDisk, (store, incarnation): (u64, Incarnation)) -> Self {
+    pub fn survive(self, seed: u64, disk: VirtualDisk, store: u64, state: &Metadata) -> Self {
         let fresh = SimNode::new(self.ix, hash64(&[seed, 11]));
         SimNode {
             disk,
@@ -180,7 +184,8 @@ impl SimNode {
             boot: self.boot,
             host: self.host,
             generation: self.generation,
-            cluster_incarnation: incarnation,
+            cluster_incarnation: state.cluster_incarnation,
+            recovery: state.recovery,
             ..fresh
         }
     }
@@ -215,17 +220,17 @@ impl SimNode {
         self.member.node
     }
 
-    /// Starts the process.
-    pub fn start(&mut self, seed: u64, world: Nanos) {
-        self.boot += 1;
+    /// What a process that starts now is told. On a stranger's machine none does.
+    #[must_use]
+    pub fn config(&self, seed: u64) -> Option<CoreConfig> {
         let formation = match &self.stage {
-            Stage::Stranger => return,
+            Stage::Stranger => return None,
             Stage::Founder => Formation::Bootstrap,
             Stage::Admitted(accepted) => Formation::Join(accepted.clone()),
             Stage::Formed => Formation::Restart,
         };
         let sizes = sizes(seed);
-        let config = CoreConfig {
+        Some(CoreConfig {
             me: self.member.clone(),
             cluster: cluster_id(seed),
             formation,
@@ -240,8 +245,15 @@ impl SimNode {
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             node_lost_after: base::Millis(4_000 + sizes / 100_000 % 12_000),
             observe: true,
-        };
-        self.core = Some(NodeCore::new(config, self.now(world)));
+        })
+    }
+
+    /// Starts the process.
+    pub fn start(&mut self, seed: u64, world: Nanos) {
+        self.boot += 1;
+        if let Some(config) = self.config(seed) {
+            self.core = Some(NodeCore::new(config, self.now(world)));
+        }
     }
 
     /// The process is gone, and what it had in memory with it.

@@ -3,41 +3,64 @@
 //! set up anew, and a second run begins with it, with all its faults, checks and its finale. In between: nothing that the
 //! survivor knew to be committed is another, and nothing that was given out is given out again.
 
-use base::{GroupId, Incarnation, hash64};
+use base::{GroupId, Incarnation, LeaseId, NodeId, RecoveryId, Wall, hash64};
+use engine::CoreConfig;
 use engine::recover::{Survivor, inspect, recover};
 use journal::{DiskDone, DiskError, DiskOp, DiskOpKind, OpId};
 use metadata::Metadata;
 
 use crate::check::{Checks, Violation, Watcher};
 use crate::config::SimConfig;
-use crate::disk::VirtualDisk;
+use crate::disk::{DiskMood, VirtualDisk};
 use crate::node::{SimNode, Stage, segment_bytes};
 use crate::queue::NodeIx;
 use crate::stats::Stats;
 use crate::time::ms;
+use crate::workload::Client;
 use crate::world::World;
 
 /// Names the data of a survivor.
 const STORE: u64 = 1_000;
 
+/// What both halves came to.
+pub struct Lives {
+    /// Of the second half.
+    pub stats: Stats,
+    /// One of those that were lost, if there was more than the survivor.
+    pub forgotten: Option<Forgotten>,
+}
+
+/// A member of the first half as it was when the majority was lost: its disk turns up again, and nobody has wiped it.
+pub struct Forgotten {
+    /// For its next process.
+    pub config: CoreConfig,
+    pub disk: VirtualDisk,
+    /// A member of the second half.
+    pub refused_by: NodeId,
+}
+
 /// Runs both halves; how the second one ended, or what went wrong before.
 ///
 /// # Errors
 /// The first violation.
-pub fn recover_in_the_middle(cfg: &SimConfig) -> Result<Stats, Violation> {
+pub fn recover_in_the_middle(cfg: &SimConfig) -> Result<Lives, Violation> {
     let mut before = World::new(cfg.clone());
     before.run_until(ms(cfg.seconds * 1_000));
     if let Some(violation) = before.violation {
         return Err(violation);
     }
-    let wrong = |detail: String| Violation { invariant: "a survivor can be recovered", at: before.queue.now, detail };
+    let at = before.queue.now;
+    let wrong = |detail: String| Violation { invariant: "a survivor can be recovered", at, detail };
     let start = cfg.seed as usize % cfg.nodes;
     let formed = |ix: &NodeIx| before.nodes[*ix].stage == Stage::Formed && !before.nodes[*ix].retired;
-    let Some(survivor) = (start..start + cfg.nodes).map(|ix| ix % cfg.nodes).find(formed) else {
+    let mut formed = (start..start + cfg.nodes).map(|ix| ix % cfg.nodes).filter(formed);
+    let Some(survivor) = formed.next() else {
         return Err(wrong("no node has ever been in the cluster".into()));
     };
-    let (end, life) = revive(before, survivor)?;
+    let lost = formed.next();
+    let (end, life) = revive(before, survivor, lost).map_err(wrong)?;
     let mut world = World::of(cfg.clone(), life.nodes, life.checks);
+    world.clients.iter_mut().zip(life.leases).for_each(|(client, lease)| client.inherit(lease));
     world.run();
     if let Some(violation) = world.violation {
         return Err(violation);
@@ -47,7 +70,11 @@ pub fn recover_in_the_middle(cfg: &SimConfig) -> Result<Stats, Violation> {
         let verdict = world.checks.partitions.continues(&end.checks.partitions, group, offset);
         verdict.map_err(|detail| Violation { invariant: "a survivor's records stay", at, detail })?;
     }
-    Ok(world.stats)
+    if let (Some(forgotten), Some(state)) = (&life.forgotten, world.checks.commands.last()) {
+        let verdict = forgotten.is_no_member(state);
+        verdict.map_err(|detail| Violation { invariant: "whoever was lost is refused", at, detail })?;
+    }
+    Ok(Lives { stats: world.stats, forgotten: life.forgotten })
 }
 
 /// What is known of the first half.
@@ -61,49 +88,42 @@ struct End {
 struct Life {
     nodes: Vec<SimNode>,
     checks: Checks,
+    /// What each client of the first half held, whose successor goes on with it.
+    leases: Vec<Option<LeaseId>>,
+    forgotten: Option<Forgotten>,
 }
 
-fn revive(mut before: World, ix: NodeIx) -> Result<(End, Life), Violation> {
-    let at = before.queue.now;
-    let wrong = |detail: String| Violation { invariant: "a survivor can be recovered", at, detail };
+fn revive(mut before: World, ix: NodeIx, lost: Option<NodeIx>) -> Result<(End, Life), String> {
     let seed = before.cfg.seed;
     let applied = before.nodes[ix].core.as_ref().map_or(0, |core| core.metadata().applied);
     let views: Vec<_> = before.checks.partitions.groups().into_iter().collect();
     let views: Vec<_> =
         views.iter().filter_map(|group| Some((*group, before.checks.partitions.view(ix, *group)?))).collect();
-    before.end_process(ix, seed.is_multiple_of(2));
-    let World { nodes, checks, cfg, .. } = before;
+    for ended in std::iter::once(ix).chain(lost) {
+        before.end_process(ended, seed.is_multiple_of(2));
+    }
+    let World { nodes, checks, cfg, clients, .. } = before;
     let mut nodes: Vec<Option<SimNode>> = nodes.into_iter().map(Some).collect();
-    let mut survivor = nodes[ix].take().ok_or_else(|| wrong("it is gone".into()))?;
-    let bytes = segment_bytes(seed);
-    let id = survivor.id();
-    let (mut old, mut new) = (Hands::of(&mut survivor.disk), VirtualDisk::new(seed));
-    let found = inspect(id, bytes, &mut |kind| old.only_read(kind)).map_err(|error| wrong(error.to_string()))?;
-    let mut writes = Hands::of(&mut new);
-    let wall = base::Wall(1_735_689_600_000);
-    let state =
-        recover(&found, bytes, (&mut |kind| old.only_read(kind), &mut |kind| writes.carry_out(kind)), (STORE, wall));
-    let state = state.map_err(|error| wrong(error.to_string()))?;
-    new.crash(); // It was durable.
-    check_state(&found, &state, &checks, applied).map_err(wrong)?;
-    let again = {
-        let mut reads = Hands::of(&mut new);
-        inspect(id, bytes, &mut |kind| reads.only_read(kind)).map_err(|error| wrong(error.to_string()))?
-    };
-    check_again(&found, &again, &state).map_err(wrong)?;
-
-    let watchers = (0..cfg.nodes).map(|node| (node, Watcher::from(&state))).collect();
-    let mut fresh = Checks { members: checks.members.given_out(), watchers, ..Checks::default() };
-    fresh.commands.recovered(&state);
-    let tables = fresh.members.tables(None, &state);
-    tables.map_err(wrong)?;
-    fresh.events.recovered(found.published, state.outbox_first);
+    let mut survivor = nodes[ix].take().ok_or("it is gone")?;
+    let (found, state, disk) = rewrite(&mut survivor, seed)?;
+    check_state(&found, &state, &checks, applied)?;
+    let fresh = checks_after(&cfg, &checks, &found, &state)?;
     let known = views.into_iter().filter_map(|(group, view)| {
         let remains = found.partitions.get(&group)?;
         Some((group, view.min(remains.next_offset)))
     });
     let known = known.collect();
-    let survivor = survivor.survive(seed, new, (STORE, state.cluster_incarnation));
+    let id = survivor.id();
+    let lost = lost.and_then(|place| nodes[place].take().map(|lost| (place, lost)));
+    let forgotten = match lost {
+        None => None,
+        Some((place, mut lost)) => {
+            let forgotten = Forgotten::of(&mut lost, seed, id);
+            nodes[place] = Some(lost);
+            forgotten
+        }
+    };
+    let survivor = survivor.survive(seed, disk, STORE, &state);
     let nodes = (0..cfg.nodes).map(|place| match nodes[place].take() {
         None => None,
         Some(mut lost) => {
@@ -116,7 +136,67 @@ fn revive(mut before: World, ix: NodeIx) -> Result<(End, Life), Violation> {
     let mut nodes: Vec<Option<SimNode>> = nodes.collect();
     nodes[ix] = Some(survivor);
     let nodes = nodes.into_iter().flatten().collect();
-    Ok((End { checks, known }, Life { nodes, checks: fresh }))
+    let leases = clients.iter().map(Client::lease).collect();
+    Ok((End { checks, known }, Life { nodes, checks: fresh, leases, forgotten }))
+}
+
+/// Makes what is on the survivor's disk the whole cluster, on another disk.
+fn rewrite(survivor: &mut SimNode, seed: u64) -> Result<(Survivor, Metadata, VirtualDisk), String> {
+    let (id, bytes, recovery) = (survivor.id(), segment_bytes(seed), recovery_of(seed));
+    let (mut old, mut new) = (Hands::of(&mut survivor.disk), VirtualDisk::new(seed));
+    let found = inspect(id, bytes, &mut |kind| old.only_read(kind)).map_err(|error| error.to_string())?;
+    let mut writes = Hands::of(&mut new);
+    let first = (STORE, recovery, Wall(1_735_689_600_000));
+    let state = recover(&found, bytes, (&mut |kind| old.only_read(kind), &mut |kind| writes.carry_out(kind)), first);
+    let state = state.map_err(|error| error.to_string())?;
+    if state.recovery != Some(recovery) {
+        return Err(format!("it was recovered as {recovery}, and is of recovery {:?}", state.recovery));
+    }
+    new.crash(); // It was durable.
+    let again = {
+        let mut reads = Hands::of(&mut new);
+        inspect(id, bytes, &mut |kind| reads.only_read(kind)).map_err(|error| error.to_string())?
+    };
+    check_again(&found, &again, &state)?;
+    Ok((found, state, new))
+}
+
+/// The recovery of a run.
+fn recovery_of(seed: u64) -> RecoveryId {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&hash64(&[seed, 13]).to_be_bytes());
+    RecoveryId(id)
+}
+
+/// What the second half is judged by: what was given out before, and what it begins with.
+fn checks_after(cfg: &SimConfig, before: &Checks, found: &Survivor, state: &Metadata) -> Result<Checks, String> {
+    let watchers = (0..cfg.nodes).map(|node| (node, Watcher::from(state))).collect();
+    let mut fresh = Checks { members: before.members.given_out(), watchers, ..Checks::default() };
+    fresh.commands.recovered(state);
+    fresh.members.tables(None, state)?;
+    fresh.events.recovered(found.published, state.outbox_first);
+    fresh.leases.recovered(state);
+    Ok(fresh)
+}
+
+impl Forgotten {
+    /// What is on a machine that is to be set up anew.
+    fn of(lost: &mut SimNode, seed: u64, refused_by: NodeId) -> Option<Forgotten> {
+        let config = lost.config(seed)?;
+        let mut disk = std::mem::replace(&mut lost.disk, VirtualDisk::new(seed));
+        disk.mood = DiskMood::default();
+        Some(Forgotten { config, disk, refused_by })
+    }
+
+    /// Nothing that it can say of itself makes it a member; its incarnation is an older one besides.
+    fn is_no_member(&self, state: &Metadata) -> Result<(), String> {
+        let me = &self.config.me;
+        let known = state.node_of(&me.address.endpoint).map(|record| record.member.node);
+        match known.or(Some(me.node).filter(|node| state.nodes.contains_key(node))) {
+            None => Ok(()),
+            Some(node) => Err(format!("{me:?} is known as node {node}")),
+        }
+    }
 }
 
 /// Nothing that was committed before is another, and nothing that was given out comes again.
@@ -135,6 +215,10 @@ fn check_state(found: &Survivor, state: &Metadata, before: &Checks, applied: u64
     let newest = before.commands.last().map_or(0, |state| state.applied).max(end);
     if state.applied <= newest {
         return Err(format!("it goes on at index {}; {newest} was reached before", state.applied));
+    }
+    let waited: Vec<_> = found.metadata.outbox.range(found.published + 1..).map(|(_, event)| &event.key).collect();
+    if !state.outbox.values().map(|event| &event.key).take(waited.len()).eq(waited.iter().copied()) {
+        return Err(format!("events about {waited:?} waited; now there are {:?}", state.outbox));
     }
     if state.kv.changes_after(newest).is_ok() {
         return Err(format!("who watched keys up to {newest} is not told that changes may be gone"));
@@ -187,7 +271,7 @@ struct Hands<'a> {
 
 impl<'a> Hands<'a> {
     fn of(disk: &'a mut VirtualDisk) -> Hands<'a> {
-        disk.mood = crate::disk::DiskMood::default();
+        disk.mood = DiskMood::default();
         Hands { disk, next: 0 }
     }
 

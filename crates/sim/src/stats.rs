@@ -44,6 +44,8 @@ pub struct Stats {
     pub names_undecided: u64,
     /// Log entries that repeated a command.
     pub commands_repeated: u64,
+    /// Renewals that were granted of leases of before a recovery.
+    pub leases_outlived: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
     pub frames_doubled: u64,
@@ -74,6 +76,7 @@ impl Stats {
         self.elections = checks.elections.won_in_all();
         self.elections_meta = checks.elections.won(GroupId::META);
         self.commands_repeated = checks.commands.repeats;
+        self.leases_outlived = checks.leases.outlived;
         self.max_term = checks.elections.highest_term().1;
         self.max_term_meta = checks.elections.term_of(GroupId::META);
     }
@@ -85,7 +88,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 28] = [
+        let sums: [(&mut u64, u64); 29] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -107,6 +110,7 @@ impl Stats {
             (&mut self.names_undecided, other.names_undecided),
             (&mut self.replicas_compared, other.replicas_compared),
             (&mut self.commands_repeated, other.commands_repeated),
+            (&mut self.leases_outlived, other.leases_outlived),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
             (&mut self.writes_torn, other.writes_torn),

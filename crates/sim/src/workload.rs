@@ -103,6 +103,17 @@ impl Client {
         }
     }
 
+    /// The lease that it holds, or thinks to hold.
+    #[must_use]
+    pub fn lease(&self) -> Option<LeaseId> {
+        self.lease
+    }
+
+    /// It goes on with a lease that somebody held in another life of the cluster.
+    pub fn inherit(&mut self, lease: Option<LeaseId>) {
+        self.lease = lease;
+    }
+
     fn name(&mut self, what: &str) -> String {
         self.names += 1;
         format!("{what}-{}-{}", self.number, self.names)

@@ -434,7 +434,8 @@ impl World {
             return;
         }
         let answers = one.runs() && other.runs() && self.net.open(low, high) && self.net.open(high, low);
-        debug_assert!(one.cluster_incarnation == other.cluster_incarnation, "nodes of two lives in one world");
+        let life = |of: &SimNode| (of.cluster_incarnation, of.recovery);
+        debug_assert!(life(one) == life(other), "nodes of two lives in one world");
         // A member hangs up on former ones, and says why.
         let expelled = [(one, other), (other, one)]
             .into_iter()

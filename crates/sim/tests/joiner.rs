@@ -33,6 +33,7 @@ fn admitted() -> Formation {
         meta_replica: JOINER.1,
         members: vec![member(LEADER.0), member(JOINER.0)],
         meta_replicas: vec![LEADER.1, JOINER.1],
+        recovery: None,
     }))
 }
 

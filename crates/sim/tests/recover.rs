@@ -1,6 +1,12 @@
 //! The majority is gone for good, and one survivor is made the whole cluster: what it held stays, and the cluster goes on.
 
-use sim::{FaultSet, SimConfig, Stats, commit, recover_in_the_middle};
+mod common;
+
+use base::GroupId;
+use common::LoneNode;
+use engine::Event;
+use multiraft::Role;
+use sim::{FaultSet, Forgotten, SimConfig, Stats, commit, recover_in_the_middle};
 
 fn check(nodes: usize, first: u64, seeds: u64, faults: &str) -> Stats {
     let mut all = Stats::default();
@@ -8,7 +14,11 @@ fn check(nodes: usize, first: u64, seeds: u64, faults: &str) -> Stats {
         let faults = faults.parse::<FaultSet>().expect("faults");
         let cfg = SimConfig { nodes, seconds: 5, faults, ..SimConfig::new(seed) };
         match recover_in_the_middle(&cfg) {
-            Ok(stats) => all.add(&stats),
+            Ok(lives) => {
+                all.add(&lives.stats);
+                let verdict = lives.forgotten.map_or(Ok(()), comes_back);
+                verdict.unwrap_or_else(|why| panic!("seed {seed} of {nodes} nodes with {}: {why}", cfg.faults));
+            }
             Err(violation) => panic!(
                 "seed {seed} of {nodes} nodes with {faults} at commit {}: {violation}",
                 commit(),
@@ -19,6 +29,23 @@ fn check(nodes: usize, first: u64, seeds: u64, faults: &str) -> Stats {
     all
 }
 
+/// A machine of the first half comes back as it was. Whoever it calls refuses it, again and again, and nobody else is there:
+/// it ends, and says why, unless it is a majority of its own (the others had not come to vote yet).
+fn comes_back(Forgotten { config, disk, refused_by }: Forgotten) -> Result<(), String> {
+    let mut node = LoneNode::run(config, disk);
+    for _ in 0..40 {
+        node.pass(1_000);
+        node.tell(Event::Superseded { by: refused_by });
+    }
+    let leads = node.core.raft_status(GroupId::META).is_some_and(|status| status.role == Role::Leader);
+    match node.stopped {
+        None if leads => Ok(()),
+        None => Err("who was refused by all waits for a majority that is gone".into()),
+        Some(why) if why.contains("the cluster was recovered without this node") => Ok(()),
+        Some(why) => Err(format!("who was refused by all ended because of something else: {why}")),
+    }
+}
+
 /// Machines are lost for good at once, in the middle: not one by one as well.
 const FAULTS: &str = "loss,delay,duplicate,reset,flap,partition,crash,kill,power-loss,pause,slow-disk,stuck-disk,vm,transfer,\
                       wall-jump,join,drain";
@@ -27,6 +54,7 @@ const FAULTS: &str = "loss,delay,duplicate,reset,flap,partition,crash,kill,power
 fn a_survivor_becomes_the_cluster_and_others_join_it() {
     let stats = check(3, 1, 40, FAULTS);
     assert!(stats.records_acknowledged > 500 && stats.elections > 40, "hardly any load afterwards:\n{stats}");
+    assert!(stats.leases_outlived > 0, "nobody held a lease through a recovery:\n{stats}");
     check(5, 100, 10, FAULTS);
     check(1, 200, 4, FAULTS);
 }

@@ -206,6 +206,7 @@ async fn call(shared: &Arc<Shared>, peer: &Peer, attempt: u32) -> Result<(Connec
         cluster_incarnation: local.cluster_incarnation,
         node: local.node,
         incarnation: local.incarnation,
+        recovery: local.recovery,
     };
     let hello = Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions };
     match say_hello(&conn, &hello, HELLO_FRAME_BYTES_MAX, ANSWER_TIMEOUT).await {

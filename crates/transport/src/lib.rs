@@ -3,7 +3,7 @@
 //! ```text
 //!   node 1                                                     node 2
 //!   dial --------------- QUIC, TLS 1.3, both keys proven ------> after_handshake: member, or one of few strangers
-//!   Hello ------------------------ bidirectional stream -------> judged: cluster, incarnation, version, node
+//!   Hello ------------------------ bidirectional stream -------> judged: cluster, incarnation, recovery, version, node
 //!        <---------------------------------- Welcome | Refused
 //!   control frames ---- stream of high priority ---------------> control inbox
 //!   bulk frames ------- 4 streams, one group always on one ----> bulk inbox

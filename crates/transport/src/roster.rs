@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use base::{ClusterId, ClusterVersion, EndpointId, ErrorCode, Incarnation, NodeId, VersionRange};
+use base::{ClusterId, ClusterVersion, EndpointId, ErrorCode, Incarnation, NodeId, RecoveryId, VersionRange};
 use wire::{Hello, HelloPurpose, JoinRequest, NodeAddress, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal};
 
 /// The members, by what the network knows of them.
@@ -19,6 +19,8 @@ pub struct Local {
     pub cluster: ClusterId,
     /// Of the cluster: raised by a recovery from a lost majority.
     pub cluster_incarnation: Incarnation,
+    /// Which recovery that was, if there was one.
+    pub recovery: Option<RecoveryId>,
     /// This node.
     pub node: NodeId,
     /// This process.
@@ -102,8 +104,8 @@ impl Roster {
                 None => Verdict::Join(request),
                 Some(reason) => self.outdated(reason),
             },
-            HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation } => {
-                let objection = self.objection(local, endpoint, (cluster, cluster_incarnation), node);
+            HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation, recovery } => {
+                let objection = self.objection(local, endpoint, (cluster, cluster_incarnation, recovery), node);
                 match (objection, misfit) {
                     (Some((code, reason)), _) => refused(code, reason),
                     (None, Some(reason)) => self.outdated(reason),
@@ -123,7 +125,7 @@ impl Roster {
         &self,
         local: Local,
         endpoint: EndpointId,
-        (cluster, incarnation): (ClusterId, Incarnation),
+        (cluster, incarnation, recovery): (ClusterId, Incarnation, Option<RecoveryId>),
         node: NodeId,
     ) -> Option<(ErrorCode, String)> {
         if cluster != local.cluster {
@@ -143,6 +145,17 @@ impl Roster {
                 "it follows incarnation {incarnation}: the cluster was recovered without this node, which is still of \
                  incarnation {}",
                 local.cluster_incarnation
+            );
+            return Some((ErrorCode::PermissionDenied, reason));
+        }
+        // Whoever does not say joined with a release that did not know of it.
+        if let (Some(theirs), Some(mine)) = (recovery, local.recovery)
+            && theirs != mine
+        {
+            let reason = format!(
+                "two survivors were recovered apart, and became two clusters of the same name, both of incarnation {incarnation}: \
+                 it is of recovery {theirs}, this node of recovery {mine}. Keep one of the two; wipe the data directories of \
+                 all nodes of the other one, and let them join anew with a token"
             );
             return Some((ErrorCode::PermissionDenied, reason));
         }
@@ -182,13 +195,14 @@ mod tests {
     const CLUSTER: ClusterId = ClusterId([1; 16]);
     const FRIEND: EndpointId = EndpointId([2; 32]);
     const STRANGER: EndpointId = EndpointId([9; 32]);
+    const RECOVERY: RecoveryId = RecoveryId([3; 16]);
 
     fn roster() -> Roster {
         let mut roster = Roster::default();
-        let cluster_incarnation = Incarnation(4);
         roster.set_local(Local {
             cluster: CLUSTER,
-            cluster_incarnation,
+            cluster_incarnation: Incarnation(4),
+            recovery: Some(RECOVERY),
             node: NodeId(1),
             incarnation: Incarnation(1),
             versions: VersionRange::BINARY,
@@ -199,8 +213,12 @@ mod tests {
     }
 
     fn member(cluster: ClusterId, cluster_incarnation: u64, node: u64) -> Hello {
+        of_recovery(cluster, cluster_incarnation, node, Some(RECOVERY))
+    }
+
+    fn of_recovery(cluster: ClusterId, cluster_incarnation: u64, node: u64, recovery: Option<RecoveryId>) -> Hello {
         let (cluster_incarnation, incarnation) = (Incarnation(cluster_incarnation), Incarnation(7));
-        let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node: NodeId(node), incarnation };
+        let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node: NodeId(node), incarnation, recovery };
         Hello { protocol: PROTOCOL_VERSION, purpose, versions: VersionRange::default() }
     }
 
@@ -240,6 +258,41 @@ mod tests {
         roster.set_members(Arc::default(), Arc::new(BTreeSet::from([(FRIEND, NodeId(2))])));
         check_refused(&roster, FRIEND, member(CLUSTER, 4, 2), ErrorCode::Expelled, "was removed");
         check_refused(&roster, FRIEND, member(CLUSTER, 4, 3), ErrorCode::PermissionDenied, "not a member");
+    }
+
+    #[test]
+    fn survivors_that_were_recovered_apart_refuse_each_other_whoever_they_are() {
+        let mut roster = roster();
+        let apart = |incarnation, node| of_recovery(CLUSTER, incarnation, node, Some(RecoveryId([4; 16])));
+        for (from, node) in [(FRIEND, 2), (FRIEND, 3), (STRANGER, 9)] {
+            check_refused(
+                &roster,
+                from,
+                apart(4, node),
+                ErrorCode::PermissionDenied,
+                "two survivors were recovered apart",
+            );
+        }
+        let both = format!("it is of recovery {}, this node of recovery {RECOVERY}", RecoveryId([4; 16]));
+        check_refused(&roster, FRIEND, apart(4, 2), ErrorCode::PermissionDenied, &both);
+        check_refused(&roster, FRIEND, apart(4, 2), ErrorCode::PermissionDenied, "wipe the data directories");
+        // What is of another incarnation is of another recovery, too, and there is more to be said of it.
+        check_refused(&roster, FRIEND, apart(3, 2), ErrorCode::StaleEpoch, "recovered without it");
+        check_refused(&roster, FRIEND, apart(5, 2), ErrorCode::PermissionDenied, "without this node");
+        // A former member of before the recovery is not told to join again as if it had been removed.
+        roster.set_members(Arc::default(), Arc::new(BTreeSet::from([(FRIEND, NodeId(2))])));
+        check_refused(&roster, FRIEND, apart(4, 2), ErrorCode::PermissionDenied, "recovered apart");
+    }
+
+    #[test]
+    fn who_does_not_say_of_which_recovery_it_is_is_judged_by_the_rest() {
+        let mut roster = roster();
+        let silent = || of_recovery(CLUSTER, 4, 2, None);
+        assert!(matches!(roster.judge(FRIEND, silent()), Verdict::Member { .. }));
+        let local = roster.local().expect("it was set");
+        roster.set_local(Local { recovery: None, ..local });
+        assert!(matches!(roster.judge(FRIEND, silent()), Verdict::Member { .. }));
+        assert!(matches!(roster.judge(FRIEND, member(CLUSTER, 4, 2)), Verdict::Member { .. }));
     }
 
     #[test]

@@ -54,6 +54,7 @@ async fn a_joiner_becomes_a_member_through_the_first_seed_that_answers() {
         meta_replica: ReplicaId(9),
         members,
         meta_replicas: vec![ReplicaId(1); 512],
+        recovery: None,
     };
     let (dead, _silent) = nobody();
     let seeds = [dead, seed(&first)];

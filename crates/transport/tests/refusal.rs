@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::limits::{HELLO_FRAME_BYTES_MAX, PEER_FRAME_BYTES_MAX, STRANGERS_MAX};
-use base::{ClusterId, ClusterVersion, ErrorCode, Incarnation, NodeId, SplitMix64, VersionRange};
+use base::{ClusterId, ClusterVersion, ErrorCode, Incarnation, NodeId, RecoveryId, SplitMix64, VersionRange};
 use common::*;
 use iroh::endpoint::{Connection, ConnectionError};
 use runtime::{Registry, Supervisor};
@@ -42,6 +42,12 @@ async fn a_node_of_another_cluster_is_refused_on_both_sides() {
 async fn a_node_of_an_older_incarnation_of_the_cluster_is_refused_on_both_sides() {
     let claim = Local { cluster_incarnation: Incarnation(0), ..local(2, 1) };
     check_refused_on_both_sides(claim, true, ErrorCode::StaleEpoch, "the cluster was recovered").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_a_cluster_that_was_recovered_apart_is_refused_on_both_sides() {
+    let claim = Local { recovery: Some(RecoveryId([6; 16])), ..local(2, 1) };
+    check_refused_on_both_sides(claim, true, ErrorCode::PermissionDenied, "two survivors were recovered apart").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! The first words on a connection. Nothing else is read before the hello was accepted.
 
-use base::{ClusterId, ClusterVersion, ErrorCode, Incarnation, NodeId, ReplicaId, VersionRange};
+use base::{ClusterId, ClusterVersion, ErrorCode, Incarnation, NodeId, RecoveryId, ReplicaId, VersionRange};
 use minicbor::{Decode, Encode};
 
 use crate::member::Member;
@@ -38,6 +38,9 @@ pub enum HelloPurpose {
         /// Of the calling process.
         #[n(3)]
         incarnation: Incarnation,
+        /// Which recovery the cluster's incarnation came of, if there was one.
+        #[n(4)]
+        recovery: Option<RecoveryId>,
     },
     /// A stranger with a token asks to become a member.
     #[n(1)]
@@ -99,6 +102,9 @@ pub struct JoinAccepted {
     /// The replica of `__meta` on each member, in the order of `members`.
     #[n(5)]
     pub meta_replicas: Vec<ReplicaId>,
+    /// Which recovery the cluster's incarnation came of, if there was one.
+    #[n(6)]
+    pub recovery: Option<RecoveryId>,
 }
 
 /// Why a hello was refused.

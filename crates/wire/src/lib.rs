@@ -31,4 +31,4 @@ pub use raft::{
     Entry, EntryKind, HardState, Membership, MembershipChange, MembershipOp, MembershipStep, RaftMessage,
     RaftMessageKind, SnapshotMeta,
 };
-pub use token::{JoinToken, TokenError, TokenSeed};
+pub use token::{JoinToken, TokenError, TokenRecovery, TokenSeed};

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base::{ClusterId, EndpointId};
+use base::{ClusterId, EndpointId, Incarnation, RecoveryId};
 use data_encoding::BASE64URL_NOPAD;
 use minicbor::{Decode, Encode};
 
@@ -25,6 +25,19 @@ pub struct JoinToken {
     /// Members to call, in order.
     #[n(3)]
     pub seeds: Vec<TokenSeed>,
+    /// The last recovery of the cluster, if there was one.
+    #[n(4)]
+    pub recovery: Option<TokenRecovery>,
+}
+
+/// Which of several clusters of the same name a token is for: one that goes on after a lost majority.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct TokenRecovery {
+    /// Of the cluster, since then.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    #[n(1)]
+    pub id: RecoveryId,
 }
 
 /// One member that a token's holder may call.
@@ -56,6 +69,7 @@ impl fmt::Debug for JoinToken {
             .field("cluster", &self.cluster)
             .field("id", &self.id)
             .field("seeds", &self.seeds)
+            .field("recovery", &self.recovery)
             .finish_non_exhaustive()
     }
 }
@@ -97,6 +111,7 @@ mod tests {
                 direct: vec!["127.0.0.1:7401".into()],
                 relay_url: None,
             }],
+            recovery: Some(TokenRecovery { incarnation: Incarnation(1), id: RecoveryId([5; 16]) }),
         };
         let text = token.to_string();
         assert_eq!(text.parse(), Ok(token.clone()));

@@ -4,7 +4,9 @@ mod fixtures;
 
 use std::collections::BTreeMap;
 
-use base::{ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, ReplicaId, VersionRange};
+use base::{
+    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, RecoveryId, ReplicaId, VersionRange,
+};
 use bytes::Bytes;
 use fixtures::Fixtures;
 use wire::agent::{AgentHello, AgentMessage, FrameReader, HostMessage, encode_frame};
@@ -13,7 +15,7 @@ use wire::{
     Capabilities, CheckpointChunk, CheckpointPull, Entry, EntryKind, Forward, ForwardReply, Gossip, HardState, Hello,
     HelloAck, HelloPurpose, JoinAccepted, JoinRequest, JoinToken, LeaderClaim, Member, Members, Membership,
     MembershipChange, MembershipOp, MembershipStep, NodeAddress, PeerFrame, PeerMessage, RaftMessage, RaftMessageKind,
-    Refusal, SnapshotMeta, TokenSeed,
+    Refusal, SnapshotMeta, TokenRecovery, TokenSeed,
 };
 
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
@@ -147,7 +149,7 @@ fn hellos() {
     let (cluster, cluster_incarnation, node) = (ClusterId([1; 16]), Incarnation(2), NodeId(3));
     let request = JoinRequest { cluster, token_id: 5, secret: [6; 32], member: member() };
     let purposes = [
-        HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4) },
+        HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4), recovery: None },
         HelloPurpose::Join(Box::new(request)),
     ];
     for purpose in &purposes {
@@ -155,6 +157,10 @@ fn hellos() {
         fixtures.value(V1, &format!("Hello{}", fixtures::variant_name(purpose)), &hello);
     }
     fixtures.all_covered(&purposes);
+    let recovery = Some(RecoveryId([9; 16]));
+    let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4), recovery };
+    let hello = Hello { protocol: 1, purpose, versions: VersionRange { min: V1, max: V1 } };
+    fixtures.value(V1, "HelloMemberRecovered", &hello);
     let accepted = JoinAccepted {
         cluster,
         cluster_incarnation,
@@ -162,7 +168,10 @@ fn hellos() {
         meta_replica: ReplicaId(8),
         members: vec![member()],
         meta_replicas: vec![ReplicaId(8)],
+        recovery: None,
     };
+    let later = JoinAccepted { recovery, ..accepted.clone() };
+    fixtures.value(V1, "JoinedRecovered", &HelloAck::Joined(Box::new(later)));
     let refusal = Refusal { code: ErrorCode::UnsupportedVersion, reason: "no".into(), active: Some(V1) };
     let acks = [
         HelloAck::Welcome { node, incarnation: Incarnation(4) },
@@ -180,11 +189,15 @@ fn hellos() {
 fn tokens() {
     let mut fixtures = Fixtures::of(CRATE, "token");
     let seed = TokenSeed { endpoint: EndpointId([1; 32]), direct: vec!["127.0.0.1:7401".into()], relay_url: None };
-    let token = JoinToken { cluster: ClusterId([7; 16]), id: 3, secret: [9; 32], seeds: vec![seed] };
-    fixtures.bytes(V1, "token", token.to_string().as_bytes(), |bytes| {
-        let text = std::str::from_utf8(bytes).expect("text");
-        if text.parse() == Ok(token) { Ok(()) } else { Err("is another token".into()) }
-    });
+    let token = JoinToken { cluster: ClusterId([7; 16]), id: 3, secret: [9; 32], seeds: vec![seed], recovery: None };
+    let recovery = Some(TokenRecovery { incarnation: Incarnation(1), id: RecoveryId([5; 16]) });
+    let later = JoinToken { recovery, ..token.clone() };
+    for (name, token) in [("token", token), ("token_recovered", later)] {
+        fixtures.bytes(V1, name, token.to_string().as_bytes(), |bytes| {
+            let text = std::str::from_utf8(bytes).expect("text");
+            if text.parse() == Ok(token) { Ok(()) } else { Err("is another token".into()) }
+        });
+    }
     fixtures.finish();
 }
 

@@ -9,7 +9,7 @@ mod survivor;
 
 use base::limits::RECOVERY_TERMS_SKIPPED;
 use base::simulation::{Mark, mark, mark_if};
-use base::{GroupId, NodeId, ReplicaId, Wall};
+use base::{GroupId, NodeId, RecoveryId, ReplicaId, Wall};
 use bytes::Bytes;
 use journal::{Checkpoint, GroupAppend};
 use metadata::{Metadata, SnapshotError, Survival};
@@ -54,8 +54,8 @@ pub fn inspect(node: NodeId, segment_bytes: u64, old: Hands<'_>) -> Result<Survi
     survivor::read(node, &mut Offline::open(segment_bytes, old)?)
 }
 
-/// Writes the journal with which the survivor goes on as the only member; durable on return. `store` names the new data.
-/// Returns the state that the cluster then begins with.
+/// Writes the journal with which the survivor goes on as the only member; durable on return. `store` names the new data,
+/// `recovery` what is done here: the caller draws both at random. Returns the state that the cluster then begins with.
 ///
 /// # Errors
 /// As [`inspect`], and if the new journal cannot be written: it is of no use then.
@@ -63,10 +63,10 @@ pub fn recover(
     survivor: &Survivor,
     segment_bytes: u64,
     (old, new): (Hands<'_>, Hands<'_>),
-    (store, now): (u64, Wall),
+    (store, recovery, now): (u64, RecoveryId, Wall),
 ) -> Result<Metadata, RecoverError> {
     let kept = survivor.kept();
-    let survival = Survival { node: survivor.node, store, kept: &kept, published: survivor.published, now };
+    let survival = Survival { node: survivor.node, store, recovery, kept: &kept, published: survivor.published, now };
     let (state, replicas) = survivor.metadata.recovered(survival);
     let mut old = Offline::open(segment_bytes, old)?;
     let mut new = Offline::open(segment_bytes, new)?;

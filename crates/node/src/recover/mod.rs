@@ -8,8 +8,8 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
-use base::VersionRange;
 use base::limits::WAL_SEGMENT_BYTES;
+use base::{RecoveryId, VersionRange};
 use engine::recover::Survivor;
 use journal::{DiskDone, DiskError, DiskOpKind};
 use runtime::Clock;
@@ -19,6 +19,7 @@ pub use report::{Comparison, LogReport, MemberReport, PartitionReport, Report, c
 use crate::data_dir::{ClusterRecord, DataDir, Recovery};
 use crate::disk::Files;
 use crate::error::NodeError;
+use crate::formation;
 
 /// A data directory that was looked into, locked until this is dropped.
 pub struct Inspection {
@@ -32,6 +33,8 @@ pub struct Inspection {
 pub struct Recovered {
     /// Of the cluster, from now on.
     pub incarnation: u64,
+    /// Which recovery that is, in hexadecimal digits.
+    pub recovery: String,
     /// The journal as it was, which nothing needs any more.
     pub old_journal: PathBuf,
 }
@@ -70,7 +73,15 @@ impl Inspection {
     /// What was found, and what a recovery would lose.
     #[must_use]
     pub fn report(&self) -> Report {
-        Report::of(&self.survivor, self.data.path())
+        Report { recovered: self.is_recovered(), ..Report::of(&self.survivor, self.data.path()) }
+    }
+
+    /// Whether this was done already, and no other node has joined since: then nobody is lost. (One that joined is in the
+    /// table before anything else, and out of it after everything else.)
+    fn is_recovered(&self) -> bool {
+        let state = &self.survivor.metadata;
+        let here = self.record.recovery.is_some_and(|recovery| recovery.incarnation == state.cluster_incarnation);
+        here && state.nodes.len() == 1
     }
 
     /// Makes this data directory the whole cluster; durable on return.
@@ -88,23 +99,24 @@ impl Inspection {
             _ => {}
         }
         let store = self.data.store_in(&new)?;
+        let recovery = RecoveryId(formation::random()?);
         let (from, to) = (Files::of(&old), Files::of(&new));
         let state = engine::recover::recover(
             &self.survivor,
             WAL_SEGMENT_BYTES,
             (&mut |kind| only_read(&from, &kind), &mut |kind| to.carry_out(&kind)),
-            (store, Clock.now().wall),
+            (store, recovery, Clock.now().wall),
         );
         let state = state.map_err(|source| NodeError::Recover { path: new.clone(), source })?;
         let incarnation = state.cluster_incarnation;
         self.data.save(&ClusterRecord {
-            recovery: Some(Recovery { incarnation, count: recoveries }),
+            recovery: Some(Recovery { incarnation, count: recoveries, id: Some(recovery) }),
             // Whoever admitted this node is gone.
             joined: None,
             formed: true,
             ..self.record
         })?;
-        Ok(Recovered { incarnation: incarnation.0, old_journal: old })
+        Ok(Recovered { incarnation: incarnation.0, recovery: recovery.to_string(), old_journal: old })
     }
 }
 
@@ -223,6 +235,32 @@ mod tests {
         assert!(core.metadata().applied > before.applied + limits::RECOVERY_IDS_SKIPPED);
         assert_eq!(core.metadata().cluster_incarnation, Incarnation(1));
         assert_eq!(core.metadata().topics.keys().collect::<Vec<_>>(), before.topics.keys().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn survivors_that_are_recovered_apart_are_two_clusters_and_one_that_is_recovered_needs_it_no_more() {
+        let (one, other) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let report = |dir: &tempfile::TempDir| inspect(dir.path()).expect("it is whole").report();
+        let recover = |dir: &tempfile::TempDir| {
+            drop(member(dir.path()));
+            let before = report(dir);
+            assert_eq!((before.recovered, &before.recovery), (false, &None));
+            inspect(dir.path()).expect("it is whole").recover().expect("there is room")
+        };
+        let (first, second) = (recover(&one), recover(&other));
+        assert_eq!((first.incarnation, second.incarnation), (1, 1));
+        assert_ne!(first.recovery, second.recovery);
+        let found = compare(&report(&one), &[report(&other)]);
+        assert!(found.refusals.iter().any(|why| why.contains("was recovered apart")), "{found:?}");
+
+        let after = report(&one);
+        assert_eq!((after.recovered, after.recovery.as_deref()), (true, Some(first.recovery.as_str())));
+        let data = DataDir::open(one.path()).expect("opens");
+        let id = data.load().expect("readable").and_then(|record| record.recovery_id());
+        let core = live(&data, Formation::Restart);
+        assert_eq!((core.metadata().recovery, id.map(|id| id.to_string())), (id, Some(first.recovery)));
+        drop(data);
+        assert!(report(&one).recovered, "it ran alone");
     }
 
     #[test]

@@ -13,6 +13,12 @@ pub struct Report {
     pub cluster: String,
     /// Of the cluster: raised by each recovery.
     pub incarnation: u64,
+    /// Which recovery that incarnation came of, in hexadecimal digits; null if there was none.
+    #[serde(default)]
+    pub recovery: Option<String>,
+    /// That recovery was here, and no other node has joined since: nobody is lost, and there is nothing to recover from.
+    #[serde(default)]
+    pub recovered: bool,
     pub node: u64,
     pub name: String,
     pub data_dir: String,
@@ -41,6 +47,9 @@ pub struct LogReport {
 pub struct MemberReport {
     pub node: u64,
     pub name: String,
+    /// Where other nodes reached it, `ip:port`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Whether it votes in the cluster's own group.
     pub voter: bool,
 }
@@ -86,6 +95,7 @@ impl Report {
         let members = state.nodes.values().map(|record| MemberReport {
             node: record.member.node.0,
             name: record.member.name.clone(),
+            addresses: record.member.address.direct.clone(),
             voter: voters.contains(&record.meta_replica),
         });
         let partitions = state.topics.values().flat_map(|topic| &topic.partitions);
@@ -104,6 +114,8 @@ impl Report {
         Report {
             cluster: state.cluster.to_string(),
             incarnation: state.cluster_incarnation.0,
+            recovery: state.recovery.map(|recovery| recovery.to_string()),
+            recovered: false,
             node: survivor.node.0,
             name: name(survivor.node),
             data_dir: data_dir.display().to_string(),
@@ -152,6 +164,16 @@ pub fn compare(mine: &Report, others: &[Report]) -> Comparison {
                 .push(format!("{who} was recovered already, as incarnation {incarnation}: let this node join it"));
             continue;
         }
+        if let (Some(theirs), Some(here)) = (&other.recovery, &mine.recovery)
+            && other.incarnation == mine.incarnation
+            && theirs != here
+        {
+            found.refusals.push(format!(
+                "{who} was recovered apart from this one (recovery {theirs}, here {here}): they are two clusters now. Keep one, \
+                 wipe the other, and let it join anew"
+            ));
+            continue;
+        }
         if other.meta.place() > mine.meta.place() {
             let ((term, index), (my_term, my_index)) = (other.meta.place(), mine.meta.place());
             found.refusals.push(format!(
@@ -188,6 +210,8 @@ mod tests {
         Report {
             cluster: "ab".into(),
             incarnation: 0,
+            recovery: None,
+            recovered: false,
             node,
             name: format!("node{node}"),
             data_dir: "/data".into(),
@@ -223,5 +247,27 @@ mod tests {
         check(one((2, 9), None), other, Some("another cluster"), None);
         let other = Report { incarnation: 1, ..two((1, 1), None) };
         check(one((2, 9), None), other, Some("recovered already"), None);
+    }
+
+    #[test]
+    fn survivors_that_were_recovered_apart_are_told_so() {
+        let of = |node, incarnation, recovery: Option<&str>| Report {
+            incarnation,
+            recovery: recovery.map(str::to_owned),
+            ..report(node, (2, 9), None)
+        };
+        check(of(1, 1, Some("aa")), of(2, 1, Some("bb")), Some("recovery bb, here aa"), None);
+        check(of(1, 1, Some("aa")), of(2, 1, Some("aa")), None, None);
+        check(of(1, 1, Some("aa")), of(2, 1, None), None, None);
+        check(of(1, 1, Some("aa")), of(2, 2, Some("bb")), Some("recovered already"), None);
+        check(of(1, 1, Some("aa")), of(2, 0, None), None, None);
+    }
+
+    #[test]
+    fn a_report_of_an_older_muster_can_be_read() {
+        let mut told = serde_json::to_value(report(1, (2, 9), None)).expect("it is told");
+        let fields = told.as_object_mut().expect("an object");
+        assert!(fields.remove("recovery").is_some() && fields.remove("recovered").is_some());
+        assert_eq!(serde_json::from_value::<Report>(told).expect("readable"), report(1, (2, 9), None));
     }
 }

@@ -8,7 +8,7 @@ use ops::{Call, Example, Human, Idempotency, Method, OpError, Operation, Permiss
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wire::{JoinToken, TokenSeed};
+use wire::{JoinToken, TokenRecovery, TokenSeed};
 
 use crate::Ports;
 use crate::common::{WRITE_ERRORS, command, failure, unexpected};
@@ -94,7 +94,9 @@ fn output(metadata: &Metadata, id: u64, secret: [u8; 32], uses: u32, expires: Wa
     if seeds.is_empty() {
         return Err(OpError::new(ErrorCode::FailedPrecondition, "this node knows of no member to join through"));
     }
-    let token = JoinToken { cluster: metadata.cluster, id, secret, seeds };
+    let incarnation = metadata.cluster_incarnation;
+    let recovery = metadata.recovery.map(|id| TokenRecovery { incarnation, id });
+    let token = JoinToken { cluster: metadata.cluster, id, secret, seeds, recovery };
     let command = if only_here(&token) {
         format!("muster join {token}")
     } else {
@@ -134,7 +136,7 @@ mod tests {
         ] {
             let direct = direct.iter().map(ToString::to_string).collect();
             let seeds = vec![TokenSeed { endpoint: base::EndpointId([1; 32]), direct, relay_url: None }];
-            let token = JoinToken { cluster: base::ClusterId([2; 16]), id: 1, secret: [3; 32], seeds };
+            let token = JoinToken { cluster: base::ClusterId([2; 16]), id: 1, secret: [3; 32], seeds, recovery: None };
             assert_eq!(only_here(&token), here, "{token:?}");
             let shown = text(&serde_json::json!({ "token": token.to_string(), "command": "muster join" }));
             assert_eq!(shown.contains("Only this host can use it"), here, "{shown}");

@@ -1,13 +1,13 @@
 //! Keys of the key-value store that several clients contend for (see [`super::linear`]), and leases, which last as long as
 //! their holders were told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::LeaseId;
 use metadata::{Command, KeyChange, KeyChanged, Metadata};
 
 use super::linear::Model;
-use crate::time::Nanos;
+use crate::time::{Nanos, ms};
 
 /// What is asked of a key. Values are numbers that nobody else uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,18 +69,31 @@ pub fn key_in(state: &Metadata, key: &str) -> KeyTold {
 #[derive(Default)]
 pub struct Leases {
     until: BTreeMap<LeaseId, Nanos>,
+    /// Those of another life of the cluster.
+    inherited: BTreeSet<LeaseId>,
     /// Leases that ended because their time was over.
     pub expired: u64,
     /// Renewals that were granted.
     pub kept: u64,
+    /// Those of them that were of leases of another life.
+    pub outlived: u64,
 }
 
 impl Leases {
+    /// A survivor of another life of the cluster brings leases along: the first leader starts them in full.
+    pub fn recovered(&mut self, state: &Metadata) {
+        for lease in state.kv.leases.values() {
+            self.until.insert(lease.id, ms(lease.ttl_ms));
+            self.inherited.insert(lease.id);
+        }
+    }
+
     /// A holder was told that its lease lives until then.
     pub fn held(&mut self, lease: LeaseId, until: Nanos) {
         let known = self.until.entry(lease).or_default();
         *known = until.max(*known);
         self.kept += 1;
+        self.outlived += u64::from(self.inherited.contains(&lease));
     }
 
     /// A holder was told that there is no such lease.

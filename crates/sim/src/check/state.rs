@@ -173,6 +173,7 @@ pub fn difference(one: &Metadata, other: &Metadata) -> String {
     let tables = [
         ("cluster", one.cluster == other.cluster),
         ("cluster_incarnation", one.cluster_incarnation == other.cluster_incarnation),
+        ("recovery", one.recovery == other.recovery),
         ("applied", one.applied == other.applied),
         ("nodes", one.nodes == other.nodes),
         ("topics", one.topics == other.topics),
@@ -183,6 +184,7 @@ pub fn difference(one: &Metadata, other: &Metadata) -> String {
         ("sessions", one.sessions == other.sessions),
         ("outbox", one.outbox == other.outbox),
         ("outbox_next", one.outbox_next == other.outbox_next),
+        ("outbox_first", one.outbox_first == other.outbox_first),
         ("departed", one.departed == other.departed),
         ("kv", one.kv == other.kv),
     ];

@@ -71,8 +71,7 @@ fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
         refused(&recover(&survivor, &["--others", file, "--yes"])?, "knows more")?;
         ensure!(report(&survivor, &[])? == found, "something was changed");
 
-        let done = recover(&survivor, &["--yes"])?;
-        ensure!(done.status.success() && done.text().contains("is the whole cluster now"), "{}", done.text());
+        let recovered = recovered_once(&cluster, &survivor)?;
         cluster.nodes[2].start(&Start::Up)?;
         cluster.nodes[2].wait_ready(PATIENCE)?;
         let alone = &cluster.nodes[2];
@@ -88,12 +87,46 @@ fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
         // What is of the old incarnation is refused, and says why.
         let ended = cluster.nodes[0].start_again(&Start::Up)?;
         refused(&ended, "the cluster was recovered without this node")?;
+        recovered_apart(&cluster, folder, &recovered)?;
         std::fs::remove_dir_all(&cluster.nodes[0].data_dir)?;
         refused(&cluster.nodes[0].start_again(&Start::Join(old_token))?, "token")?;
         let _ = std::fs::remove_dir_all(&cluster.nodes[0].data_dir);
 
         grown_again(&mut cluster)
     });
+}
+
+/// The survivor becomes the cluster; said again, that changes nothing. What it says of itself afterwards.
+fn recovered_once(cluster: &Cluster, survivor: &Path) -> anyhow::Result<Value> {
+    let done = recover(survivor, &["--yes"])?;
+    let lost = format!("node 1 (node1) at {}", cluster.nodes[0].peer);
+    for expect in ["is the whole cluster now", "Given up for good", lost.as_str(), "node 2 (node2)"] {
+        ensure!(done.status.success() && done.text().contains(expect), "it does not say {expect:?}: {}", done.text());
+    }
+    let recovered = report(survivor, &[])?;
+    let again = recover(survivor, &["--yes"])?;
+    ensure!(again.status.success() && again.text().contains("was recovered already"), "{}", again.text());
+    ensure!(report(survivor, &[])? == recovered && recovered["incarnation"] == 1, "something was changed: {recovered}");
+    Ok(recovered)
+}
+
+/// Another survivor is recovered, too, and becomes a cluster of its own under the same name: it does not pass for a member of
+/// the first one.
+fn recovered_apart(cluster: &Cluster, folder: &Folder, first: &Value) -> anyhow::Result<()> {
+    let other = &cluster.nodes[0];
+    let file = folder.path().join("node3.json");
+    std::fs::write(&file, first.to_string())?;
+    let file = file.to_str().context("a plain name")?;
+    refused(&recover(&other.data_dir, &["--others", file, "--yes"])?, "was recovered already")?;
+    let done = recover(&other.data_dir, &["--yes", "--output", "json"])?;
+    ensure!(done.status.success(), "{}", done.text());
+    let told: Value = serde_json::from_slice(&done.stdout)?;
+    let lost = told["nodes_lost"].as_array().context("nobody is lost")?;
+    let lost: Vec<&str> = lost.iter().filter_map(|node| node["name"].as_str()).collect();
+    ensure!(lost == ["node2", "node3"], "{told}");
+    refused(&recover(&other.data_dir, &["--others", file, "--yes"])?, "was recovered apart from this one")?;
+    let token = cluster.token(1)?;
+    refused(&other.start_again(&Start::Join(token))?, "two survivors were recovered apart")
 }
 
 /// New nodes join the survivor, and the cluster is as safe as before.

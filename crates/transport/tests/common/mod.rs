@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base::{ClusterId, EndpointId, Incarnation, NodeId, VersionRange};
+use base::{ClusterId, EndpointId, Incarnation, NodeId, RecoveryId, VersionRange};
 use bytes::Bytes;
 use iroh::endpoint::{Connection, QuicTransportConfig, RecvStream, SendStream, presets};
 use iroh::{Endpoint, EndpointAddr, RelayMode, SecretKey};
@@ -35,9 +35,9 @@ pub fn identity(n: u64) -> Identity {
 }
 
 pub fn local(n: u64, incarnation: u64) -> Local {
-    let cluster_incarnation = Incarnation(1);
+    let (cluster_incarnation, recovery) = (Incarnation(1), Some(RecoveryId([5; 16])));
     let (node, incarnation) = (NodeId(n), Incarnation(incarnation));
-    Local { cluster: CLUSTER, cluster_incarnation, node, incarnation, versions: VersionRange::BINARY }
+    Local { cluster: CLUSTER, cluster_incarnation, recovery, node, incarnation, versions: VersionRange::BINARY }
 }
 
 /// What a test leaves behind must not disturb the next one.
@@ -238,6 +238,7 @@ pub fn member_hello(node: u64) -> Hello {
         cluster_incarnation: local.cluster_incarnation,
         node: local.node,
         incarnation: local.incarnation,
+        recovery: local.recovery,
     };
     Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions }
 }
