@@ -18,6 +18,8 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use crate::cluster::Cluster;
+use crate::kcat::Kcat;
+use crate::node::Node;
 pub use producer::Produced;
 pub use writer::Written;
 
@@ -28,6 +30,11 @@ pub struct LoadPlan {
     pub writers: usize,
     /// Between two keys of one writer.
     pub writer_pause: Duration,
+    /// A writer begins with its first key again after so many, so that what the nodes hold in memory is bounded. An
+    /// attempt must be over (3 s) long before its key is written again.
+    pub keys: u64,
+    /// Bytes of a value, at least: it holds a number in any case.
+    pub value_bytes: usize,
     /// kcats at once.
     pub producers: usize,
     /// Records that one run of kcat produces.
@@ -49,6 +56,8 @@ impl LoadPlan {
         LoadPlan {
             writers: 4,
             writer_pause: Duration::from_millis(5),
+            keys: 20_000,
+            value_bytes: 0,
             producers: 3,
             batch_records: 50,
             record_bytes: 100,
@@ -89,7 +98,15 @@ impl Load {
     /// # Errors
     /// If the topic cannot be made.
     pub fn start(cluster: &Cluster, plan: LoadPlan) -> anyhow::Result<Self> {
-        let first = cluster.running().next().context("no node runs")?;
+        Load::start_at(&cluster.nodes.iter().collect::<Vec<_>>(), plan)
+    }
+
+    /// As [`Load::start`], but only these nodes are asked for anything.
+    ///
+    /// # Errors
+    /// If the topic cannot be made.
+    pub fn start_at(nodes: &[&Node], plan: LoadPlan) -> anyhow::Result<Self> {
+        let first = nodes.iter().find(|node| node.pid().is_some()).context("no node runs")?;
         if plan.producers > 0 {
             let topic = json!({ "name": plan.topic, "partitions": plan.producers });
             let made = first.api().post("/v1/topics", &topic)?;
@@ -98,17 +115,18 @@ impl Load {
                 made.ok()?;
             }
         }
-        let nodes: Arc<[SocketAddr]> = cluster.nodes.iter().map(|node| node.api).collect();
+        let apis: Arc<[SocketAddr]> = nodes.iter().map(|node| node.api).collect();
+        let brokers: Vec<SocketAddr> = nodes.iter().map(|node| node.kafka).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let writers = (0..plan.writers)
             .map(|number| {
-                let (plan, stop, nodes) = (plan.clone(), Arc::clone(&stop), Arc::clone(&nodes));
-                std::thread::spawn(move || writer::write(number, &plan, &nodes, &stop))
+                let (plan, stop, apis) = (plan.clone(), Arc::clone(&stop), Arc::clone(&apis));
+                std::thread::spawn(move || writer::write(number, &plan, &apis, &stop))
             })
             .collect();
         let producers = (0..plan.producers)
             .map(|number| {
-                let (plan, stop, kcat) = (plan.clone(), Arc::clone(&stop), cluster.kcat());
+                let (plan, stop, kcat) = (plan.clone(), Arc::clone(&stop), Kcat::at_any(&brokers));
                 std::thread::spawn(move || producer::produce(number, &plan, &kcat, &stop))
             })
             .collect();
@@ -174,5 +192,12 @@ impl Outcome {
     #[must_use]
     pub fn latencies(&self) -> Vec<Duration> {
         self.writers.iter().flat_map(|it| it.took.iter().copied()).collect()
+    }
+
+    /// The same of those that were acknowledged between two moments.
+    #[must_use]
+    pub fn latencies_between(&self, from: Instant, to: Instant) -> Vec<Duration> {
+        let all = self.writers.iter().flat_map(|it| it.acknowledged.iter().zip(&it.took));
+        all.filter(|(key, _)| (from..to).contains(&key.at)).map(|(_, took)| *took).collect()
     }
 }

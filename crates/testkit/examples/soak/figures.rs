@@ -73,12 +73,6 @@ impl Figures {
         self.add(Row { what: what.to_owned(), count: 1, spread, limit: "holds".to_owned(), kept });
     }
 
-    /// Something that could not be measured.
-    pub fn unmeasured(&mut self, what: &str, why: &str) {
-        let spread = [format!("not measured: {why}"), String::new(), String::new(), String::new()];
-        self.add(Row { what: what.to_owned(), count: 0, spread, limit: "-".to_owned(), kept: true });
-    }
-
     /// Limits that were not kept.
     pub fn missed(&self) -> usize {
         self.rows.iter().filter(|row| !row.kept).count()

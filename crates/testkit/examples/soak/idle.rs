@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde_json::json;
-use testkit::{Cluster, Kcat, Node, Start, wait_until};
+use testkit::{Cluster, Kcat, Start, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, cpu_time, in_folder, let_pass, node_id, resident_mib, strays, wait_home};
+use crate::look::{PATIENCE, cost, in_folder, let_pass, node_id, strays, wait_home};
 use crate::options::Options;
 
 const TOPIC: &str = "idle";
+/// So many, unless another number is asked for.
+pub const PARTITIONS: usize = 1_000;
 /// Measured for this long, each time.
 const WINDOW: Duration = Duration::from_secs(30);
 const CPU_PERCENT_MAX: f64 = 3.0;
@@ -23,7 +25,7 @@ const LED_MAX: Duration = Duration::from_secs(10);
 pub fn run(options: &Options, figures: &mut Figures) {
     in_folder("soak-idle", figures, |folder, figures| {
         let mut cluster = Cluster::start(folder, 3)?;
-        idle(&mut cluster, options.partitions, figures)
+        idle(&mut cluster, options.partitions.unwrap_or(PARTITIONS), figures)
     });
 }
 
@@ -35,7 +37,7 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     figures.times(&format!("{partitions} partitions are made and led"), vec![made], Limit::default());
     // What their making left to be done is not what they cost.
     let_pass(cluster, Duration::from_secs(10))?;
-    let (cpu, resident) = cost(cluster)?;
+    let (cpu, resident) = cost(cluster, WINDOW)?;
     figures.number(
         &format!("{partitions} idle partitions: CPU of a node, of one core"),
         &cpu,
@@ -73,17 +75,6 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     cluster.wait_ready(PATIENCE)?;
     wait_home(&cluster.nodes[0].kcat(), TOPIC, PATIENCE)?;
     Ok(())
-}
-
-/// CPU in percent of a core and memory in MiB of each node, with nobody asking for anything.
-fn cost(cluster: &mut Cluster) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
-    let pids: Vec<u32> = cluster.nodes.iter().filter_map(Node::pid).collect();
-    let used = |pid: &u32| cpu_time(*pid);
-    let (began, before) = (Instant::now(), pids.iter().map(used).collect::<anyhow::Result<Vec<_>>>()?);
-    let_pass(cluster, WINDOW)?;
-    let (elapsed, after) = (began.elapsed().as_secs_f64(), pids.iter().map(used).collect::<anyhow::Result<Vec<_>>>()?);
-    let percent = before.iter().zip(&after).map(|(before, after)| (*after - *before).as_secs_f64() / elapsed * 100.0);
-    Ok((percent.collect(), pids.iter().map(|pid| resident_mib(*pid)).collect::<anyhow::Result<_>>()?))
 }
 
 /// From `moment` until every partition has a leader.

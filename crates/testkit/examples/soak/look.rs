@@ -5,8 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use serde_json::Value;
+use anyhow::{Context, bail, ensure};
 use testkit::{Cluster, Folder, Kcat, Node, Outcome, wait_until};
 
 use crate::figures::Figures;
@@ -54,13 +53,35 @@ pub fn risen(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> V
 
 /// Waits until the cluster can lose a node, and every partition has all its voters.
 pub fn wait_whole(node: &Node) -> anyhow::Result<()> {
-    wait_until(PATIENCE, "the cluster can lose a node", || {
-        let status = node.api().get("/v1/status")?.ok()?;
-        ensure!(status["fault_tolerance"] == "survives the loss of 1 node", "{}", status["fault_tolerance"]);
-        let topics = status["topics"].as_array().context("no topics")?;
-        let lacking: Vec<&Value> = topics.iter().filter(|topic| topic["voters_min"] != 3).collect();
-        ensure!(lacking.is_empty(), "not all replicas vote: {lacking:?}");
-        Ok(())
+    wait_until(PATIENCE, "the cluster can lose a node", || ensure_whole(node))
+}
+
+/// Whether the cluster can lose a node, and every partition has all its voters.
+pub fn ensure_whole(node: &Node) -> anyhow::Result<()> {
+    let status = node.api().get("/v1/status")?.ok()?;
+    ensure!(status["fault_tolerance"] == "survives the loss of 1 node", "{}", status["fault_tolerance"]);
+    let topics = status["topics"].as_array().context("no topics")?;
+    let lacking: Vec<&str> =
+        topics.iter().filter(|topic| topic["voters_min"] != 3).filter_map(|topic| topic["name"].as_str()).collect();
+    ensure!(lacking.is_empty(), "not all replicas vote: {lacking:?}");
+    Ok(())
+}
+
+/// As [`wait_until`], looking at most once in `every`: for looks that cost the nodes something.
+pub fn wait_sparing<T>(
+    limit: Duration,
+    every: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut looked: Option<(Instant, String)> = None;
+    wait_until(limit, what, || {
+        if let Some((at, seen)) = &looked
+            && at.elapsed() < every
+        {
+            bail!("{seen}");
+        }
+        condition().inspect_err(|seen| looked = Some((Instant::now(), format!("{seen:#}"))))
     })
 }
 
@@ -124,6 +145,27 @@ pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.split_whitespace().next().context("an empty VmRSS")?.parse()?;
     Ok(kib / 1_024.0)
+}
+
+/// CPU in percent of a core and memory in MiB of each node that runs, over a time in which nobody asks for anything.
+pub fn cost(cluster: &mut Cluster, window: Duration) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
+    let pids: Vec<u32> = cluster.nodes.iter().filter_map(Node::pid).collect();
+    let used = |pid: &u32| cpu_time(*pid);
+    let (began, before) = (Instant::now(), pids.iter().map(used).collect::<anyhow::Result<Vec<_>>>()?);
+    let_pass(cluster, window)?;
+    let (elapsed, after) = (began.elapsed().as_secs_f64(), pids.iter().map(used).collect::<anyhow::Result<Vec<_>>>()?);
+    let percent = before.iter().zip(&after).map(|(before, after)| (*after - *before).as_secs_f64() / elapsed * 100.0);
+    Ok((percent.collect(), pids.iter().map(|pid| resident_mib(*pid)).collect::<anyhow::Result<_>>()?))
+}
+
+/// What the machine's cores did since it started, in the kernel's ticks: nothing, or waited for a disk; and all of it.
+pub fn machine_time() -> anyhow::Result<(u64, u64)> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).context("no cores in /proc/stat")?;
+    let ticks = line.split_whitespace().map(str::parse::<u64>).collect::<Result<Vec<_>, _>>()?;
+    // User, nice, system, idle, waiting for a disk, interrupts, soft ones, stolen; guests are in the first two.
+    let [_, _, _, idle, waiting, ..] = ticks[..] else { bail!("/proc/stat says of the cores only {line:?}") };
+    Ok((idle + waiting, ticks.iter().take(8).sum()))
 }
 
 /// Lets time pass that is to be measured, looking at the nodes meanwhile.

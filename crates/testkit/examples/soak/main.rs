@@ -1,4 +1,4 @@
-//! `make soak-consensus`: whether consensus and formation can be shaken, on real processes and over an hour or two. Each
+//! `make soak-consensus`: whether consensus and formation can be shaken, on real processes and over some hours. Each
 //! scenario measures against limits; a table at the end says how far each was kept, and the program fails if one was not.
 //!
 //! ```text
@@ -8,14 +8,20 @@
 //! Without names, all scenarios run. `--help` lists them, and how often each does what.
 
 mod cold;
+mod counts;
+mod dataset;
 mod figures;
+mod groups;
 mod handover;
 mod idle;
 mod kills;
 mod look;
+mod machines;
 mod options;
 mod partitions;
 mod rolling;
+mod snapshot;
+mod starved;
 mod steady;
 
 use std::process::ExitCode;
@@ -27,7 +33,7 @@ use options::Options;
 
 type Scenario = fn(&Options, &mut Figures);
 
-const SCENARIOS: [(&str, &str, Scenario); 7] = [
+const SCENARIOS: [(&str, &str, Scenario); 10] = [
     ("cold", "three nodes form a cluster, over and over", cold::run),
     ("steady", "saturating load, and no election", steady::run),
     ("kills", "kill -9 of the leader under load", kills::run),
@@ -35,6 +41,9 @@ const SCENARIOS: [(&str, &str, Scenario); 7] = [
     ("rolling", "all nodes are restarted in turn, under load", rolling::run),
     ("partitions", "nodes that cannot reach each other, in a network of their own", partitions::run),
     ("idle", "many partitions that nobody uses", idle::run),
+    ("snapshot", "a node is a whole data set behind, while others are written to", snapshot::run),
+    ("starved", "no core to spare, and no election", starved::run),
+    ("groups", "as many partitions as a cluster is meant to hold, and nodes that die", groups::run),
 ];
 
 fn main() -> ExitCode {

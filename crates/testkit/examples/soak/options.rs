@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 
+use crate::{groups, idle};
+
 /// How often, how long, how many.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -14,7 +16,11 @@ pub struct Options {
     pub handovers: usize,
     pub restarts: usize,
     pub cuts: usize,
-    pub partitions: usize,
+    /// As many as the scenario makes by itself, if not said.
+    pub partitions: Option<usize>,
+    pub fill_mib: usize,
+    pub starve_minutes: f64,
+    pub burners: usize,
     pub vms: bool,
 }
 
@@ -29,7 +35,10 @@ impl Options {
             handovers: 20,
             restarts: 20,
             cuts: 5,
-            partitions: 1_000,
+            partitions: None,
+            fill_mib: 200,
+            starve_minutes: 5.0,
+            burners: 0,
             vms: true,
         };
         let mut arguments = arguments;
@@ -45,7 +54,10 @@ impl Options {
                 "--handovers" => options.handovers = number(&argument, arguments.next())?,
                 "--restarts" => options.restarts = number(&argument, arguments.next())?,
                 "--cuts" => options.cuts = number(&argument, arguments.next())?,
-                "--partitions" => options.partitions = number(&argument, arguments.next())?,
+                "--partitions" => options.partitions = Some(number(&argument, arguments.next())?),
+                "--fill-mib" => options.fill_mib = number(&argument, arguments.next())?,
+                "--starve-minutes" => options.starve_minutes = number(&argument, arguments.next())?,
+                "--burners" => options.burners = number(&argument, arguments.next())?,
                 "--no-vms" => options.vms = false,
                 name if known.iter().any(|(known, _)| *known == name) => options.scenarios.push(argument),
                 other => bail!("{other} is no scenario and no option; --help lists them"),
@@ -76,9 +88,13 @@ fn help(options: &Options, known: &[(&str, &str)]) {
         ("--handovers", options.handovers as f64, "of the leader's work (handover)"),
         ("--restarts", options.restarts as f64, "of all nodes (rolling)"),
         ("--cuts", options.cuts as f64, "of each kind (partitions)"),
-        ("--partitions", options.partitions as f64, "that nobody uses (idle)"),
+        ("--partitions", idle::PARTITIONS as f64, "that nobody uses (idle), ..."),
+        ("", groups::PARTITIONS as f64, "... and of several topics (groups)"),
+        ("--fill-mib", options.fill_mib as f64, "of values that a node is behind (snapshot)"),
+        ("--starve-minutes", options.starve_minutes, "without a core to spare (starved)"),
+        ("--burners", options.burners as f64, "processes that only take CPU time (starved)"),
     ] {
         println!("  {option:16} {default:5} {says}");
     }
-    println!("  {:16}       the load boots no virtual machines (steady)", "--no-vms");
+    println!("  {:16}       the load boots no virtual machines (steady, starved)", "--no-vms");
 }

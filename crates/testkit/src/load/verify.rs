@@ -48,7 +48,8 @@ fn verify_keys(writer: &Written, node: &Node) -> anyhow::Result<()> {
         for key in keys {
             let name = key["key"].as_str().context("a key without a name")?;
             let number = name.strip_prefix(&writer.prefix).with_context(|| format!("{name} has another prefix"))?;
-            let value = key["value"].as_str().and_then(|value| value.parse().ok()).with_context(|| format!("{key}"))?;
+            let value = key["value"].as_str().and_then(|value| value.trim_end().parse::<u64>().ok());
+            let value = value.with_context(|| format!("{key}"))?;
             found.insert(number.parse()?, value);
             after = format!("&after={}", name.replace('/', "%2F"));
         }

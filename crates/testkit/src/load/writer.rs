@@ -10,8 +10,6 @@ use serde_json::json;
 use super::{Acknowledged, LoadPlan};
 use crate::http::Api;
 
-/// A writer begins with its first key again after so many, so that what the nodes hold in memory is bounded.
-const KEYS: u64 = 20_000;
 /// One attempt ends after this long, on the node too: long before the same key is written again.
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// Before the next attempt.
@@ -47,9 +45,9 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
         if stop.load(Ordering::SeqCst) {
             break;
         }
-        let key = round % KEYS;
+        let key = round % plan.keys;
         let path = format!("/v1/kv/{}", done.path(key));
-        let body = json!({ "value": round.to_string() });
+        let body = json!({ "value": format!("{round:<width$}", width = plan.value_bytes) });
         let began = Instant::now();
         let outcome = loop {
             let attempted = Instant::now();
