@@ -18,6 +18,10 @@ use crate::{Effect, Work, Worked};
 const PULL_RETRY: Millis = Millis(500);
 /// ... and a pull that gets nothing is given up after this long; the leader offers its checkpoint again.
 const PULL_GIVE_UP: Millis = Millis(10_000);
+/// Whoever asked for a part within this time is pulling still: longer than a puller waits for one.
+const PULLING: Millis = Millis(2_000);
+/// The log may grow to so many times what makes a checkpoint due, while somebody needs the last one.
+const OVERDUE: u64 = 4;
 
 /// A checkpoint that is being pulled from a leader.
 struct Pull {
@@ -42,6 +46,8 @@ pub(crate) struct Checkpoints {
     encoding: Option<(SnapshotMeta, u64)>,
     /// The one that is being written.
     writing: Option<(SnapshotMeta, u64)>,
+    /// When somebody last asked for a part of the one that is there.
+    served: Option<Mono>,
     pull: Option<Pull>,
     /// Pulled whole and checked; Raft has accepted it and is about to ask for its install.
     pulled: Option<(SnapshotMeta, Bytes)>,
@@ -62,11 +68,16 @@ impl NodeCore {
     pub(crate) fn drive_checkpoints(&mut self) {
         let Checkpoints { bytes, entries, size, encoding, writing, installing, .. } = &self.checkpoints;
         // A large state is not written again for every small change to it.
-        let due = *bytes >= META_CHECKPOINT_BYTES.max(size / 2)
-            || *entries >= self.config.checkpoint_entries && *bytes >= size / 64;
+        let enough = META_CHECKPOINT_BYTES.max(size / 2);
+        let due = *bytes >= enough || *entries >= self.config.checkpoint_entries && *bytes >= size / 64;
         let busy = encoding.is_some() || writing.is_some() || installing.is_some() || self.disk_full;
         if !due || busy {
             return;
+        }
+        // What somebody pulls is not replaced under its hands, and the log behind it stays: under load it would otherwise
+        // begin anew each time, and never have a whole one.
+        if *bytes < enough * OVERDUE && self.checkpoint_is_needed() {
+            return mark(Mark::CheckpointHeldBack);
         }
         let Some(group) = self.groups.get(&GroupId::META).filter(|g| g.running()) else { return };
         if group.applied != self.metadata.applied {
@@ -80,6 +91,13 @@ impl NodeCore {
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
         self.effects.push(Effect::Work(Work::Encode { index, state: Box::new(self.metadata.clone()) }));
+    }
+
+    /// Somebody pulls it, or has still to continue behind it.
+    fn checkpoint_is_needed(&self) -> bool {
+        let pulling = self.checkpoints.served.is_some_and(|at| self.now.mono.since(at) < PULLING);
+        let behind = || self.raft.status(GroupId::META).is_some_and(|it| it.progress.iter().any(|of| of.snapshot));
+        pulling || behind()
     }
 
     pub(crate) fn worked(&mut self, worked: Worked) {
@@ -271,6 +289,7 @@ impl NodeCore {
         // Without room for another read it is not answered, and asks again.
         let serve = ReadFor::Serve { to: from, group: pull.group, index: pull.index };
         let Some(token) = self.reads.begin_for_others(serve) else { return };
+        self.checkpoints.served = Some(self.now.mono);
         self.journal.read_checkpoint(token, pull.group, pull.offset, self.config.checkpoint_part_bytes);
     }
 

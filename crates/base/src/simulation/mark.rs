@@ -280,6 +280,8 @@ super::table! {
             "A checkpoint was offered that is not needed, or while another was being installed.",
         SnapshotOfferedWhilePulling "snapshot-offered-while-pulling"
             "A checkpoint was offered again while it was being pulled.",
+        CheckpointHeldBack "checkpoint-held-back"
+            "A checkpoint was due, but somebody needed the last one still.",
         PullReplaced "pull-replaced"
             "Another checkpoint was offered while one was being pulled.",
         PullAskedAgain "pull-asked-again"
