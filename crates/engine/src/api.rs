@@ -467,6 +467,8 @@ pub enum Effect {
         asked: bool,
         reason: String,
     },
+    /// Something is not as it should be, and the node goes on: for its log.
+    Warning(String),
     /// The node must stop, and say why.
     Fatal(String),
 }

@@ -199,8 +199,9 @@ impl NodeCore {
             return self.ask_for_part();
         }
         let Some(pull) = self.checkpoints.pull.take() else { return };
-        if pull.data.len() as u64 != chunk.total || crc32c::crc32c(&pull.data) != chunk.crc {
-            return; // Damaged on the way; the leader offers it again.
+        let sound = pull.data.len() as u64 == chunk.total && crc32c::crc32c(&pull.data) == chunk.crc;
+        if !sound && !planted(Plant::DamagedCheckpointTaken) {
+            return self.pull_anew(pull);
         }
         // Raft may refuse the snapshot, or ignore it without a word, because its term is over by now. The leader offers
         // one again.
@@ -210,6 +211,17 @@ impl NodeCore {
         } else {
             mark(Mark::PulledCheckpointRefused);
         }
+    }
+
+    /// What came is not what was sent. No part says by itself whether it is sound, so none is kept; the first one is asked
+    /// for again at one of the next ticks.
+    fn pull_anew(&mut self, pull: Pull) {
+        let (index, from) = (pull.meta.index, pull.from);
+        self.effects.push(Effect::Warning(format!(
+            "the checkpoint of __meta at index {index} does not have the checksum that node {from} says: it was damaged on \
+             its way. Nothing of it is used; it is pulled anew"
+        )));
+        self.checkpoints.pull = Some(Pull { data: Vec::new(), ..pull });
     }
 
     /// Raft accepted the snapshot: state and log are replaced, together, once the checkpoint is durable.

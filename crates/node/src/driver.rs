@@ -268,6 +268,7 @@ impl Driver {
                     let _ = departed.send(Departed { asked, reason });
                 }
             }
+            Effect::Warning(what) => tracing::warn!("{what}"),
             Effect::Fatal(reason) => return Err(End::Fatal(reason)),
         }
         Ok(())

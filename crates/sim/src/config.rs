@@ -16,6 +16,8 @@ pub enum Fault {
     Delay,
     /// Frames arrive twice.
     Duplicate,
+    /// Parts of checkpoints are damaged on their way.
+    Damage,
     /// A connection breaks and comes back.
     Reset,
     /// A link goes down and up, again and again.
@@ -63,10 +65,11 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 24] = [
+    pub const ALL: [(Fault, &'static str); 25] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
+        (Fault::Damage, "damage"),
         (Fault::Reset, "reset"),
         (Fault::Flap, "flap"),
         (Fault::Partition, "partition"),

@@ -161,6 +161,7 @@ impl SimConfig {
             Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot, Fault::PowerLoss, Fault::Join]),
             // Where others vote, their answers come after the log is durable.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
+            Mistake::Code(Plant::DamagedCheckpointTaken) => some(&[Fault::Damage, Fault::Crash, Fault::Join]),
             // Somebody must be gone for good while somebody else is to go.
             Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
             Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
@@ -168,8 +169,12 @@ impl SimConfig {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
-            // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by.
-            _ => FaultSet(FaultSet::all().0.into_iter().filter(|fault| *fault != Fault::Upgrade).collect()),
+            // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
+            // checkpoints do not come through, nobody takes one.
+            _ => {
+                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage);
+                FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
+            }
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));

@@ -96,12 +96,8 @@ impl World {
     /// Whether it took place: it can be impossible, or wait for its moment.
     fn shoot(&mut self, injection: &Injection) -> bool {
         match injection.shot.clone() {
-            Shot::Loss { per_million, lasts } => {
-                self.bad_weather(lasts, Weather { loss: per_million, ..Weather::default() });
-            }
-            Shot::Delay { up_to, lasts } => self.bad_weather(lasts, Weather { delay: up_to, ..Weather::default() }),
-            Shot::Duplicate { per_million, lasts } => {
-                self.bad_weather(lasts, Weather { duplicates: per_million, ..Weather::default() });
+            shot @ (Shot::Loss { .. } | Shot::Delay { .. } | Shot::Duplicate { .. } | Shot::Damage { .. }) => {
+                return self.shoot_weather(&shot);
             }
             Shot::Reset { one, other } => return self.reset(one, other),
             Shot::Flap { one, other, period, lasts } => {
@@ -238,6 +234,20 @@ impl World {
                 self.partition(others.flat_map(|peer| [(node, peer), (peer, node)]).collect(), lasts);
             }
         }
+    }
+
+    fn shoot_weather(&mut self, shot: &Shot) -> bool {
+        let calm = Weather::default();
+        let (lasts, weather) = match *shot {
+            Shot::Loss { per_million, lasts } => (lasts, Weather { loss: per_million, ..calm }),
+            Shot::Delay { up_to, lasts } => (lasts, Weather { delay: up_to, ..calm }),
+            Shot::Duplicate { per_million, lasts } => (lasts, Weather { duplicates: per_million, ..calm }),
+            Shot::Damage { per_million, lasts } => (lasts, Weather { damage: per_million, ..calm }),
+            _ => return false,
+        };
+        self.bad_weather(lasts, weather);
+        // Counted when it strikes.
+        !matches!(shot, Shot::Damage { .. })
     }
 
     fn bad_weather(&mut self, lasts: Nanos, weather: Weather) {

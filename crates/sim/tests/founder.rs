@@ -4,13 +4,13 @@
 mod common;
 
 use base::simulation::{Plant, with_plant};
-use base::{EndpointId, Millis, NodeId, RequestId, Wall};
+use base::{EndpointId, GroupId, Millis, NodeId, RequestId, Wall};
 use common::{LoneNode, config};
 use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
 use engine::{Event, Formation, Reply};
 use metadata::{Command, CommandResult, token_hash};
 use sim::disk::VirtualDisk;
-use wire::{Capabilities, Member, NodeAddress};
+use wire::{Capabilities, CheckpointPull, Member, NodeAddress, PeerMessage};
 
 /// One that is ready.
 fn founder() -> LoneNode {
@@ -59,6 +59,29 @@ fn a_join_is_answered_when_it_is_committed_and_not_before() {
         panic!("{:?}", founder.replies)
     };
     assert!(admitted(result) && founder.core.metadata().nodes.contains_key(&NodeId(2)), "{result:?}");
+}
+
+/// What it sends to somebody who pulls the checkpoint that it was born with: bytes of it, if any.
+fn pulled(founder: &mut LoneNode) -> Option<usize> {
+    founder.sent.clear();
+    let pull = CheckpointPull { group: GroupId::META, index: 1, offset: 0 };
+    founder.tell(Event::Peer { from: NodeId(2), messages: vec![PeerMessage::CheckpointPull(pull)] });
+    founder.sent.iter().find_map(|sent| match sent {
+        PeerMessage::CheckpointChunk(chunk) => Some(chunk.data.len()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_checkpoint_that_rotted_ends_its_node_and_is_sent_to_nobody() {
+    let mut founder = founder();
+    assert!(pulled(&mut founder).is_some_and(|bytes| bytes > 100) && founder.stopped.is_none());
+    let of_checkpoint = |salt| founder.disk.some_bit(salt).filter(|bit| bit.to_string().starts_with("Checkpoint"));
+    let bit = (0..1_000).find_map(of_checkpoint).expect("there is one");
+    assert!(founder.disk.flip(&bit));
+    assert_eq!(pulled(&mut founder), None);
+    let last_words = founder.last_words();
+    assert!(last_words.starts_with("checkpoint-0-1 is damaged at byte"), "{last_words}");
 }
 
 /// By how many entries all logs grow in a minute in which nobody asks for anything, while a VM waits for a node that

@@ -103,6 +103,8 @@ super::table! {
             "A restarted replica has the members of its checkpoint, without the changes behind it.",
         CheckpointIndexTooHigh "checkpoint-index-too-high"
             "A checkpoint claims one entry more than it holds.",
+        DamagedCheckpointTaken "damaged-checkpoint-taken"
+            "The checksum of a checkpoint that was pulled is not compared.",
         AppliedAgainAtRestart "applied-again-at-restart"
             "Raft is told of one entry less than a restarted replica has applied, and hands that one out again.",
         JoinerFormsItsOwn "joiner-forms-its-own"
