@@ -60,7 +60,7 @@ pub const META_CHECKPOINT_ENTRIES: u64 = 10_000;
 pub const META_CHECKPOINT_KEEP_ENTRIES: u64 = 1_000;
 /// Bytes of a checkpoint sent in one message.
 pub const CHECKPOINT_CHUNK_BYTES: usize = 512 << 10;
-/// Size of a checkpoint's state, at most.
+/// Size of a checkpoint's state, at most. Above three quarters of it nothing more is taken into the state.
 pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 
 // ---- Requests ----

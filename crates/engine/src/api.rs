@@ -38,6 +38,8 @@ pub struct CoreConfig {
     pub checkpoint_keep_entries: u64,
     /// Bytes of a checkpoint sent in one message; [`base::limits::CHECKPOINT_CHUNK_BYTES`].
     pub checkpoint_part_bytes: usize,
+    /// Bytes of a checkpoint, at most; [`base::limits::CHECKPOINT_BYTES_MAX`] outside tests.
+    pub checkpoint_bytes_max: u64,
     /// A member that was silent for this long is lost, and its replicas are made anew elsewhere;
     /// [`base::limits::NODE_LOST_AFTER`] by default.
     pub node_lost_after: base::Millis,

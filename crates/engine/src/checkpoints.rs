@@ -1,6 +1,6 @@
 //! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
 
-use base::limits::{CHECKPOINT_BYTES_MAX, META_CHECKPOINT_BYTES};
+use base::limits::META_CHECKPOINT_BYTES;
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
@@ -63,7 +63,8 @@ impl NodeCore {
         let Checkpoints { bytes, entries, size, encoding, writing, installing, .. } = &self.checkpoints;
         // A large state is not written again for every small change to it.
         let due = *bytes >= META_CHECKPOINT_BYTES.max(size / 2)
-            || *entries >= self.config.checkpoint_entries && *bytes >= size / 64;
+            || *entries >= self.config.checkpoint_entries && *bytes >= size / 64
+            || self.room.is_due(self.config.checkpoint_bytes_max);
         let busy = encoding.is_some() || writing.is_some() || installing.is_some() || self.disk_full;
         if !due || busy {
             return;
@@ -79,6 +80,7 @@ impl NodeCore {
         self.checkpoints.encoding = Some((meta, keep_from));
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
+        self.room.encoding();
         self.effects.push(Effect::Work(Work::Encode { index, state: Box::new(self.metadata.clone()) }));
     }
 
@@ -96,13 +98,17 @@ impl NodeCore {
             return; // One from a leader is being installed meanwhile.
         };
         let Some(group) = self.groups.get(&GroupId::META) else { return };
-        if state.len() as u64 > CHECKPOINT_BYTES_MAX {
-            let size = state.len();
-            return self.fatal(format!(
-                "the state of __meta has {size} bytes, more than a checkpoint may have ({CHECKPOINT_BYTES_MAX})"
-            ));
+        let (size, max) = (state.len() as u64, self.config.checkpoint_bytes_max);
+        self.checkpoints.size = size;
+        self.room.encoded(size);
+        if size > max {
+            // What makes it grow is refused long before. If it came about all the same, ending every node would not help:
+            // without a checkpoint the log is kept, and what is deleted makes the state smaller.
+            return self.effects.push(Effect::Warning(format!(
+                "the state of __meta has {size} bytes, more than a checkpoint may have ({max}): none is made, and the log \
+                 is kept. Delete topics, VMs or keys"
+            )));
         }
-        self.checkpoints.size = state.len() as u64;
         let checkpoint = Checkpoint {
             group: GroupId::META,
             replica: group.replica,
@@ -185,7 +191,7 @@ impl NodeCore {
         if pull.from != from || pull.group != chunk.group || pull.meta.index != chunk.index {
             return;
         }
-        if chunk.total == 0 || chunk.total > CHECKPOINT_BYTES_MAX {
+        if chunk.total == 0 || chunk.total > self.config.checkpoint_bytes_max {
             self.checkpoints.pull = None;
             return;
         }
@@ -260,6 +266,7 @@ impl NodeCore {
         }
         mark(Mark::CheckpointInstalled);
         self.checkpoints.size = bytes.len() as u64;
+        self.room.replaced(bytes.len() as u64);
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
         if let Some(entry) = self.groups.get_mut(&group) {

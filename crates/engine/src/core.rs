@@ -18,6 +18,7 @@ use crate::leases::Leases;
 use crate::outbox::Outbox;
 use crate::planner::Planner;
 use crate::requests::Requests;
+use crate::room::Room;
 use crate::session::Session;
 use crate::stats::Stats;
 use crate::superseded::Superseded;
@@ -72,6 +73,7 @@ pub struct NodeCore {
     pub(crate) vms: VmSide,
     pub(crate) outbox: Outbox,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) room: Room,
     pub(crate) reads: Reads,
     pub(crate) stats: Stats,
     pub(crate) superseded: Superseded,
@@ -119,6 +121,7 @@ impl NodeCore {
             vms: VmSide::default(),
             outbox: Outbox::default(),
             checkpoints: Checkpoints::default(),
+            room: Room::default(),
             reads: Reads::default(),
             stats: Stats::new(now.mono),
             superseded: Superseded::default(),

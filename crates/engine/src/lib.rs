@@ -36,6 +36,7 @@ mod raft_io;
 pub mod recover;
 mod replay;
 mod requests;
+mod room;
 mod session;
 mod stats;
 mod status;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::limits::{
-    CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
+    CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
     META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
 };
 use base::{ClusterId, Millis, NodeId, VersionRange};
@@ -445,6 +445,7 @@ fn core_config(config: &Config, me: Member, record: &ClusterRecord) -> CoreConfi
         checkpoint_entries: META_CHECKPOINT_ENTRIES,
         checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
         checkpoint_part_bytes: CHECKPOINT_CHUNK_BYTES,
+        checkpoint_bytes_max: CHECKPOINT_BYTES_MAX,
         node_lost_after: config.node_lost_after.unwrap_or(base::limits::NODE_LOST_AFTER),
         observe: false,
     }

@@ -230,6 +230,7 @@ impl SimNode {
             checkpoint_entries: 10 + sizes / 3 % 60,
             checkpoint_keep_entries: sizes / 180 % 20,
             checkpoint_part_bytes: 512 << (sizes / 3_600 % 8),
+            checkpoint_bytes_max: limits::CHECKPOINT_BYTES_MAX,
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             node_lost_after: base::Millis(4_000 + sizes / 100_000 % 12_000),

@@ -25,6 +25,7 @@ pub fn config(me: Member, formation: Formation, incarnation: u64) -> CoreConfig 
         checkpoint_entries: 1_000,
         checkpoint_keep_entries: 10,
         checkpoint_part_bytes: 1 << 10,
+        checkpoint_bytes_max: limits::CHECKPOINT_BYTES_MAX,
         node_lost_after: limits::NODE_LOST_AFTER,
         observe: false,
     }
