@@ -102,6 +102,11 @@ pub enum Event {
     Superseded {
         by: NodeId,
     },
+    /// A member refuses this process, because another one of the same node is there, or was there later.
+    Twin {
+        by: NodeId,
+        other: Incarnation,
+    },
     /// The hypervisor side reports.
     Vm(VmReport),
     /// What [`Effect::Work`] came to.

@@ -41,6 +41,7 @@ mod session;
 mod stats;
 mod status;
 mod superseded;
+mod twin;
 mod vitals;
 mod vms;
 mod work;

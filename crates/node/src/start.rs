@@ -248,7 +248,7 @@ impl Node {
         };
         let record = formation::find_place(&ground.data, config.join.as_ref(), &transport, &me).await?;
         me.node = record.node;
-        take_place(&ground, &transport, &record, me.versions);
+        take_place(&ground, &transport, &record, (me.versions, ground.data.home()?));
 
         let adopted = vmm.adopt().await?;
         for vm in &adopted {
@@ -329,7 +329,7 @@ fn image_dir() -> Option<std::path::PathBuf> {
 }
 
 /// From now on this process speaks as a member.
-fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, versions: VersionRange) {
+fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, (versions, home): (VersionRange, u64)) {
     // Set once per process, here.
     let _ = ground.handle.views.place.set((record.node, record.cluster));
     ground.supervisor.set_node(record.node, record.incarnation);
@@ -338,6 +338,7 @@ fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, ve
         cluster_incarnation: record.cluster_incarnation(),
         node: record.node,
         incarnation: record.incarnation,
+        home,
         versions,
     });
     transport.set_cluster_version(record.cluster_version);

@@ -412,6 +412,31 @@ fn a_campaign_begins_when_the_configured_timeout_is_over() {
     }
 }
 
+/// What a process says at its end that is told of another one of its node, every half a second for so long.
+fn told_of_twin_for(joiner: &mut Joiner, other: u64, ms: u64) -> Option<String> {
+    for _ in 0..ms / 500 {
+        joiner.tell(Event::Twin { by: LEADER.0, other: Incarnation(other) });
+        joiner.pass(500);
+    }
+    joiner.stopped.clone()
+}
+
+#[test]
+fn a_process_that_is_told_for_long_of_another_one_of_its_node_ends_and_says_what_to_do() {
+    let mut joiner = installed();
+    for _ in 0..3 {
+        // Whoever was moved hears of the process before until its connections have ended.
+        assert_eq!(told_of_twin_for(&mut joiner, 1, 4_000), None);
+        joiner.pass(2_000);
+    }
+    let said = told_of_twin_for(&mut joiner, 1, 6_000).expect("it ends");
+    assert!(said.starts_with("node 1 says that another process of this node is there (incarnation 1;"), "{said}");
+    assert!(said.contains("If this one is the copy, remove it"), "{said}");
+
+    let said = told_of_twin_for(&mut installed(), 7, 6_000).expect("it ends");
+    assert!(said.starts_with("node 1 says that a later process of this node than this one was there"), "{said}");
+}
+
 #[test]
 fn a_node_of_an_older_incarnation_goes_on_with_its_leader_and_ends_without_one() {
     let mut joiner = installed();

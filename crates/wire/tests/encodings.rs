@@ -147,7 +147,7 @@ fn hellos() {
     let (cluster, cluster_incarnation, node) = (ClusterId([1; 16]), Incarnation(2), NodeId(3));
     let request = JoinRequest { cluster, token_id: 5, secret: [6; 32], member: member() };
     let purposes = [
-        HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4) },
+        HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4), home: None },
         HelloPurpose::Join(Box::new(request)),
     ];
     for purpose in &purposes {
@@ -163,9 +163,9 @@ fn hellos() {
         members: vec![member()],
         meta_replicas: vec![ReplicaId(8)],
     };
-    let refusal = Refusal { code: ErrorCode::UnsupportedVersion, reason: "no".into(), active: Some(V1) };
+    let refusal = Refusal { code: ErrorCode::UnsupportedVersion, reason: "no".into(), active: Some(V1), other: None };
     let acks = [
-        HelloAck::Welcome { node, incarnation: Incarnation(4) },
+        HelloAck::Welcome { node, incarnation: Incarnation(4), home: None },
         HelloAck::Joined(Box::new(accepted)),
         HelloAck::Refused(refusal),
     ];

@@ -37,7 +37,7 @@ pub fn identity(n: u64) -> Identity {
 pub fn local(n: u64, incarnation: u64) -> Local {
     let cluster_incarnation = Incarnation(1);
     let (node, incarnation) = (NodeId(n), Incarnation(incarnation));
-    Local { cluster: CLUSTER, cluster_incarnation, node, incarnation, versions: VersionRange::BINARY }
+    Local { cluster: CLUSTER, cluster_incarnation, node, incarnation, home: n, versions: VersionRange::BINARY }
 }
 
 /// What a test leaves behind must not disturb the next one.
@@ -238,6 +238,7 @@ pub fn member_hello(node: u64) -> Hello {
         cluster_incarnation: local.cluster_incarnation,
         node: local.node,
         incarnation: local.incarnation,
+        home: Some(local.home),
     };
     Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions }
 }
