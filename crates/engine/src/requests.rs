@@ -334,6 +334,10 @@ impl NodeCore {
             Ok(proposed) => {
                 self.room.proposed(proposed.index, growth);
                 let Some(origin) = origin else { return self.planner.proposed(proposed.index) };
+                if command.is_some() && planted(Plant::CommandsAnsweredBeforeCommit) {
+                    let result = self.metadata.clone().apply(proposed.index, &envelope);
+                    return self.answer(origin, Ok(Reply::Command { index: proposed.index, result }));
+                }
                 if let Some(meta) = self.groups.get_mut(&GroupId::META) {
                     meta.waiters.insert(proposed.index, Waiter { term, what: Awaited::Command(origin) });
                 }

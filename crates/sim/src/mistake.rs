@@ -142,6 +142,8 @@ impl SimConfig {
         let some = |faults: &[Fault]| FaultSet(faults.iter().copied().collect());
         let faults = match mistake {
             Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
+            // Nothing is lost: that answers do not fit each other is all that shows it.
+            Mistake::Code(Plant::CommandsAnsweredBeforeCommit) => FaultSet::none(),
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
             Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),

@@ -89,6 +89,8 @@ super::table! {
             "Offsets move on though Raft refused the proposal.",
         AnsweredBeforeCommit "answered-before-commit"
             "Producers are answered when their batch is proposed.",
+        CommandsAnsweredBeforeCommit "commands-answered-before-commit"
+            "Commands are answered when they are proposed, with what they would do to the state of that moment.",
         AcksOneBeforeDurable "acks-one-before-durable"
             "A producer that waits for the leader only is answered before the leader's disk has its batch.",
         ReplacedEntryAnswered "replaced-entry-answered"
