@@ -159,8 +159,9 @@ impl SimConfig {
             // The answer to a joiner must be lost.
             Mistake::Code(Plant::AdmittedTwice) => some(&[Fault::Join, Fault::Partition]),
             Mistake::Code(Plant::SpeculateThoughRefused) => some(&[Fault::Transfer, Fault::Crash]),
-            // A group must have grown, and its first node must be gone for good.
-            Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot, Fault::PowerLoss, Fault::Join]),
+            // A group must have grown, and its first node must be gone for good with the same power loss that makes the
+            // others forget, before anybody was elected or anything was written since.
+            Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot]),
             // Where others vote, their answers come after the log is durable.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
             Mistake::Code(Plant::DamagedCheckpointTaken) => some(&[Fault::Damage, Fault::Crash, Fault::Join]),
@@ -183,7 +184,9 @@ impl SimConfig {
         let nodes = if alone { 1 } else { 3 };
         // A pause must end just when a disk has been stuck for not quite long enough to be noticed.
         let seconds = if mistake == Mistake::Code(Plant::CampaignBeforeLogDurable) { 60 } else { 8 };
-        SimConfig { seconds, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
+        // Whatever clients do is written down in `muster.events`, the group that everybody has.
+        let clients = (mistake == Mistake::Code(Plant::MembersCommitNotSaved)).then_some(0);
+        SimConfig { seconds, nodes, faults, clients, plant: Some(mistake), ..SimConfig::new(seed) }
     }
 }
 

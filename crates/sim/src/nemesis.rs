@@ -11,7 +11,7 @@ use multiraft::Role;
 use crate::config::{Fault, SimConfig};
 use crate::disk::DiskMood;
 use crate::net::Weather;
-use crate::node::Order;
+use crate::node::{Order, SimNode};
 use crate::queue::{Ev, Mend, NodeIx};
 use crate::requests::{Owner, What};
 use crate::schedule::{Blow, End, Injection, Moment, Schedule, Shot};
@@ -352,19 +352,28 @@ impl World {
         }
         let Some(bit) = self.nodes[node].disk.some_bit(salt) else { return };
         let boot = self.nodes[node].boot;
-        self.queue.after(AT_REST, Ev::Rot { node, boot, bit: Box::new(bit) });
+        let all = hash64(&[salt, 1]).is_multiple_of(2);
+        self.queue.after(AT_REST, Ev::Rot { node, boot, bit: Box::new(bit), all });
     }
 
-    /// The bit was at rest for long enough if nothing was written around it, and flips.
-    pub fn rot(&mut self, node: NodeIx, boot: u64, bit: &crate::disk::Bit) {
+    /// The bit was at rest for long enough if nothing was written around it, and flips. With `all`, all nodes lose power at
+    /// that moment, if everything that they know is on their disks: then one of them is gone for good, and the others have
+    /// nothing but what they wrote down. Where it ends alone they go on, and write that down before they lose anything.
+    pub fn rot(&mut self, node: NodeIx, boot: u64, bit: &crate::disk::Bit, all: bool) {
         if self.finale.began.is_none() && self.nodes[node].boot == boot && self.may_rot(node) {
             let it = &mut self.nodes[node];
             if it.disk.flip(bit) {
                 self.stats.fault(Fault::BitRot.name());
                 self.trace.node(self.queue.now, node, || format!("a bit flips: {bit}"));
+                let end = End { killed: false, back_in: ms(200), again: 0 };
+                let written = |it: &SimNode| it.inbox.is_empty() && it.disk.under_way().next().is_none();
+                if all && self.nodes.iter().all(written) {
+                    self.stats.fault("bit-rot-in-power-loss");
+                    return self.strike(node, true, 0, end);
+                }
                 // Most of what a node wrote is read again only by its next process.
                 let delay = self.nemesis.random.between(ms(50), ms(2_000));
-                self.strike(node, false, delay, End { killed: false, back_in: ms(200), again: 0 });
+                self.strike(node, false, delay, end);
             }
         }
     }

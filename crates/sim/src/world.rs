@@ -190,7 +190,7 @@ impl World {
             Ev::Mend(mend) => self.mend(mend),
             Ev::Inject { place } => self.inject(place),
             Ev::Flap { one, other, period, until } => self.flap(one, other, period, until),
-            Ev::Rot { node, boot, bit } => self.rot(node, boot, &bit),
+            Ev::Rot { node, boot, bit, all } => self.rot(node, boot, &bit, all),
             Ev::Join { node } => self.join(node),
             Ev::Operate { node } => self.operate(node),
             Ev::Renew { node } => self.renew(node),
