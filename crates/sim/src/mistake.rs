@@ -162,8 +162,9 @@ impl SimConfig {
             // A group must have grown, and its first node must be gone for good with the same power loss that makes the
             // others forget, before anybody was elected or anything was written since.
             Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot]),
-            // Where others vote, their answers come after the log is durable.
-            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
+            // Where others vote, their answers come after the log is durable. Where nobody else does, the last write must end
+            // just when a campaign is due, so that both are taken in at once.
+            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk, Fault::Busy]),
             Mistake::Code(Plant::DamagedCheckpointTaken) => some(&[Fault::Damage, Fault::Crash, Fault::Join]),
             // Somebody must be gone for good while somebody else is to go.
             Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
@@ -173,16 +174,17 @@ impl SimConfig {
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
             // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
-            // checkpoints do not come through, nobody takes one.
+            // checkpoints do not come through, nobody takes one; and a busy machine takes much in at once, with few moments
+            // in between.
             _ => {
-                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage);
+                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage | Fault::Busy);
                 FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
             }
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
         let nodes = if alone { 1 } else { 3 };
-        // A pause must end just when a disk has been stuck for not quite long enough to be noticed.
+        // A leader must stand still for so long that it steps down, while its disk is stuck for even longer.
         let seconds = if mistake == Mistake::Code(Plant::CampaignBeforeLogDurable) { 60 } else { 8 };
         // Whatever clients do is written down in `muster.events`, the group that everybody has.
         let clients = (mistake == Mistake::Code(Plant::MembersCommitNotSaved)).then_some(0);

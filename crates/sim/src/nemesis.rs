@@ -32,6 +32,8 @@ pub struct Nemesis {
     weather: BTreeMap<u64, Weather>,
     /// The same of disks.
     disks: BTreeMap<(NodeIx, u64), DiskMood>,
+    /// The same of machines: how late their processes run.
+    busy: BTreeMap<(NodeIx, u64), Nanos>,
     armed: Vec<Armed>,
     /// For what belongs to no injection.
     random: SplitMix64,
@@ -56,6 +58,7 @@ impl Nemesis {
             partitions: BTreeMap::new(),
             weather: BTreeMap::new(),
             disks: BTreeMap::new(),
+            busy: BTreeMap::new(),
             armed: Vec::new(),
             random: SplitMix64::new(hash64(&[cfg.seed, 51])),
         }
@@ -120,6 +123,7 @@ impl World {
                 return false;
             }
             Shot::Pause { node, lasts } => return self.freeze(node, lasts),
+            Shot::Busy { node, up_to, lasts } => self.make_busy(node, up_to, lasts),
             Shot::SlowDisk { node, by, lasts } => {
                 self.bad_disk(node, lasts, DiskMood { slow: by, ..DiskMood::default() });
             }
@@ -273,6 +277,18 @@ impl World {
         self.queue.after(lasts, Ev::Mend(Mend::Disk { node, id }));
     }
 
+    fn make_busy(&mut self, node: NodeIx, up_to: Nanos, lasts: Nanos) {
+        let id = self.nemesis.next_id();
+        self.nemesis.busy.insert((node, id), up_to);
+        self.set_busy(node);
+        self.queue.after(lasts, Ev::Mend(Mend::Busy { node, id }));
+    }
+
+    fn set_busy(&mut self, node: NodeIx) {
+        let all = self.nemesis.busy.range((node, 0)..=(node, u64::MAX));
+        self.nodes[node].busy = all.map(|(_, up_to)| *up_to).max().unwrap_or(0);
+    }
+
     fn set_mood(&mut self, node: NodeIx) {
         let moods = self.nemesis.disks.range((node, 0)..=(node, u64::MAX)).map(|(_, mood)| *mood);
         let worst = moods.fold(DiskMood::default(), DiskMood::worse);
@@ -405,6 +421,10 @@ impl World {
                 self.nemesis.disks.remove(&(node, id));
                 self.set_mood(node);
             }
+            Mend::Busy { node, id } => {
+                self.nemesis.busy.remove(&(node, id));
+                self.set_busy(node);
+            }
             Mend::Drain { node } => self.end_drain(node),
             Mend::Partition { id } => {
                 for (from, to) in self.nemesis.partitions.remove(&id).unwrap_or_default() {
@@ -421,8 +441,10 @@ impl World {
         self.nemesis.armed.clear();
         self.nemesis.weather.clear();
         self.nemesis.disks.clear();
+        self.nemesis.busy.clear();
         for node in 0..self.nodes.len() {
             self.set_mood(node);
+            self.set_busy(node);
             let it = &mut self.nodes[node];
             (it.host.exits, it.host.failures) = (0, 0);
             if it.frozen {

@@ -47,6 +47,8 @@ pub struct SimNode {
     /// Not before this moment does it go on.
     pub frozen_until: Nanos,
     pub inbox: VecDeque<Event>,
+    /// The process looks up to this much later at its inbox: the machine has other things to do.
+    pub busy: Nanos,
     /// A look at the inbox is scheduled.
     pub awake: bool,
     pub recovered: bool,
@@ -138,6 +140,7 @@ impl SimNode {
             frozen: false,
             frozen_until: 0,
             inbox: VecDeque::new(),
+            busy: 0,
             awake: false,
             recovered: false,
             known: BTreeSet::new(),

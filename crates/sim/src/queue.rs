@@ -85,6 +85,8 @@ pub enum Mend {
     Weather { id: u64 },
     /// Slow or full disk.
     Disk { node: NodeIx, id: u64 },
+    /// Busy machine.
+    Busy { node: NodeIx, id: u64 },
 }
 
 /// The queue.

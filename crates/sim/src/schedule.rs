@@ -48,6 +48,8 @@ pub enum Shot {
     At { mark: Mark, blow: Blow, lasts: Nanos, again: bool },
     /// A process stands still.
     Pause { node: NodeIx, lasts: Nanos },
+    /// A process looks up to this much later at what has come for it.
+    Busy { node: NodeIx, up_to: Nanos, lasts: Nanos },
     /// A disk adds up to this much to each operation.
     SlowDisk { node: NodeIx, by: Nanos, lasts: Nanos },
     /// A disk completes nothing.
@@ -134,7 +136,7 @@ impl Schedule {
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
         let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let apart = [Fault::Upgrade, Fault::Damage];
+        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy];
         let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| !apart.contains(fault)).collect();
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
         if faults.is_empty() || allowed.len() <= 3 {
@@ -143,12 +145,10 @@ impl Schedule {
         let pace = ms(random.between(100, 1_500));
         let from_the_start = !faults.is_empty() && random.chance(300_000);
         let mut draw = Draw { random, nodes: cfg.nodes };
-        let upgrades = Draw::upgrades(cfg);
-        let upgraded = !upgrades.is_empty();
-        let damages = Draw::damages(cfg);
-        let damaged = !damages.is_empty();
-        let (mut injections, mut at) = (upgrades, 0);
-        injections.extend(damages);
+        let mut injections = Draw::upgrades(cfg);
+        injections.extend(Draw::damages(cfg));
+        injections.extend(Draw::busy(cfg));
+        let (apart, mut at): (Vec<Fault>, _) = (injections.iter().map(|it| it.shot.fault()).collect(), 0);
         while !faults.is_empty() && at < ms(cfg.seconds * 1_000) {
             at += draw.random.between(pace / 4, pace * 2);
             let fault = faults[draw.random.below(faults.len() as u64) as usize];
@@ -161,7 +161,6 @@ impl Schedule {
             index += 1;
             cfg.only.as_ref().is_none_or(|only| only.contains(&(index - 1)))
         });
-        let apart = upgraded.then_some(Fault::Upgrade).into_iter().chain(damaged.then_some(Fault::Damage));
         Schedule { from_the_start, kinds: faults.into_iter().chain(apart).collect(), injections }
     }
 
@@ -219,18 +218,35 @@ impl Draw {
         out
     }
 
-    /// Times in which checkpoints hardly come through whole. Drawn apart from all else, because it is a fault of few
-    /// messages: what else goes wrong in a run does not depend on it.
+    /// For a fault that is drawn apart from all else, so that what else goes wrong in a run does not depend on it. `None`: it
+    /// is not one of this run's.
+    fn apart(cfg: &SimConfig, fault: Fault, salt: u64) -> Option<Draw> {
+        let mut draw = Draw { random: SplitMix64::new(hash64(&[cfg.seed, salt])), nodes: cfg.nodes };
+        let allowed = cfg.faults.0.contains(&fault);
+        (allowed && (cfg.faults.0.len() <= 3 || !draw.random.chance(500_000))).then_some(draw)
+    }
+
+    /// Times in which checkpoints hardly come through whole.
     fn damages(cfg: &SimConfig) -> Vec<Injection> {
-        let mut draw = Draw { random: SplitMix64::new(hash64(&[cfg.seed, 53])), nodes: cfg.nodes };
-        if !cfg.faults.0.contains(&Fault::Damage) || cfg.faults.0.len() > 3 && draw.random.chance(500_000) {
-            return Vec::new();
-        }
+        let Some(mut draw) = Draw::apart(cfg, Fault::Damage, 53) else { return Vec::new() };
         let (mut out, mut at) = (Vec::new(), 0);
         for _ in 0..3 {
             at += ms(draw.random.between(0, 2_500));
             let shot =
                 Shot::Damage { per_million: draw.random.between(20_000, 1_000_000), lasts: draw.span(500, 5_000) };
+            out.push(Injection { at, shot, salt: draw.random.next_u64() });
+        }
+        out
+    }
+
+    /// Times in which a machine is busy, mostly up to the end of the run.
+    fn busy(cfg: &SimConfig) -> Vec<Injection> {
+        let Some(mut draw) = Draw::apart(cfg, Fault::Busy, 54) else { return Vec::new() };
+        let (mut out, mut at) = (Vec::new(), 0);
+        for _ in 0..2 {
+            at += ms(draw.random.between(0, 3_000));
+            let (node, up_to) = (draw.node(), ms(draw.random.between(1, 30)));
+            let shot = Shot::Busy { node, up_to, lasts: draw.span(2_000, 60_000) };
             out.push(Injection { at, shot, salt: draw.random.next_u64() });
         }
         out
@@ -290,7 +306,7 @@ impl Draw {
             Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
             Fault::BitRot => Shot::BitRot { node },
             // Machines die by themselves, see `vmhost.rs`; the others are drawn apart.
-            Fault::Vm | Fault::Upgrade | Fault::Damage => return None,
+            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy => return None,
             Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
             Fault::Transfer => Shot::Transfer { node, to: self.node() },
             Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
@@ -353,6 +369,7 @@ impl Shot {
             Shot::Crash { all, end, .. } => Fault::of_crash(*all, end.killed),
             Shot::At { .. } => Fault::Moment,
             Shot::Pause { .. } => Fault::Pause,
+            Shot::Busy { .. } => Fault::Busy,
             Shot::SlowDisk { .. } => Fault::SlowDisk,
             Shot::StuckDisk { .. } => Fault::StuckDisk,
             Shot::FullDisk { .. } => Fault::FullDisk,
@@ -430,6 +447,9 @@ impl fmt::Display for Shot {
                 write!(f, "{blow:?} (for {}) whichever node next reaches {:?}{again}", long(*lasts), mark.name())
             }
             Shot::Pause { node, lasts } => write!(f, "n{node} stands still for {}", long(*lasts)),
+            Shot::Busy { node, up_to, lasts } => {
+                write!(f, "the process of n{node} runs up to {} late for {}", long(*up_to), long(*lasts))
+            }
             Shot::SlowDisk { node, by, lasts } => {
                 write!(f, "the disk of n{node} is up to {} slower for {}", long(*by), long(*lasts))
             }
@@ -484,16 +504,18 @@ mod tests {
 
     #[test]
     fn what_is_drawn_apart_leaves_the_others_as_they_were() {
-        let mut damages = 0;
-        for seed in 0..20 {
-            let with = schedule(&SimConfig::new(seed));
-            let mut without = SimConfig::new(seed);
-            without.faults.0.remove(&Fault::Damage);
-            let rest: Vec<_> = with.iter().filter(|it| it.shot.fault() != Fault::Damage).cloned().collect();
-            assert_eq!(rest, schedule(&without));
-            damages += with.len() - rest.len();
+        for apart in [Fault::Damage, Fault::Busy] {
+            let mut drawn = 0;
+            for seed in 0..20 {
+                let with = schedule(&SimConfig::new(seed));
+                let mut without = SimConfig::new(seed);
+                without.faults.0.remove(&apart);
+                let rest: Vec<_> = with.iter().filter(|it| it.shot.fault() != apart).cloned().collect();
+                assert_eq!(rest, schedule(&without));
+                drawn += with.len() - rest.len();
+            }
+            assert!(drawn > 0, "{apart:?}");
         }
-        assert!(damages > 0);
     }
 
     #[test]

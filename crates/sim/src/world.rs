@@ -396,8 +396,9 @@ impl World {
             return;
         }
         it.awake = true;
-        let boot = it.boot;
-        self.queue.after(us(self.random.between(5, 60)), Ev::Wake { node, boot });
+        let (boot, busy) = (it.boot, it.busy);
+        let late = if busy > 0 { self.random.between(0, busy) } else { 0 };
+        self.queue.after(late + us(self.random.between(5, 60)), Ev::Wake { node, boot });
     }
 
     // ---- Connections ----
