@@ -60,7 +60,7 @@ pub const META_CHECKPOINT_ENTRIES: u64 = 10_000;
 pub const META_CHECKPOINT_KEEP_ENTRIES: u64 = 1_000;
 /// Bytes of a checkpoint sent in one message.
 pub const CHECKPOINT_CHUNK_BYTES: usize = 512 << 10;
-/// Size of a checkpoint's state, at most.
+/// Size of a checkpoint's state, at most. Above three quarters of it nothing more is taken into the state.
 pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 
 // ---- Requests ----
@@ -153,6 +153,9 @@ pub const GOSSIP_INTERVAL: Millis = Millis(150);
 pub const DISK_SPACE_TRUSTED_AFTER: Millis = Millis(3_000);
 /// A node without a leader that is told that its cluster was recovered without it goes on for this long.
 pub const SUPERSEDED_AFTER: Millis = Millis(30_000);
+/// A process that is told for this long that another one of its node is there ends. Longer than connections outlive their
+/// process.
+pub const TWIN_AFTER: Millis = Millis(5_000);
 /// A node not heard of for this long is shown as unreachable.
 pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
 /// Leaders named in one gossip message.

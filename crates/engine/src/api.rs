@@ -38,6 +38,8 @@ pub struct CoreConfig {
     pub checkpoint_keep_entries: u64,
     /// Bytes of a checkpoint sent in one message; [`base::limits::CHECKPOINT_CHUNK_BYTES`].
     pub checkpoint_part_bytes: usize,
+    /// Bytes of a checkpoint, at most; [`base::limits::CHECKPOINT_BYTES_MAX`] outside tests.
+    pub checkpoint_bytes_max: u64,
     /// A member that was silent for this long is lost, and its replicas are made anew elsewhere;
     /// [`base::limits::NODE_LOST_AFTER`] by default.
     pub node_lost_after: base::Millis,
@@ -99,6 +101,11 @@ pub enum Event {
     /// A member of a newer incarnation of the cluster, recovered from a lost majority, refuses this node.
     Superseded {
         by: NodeId,
+    },
+    /// A member refuses this process, because another one of the same node is there, or was there later.
+    Twin {
+        by: NodeId,
+        other: Incarnation,
     },
     /// The hypervisor side reports.
     Vm(VmReport),
@@ -467,6 +474,8 @@ pub enum Effect {
         asked: bool,
         reason: String,
     },
+    /// Something is not as it should be, and the node goes on: for its log.
+    Warning(String),
     /// The node must stop, and say why.
     Fatal(String),
 }

@@ -51,6 +51,7 @@ impl NodeCore {
         match entry.kind {
             EntryKind::Noop | EntryKind::Membership => {
                 self.metadata.skip(entry.index);
+                self.room.applied(entry.index, None);
                 Ok(None)
             }
             EntryKind::Command => {
@@ -61,6 +62,7 @@ impl NodeCore {
                 }
                 let before = self.metadata.nodes.clone();
                 let result = self.metadata.apply(entry.index, &envelope);
+                self.room.applied(entry.index, Some((&envelope.command, entry.data.len())));
                 self.peers.follow(&before, &self.metadata);
                 if self.groups.get(&GroupId::META).is_some_and(|meta| meta.active) {
                     self.leases.applied(&result, &self.metadata, self.now.mono);

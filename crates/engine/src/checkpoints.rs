@@ -1,6 +1,6 @@
 //! Checkpoints of `__meta`: taken behind the applier, pulled by joiners, installed as a whole.
 
-use base::limits::{CHECKPOINT_BYTES_MAX, META_CHECKPOINT_BYTES};
+use base::limits::META_CHECKPOINT_BYTES;
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
@@ -30,6 +30,8 @@ struct Pull {
     message: RaftMessage,
     meta: SnapshotMeta,
     data: Vec<u8>,
+    /// CRC-32C of `data`: over a whole state at once it would keep the core from everything else for too long.
+    crc: u32,
     asked: Mono,
     progressed: Mono,
 }
@@ -69,7 +71,9 @@ impl NodeCore {
         let Checkpoints { bytes, entries, size, encoding, writing, installing, .. } = &self.checkpoints;
         // A large state is not written again for every small change to it.
         let enough = META_CHECKPOINT_BYTES.max(size / 2);
-        let due = *bytes >= enough || *entries >= self.config.checkpoint_entries && *bytes >= size / 64;
+        let due = *bytes >= enough
+            || *entries >= self.config.checkpoint_entries && *bytes >= size / 64
+            || self.room.is_due(self.config.checkpoint_bytes_max);
         let busy = encoding.is_some() || writing.is_some() || installing.is_some() || self.disk_full;
         if !due || busy {
             return;
@@ -90,6 +94,7 @@ impl NodeCore {
         self.checkpoints.encoding = Some((meta, keep_from));
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
+        self.room.encoding();
         self.effects.push(Effect::Work(Work::Encode { index, state: Box::new(self.metadata.clone()) }));
     }
 
@@ -114,13 +119,17 @@ impl NodeCore {
             return; // One from a leader is being installed meanwhile.
         };
         let Some(group) = self.groups.get(&GroupId::META) else { return };
-        if state.len() as u64 > CHECKPOINT_BYTES_MAX {
-            let size = state.len();
-            return self.fatal(format!(
-                "the state of __meta has {size} bytes, more than a checkpoint may have ({CHECKPOINT_BYTES_MAX})"
-            ));
+        let (size, max) = (state.len() as u64, self.config.checkpoint_bytes_max);
+        self.checkpoints.size = size;
+        self.room.encoded(size);
+        if size > max {
+            // What makes it grow is refused long before. If it came about all the same, ending every node would not help:
+            // without a checkpoint the log is kept, and what is deleted makes the state smaller.
+            return self.effects.push(Effect::Warning(format!(
+                "the state of __meta has {size} bytes, more than a checkpoint may have ({max}): none is made, and the log \
+                 is kept. Delete topics, VMs or keys"
+            )));
         }
-        self.checkpoints.size = state.len() as u64;
         let checkpoint = Checkpoint {
             group: GroupId::META,
             replica: group.replica,
@@ -175,7 +184,7 @@ impl NodeCore {
         let now = self.now.mono;
         mark_if(Mark::PullReplaced, || self.checkpoints.pull.is_some());
         self.checkpoints.pull =
-            Some(Pull { from, group, message, meta, data: Vec::new(), asked: now, progressed: now });
+            Some(Pull { from, group, message, meta, data: Vec::new(), crc: 0, asked: now, progressed: now });
         self.ask_for_part();
     }
 
@@ -203,7 +212,7 @@ impl NodeCore {
         if pull.from != from || pull.group != chunk.group || pull.meta.index != chunk.index {
             return;
         }
-        if chunk.total == 0 || chunk.total > CHECKPOINT_BYTES_MAX {
+        if chunk.total == 0 || chunk.total > self.config.checkpoint_bytes_max {
             self.checkpoints.pull = None;
             return;
         }
@@ -211,14 +220,20 @@ impl NodeCore {
             mark(Mark::PullPartTwice);
             return;
         }
+        if pull.data.is_empty() {
+            // At once, so that what came is not moved each time that there is no room. It takes memory as it is filled.
+            pull.data.reserve_exact(usize::try_from(chunk.total).unwrap_or(0));
+        }
         pull.data.extend_from_slice(&chunk.data);
+        pull.crc = crc32c::crc32c_append(pull.crc, &chunk.data);
         pull.progressed = self.now.mono;
         if (pull.data.len() as u64) < chunk.total {
             return self.ask_for_part();
         }
         let Some(pull) = self.checkpoints.pull.take() else { return };
-        if pull.data.len() as u64 != chunk.total || crc32c::crc32c(&pull.data) != chunk.crc {
-            return; // Damaged on the way; the leader offers it again.
+        let sound = pull.data.len() as u64 == chunk.total && pull.crc == chunk.crc;
+        if !sound && !planted(Plant::DamagedCheckpointTaken) {
+            return self.pull_anew(pull);
         }
         // Raft may refuse the snapshot, or ignore it without a word, because its term is over by now. The leader offers
         // one again.
@@ -228,6 +243,17 @@ impl NodeCore {
         } else {
             mark(Mark::PulledCheckpointRefused);
         }
+    }
+
+    /// What came is not what was sent. No part says by itself whether it is sound, so none is kept; the first one is asked
+    /// for again at one of the next ticks.
+    fn pull_anew(&mut self, pull: Pull) {
+        let (index, from) = (pull.meta.index, pull.from);
+        self.effects.push(Effect::Warning(format!(
+            "the checkpoint of __meta at index {index} does not have the checksum that node {from} says: it was damaged on \
+             its way. Nothing of it is used; it is pulled anew"
+        )));
+        self.checkpoints.pull = Some(Pull { data: Vec::new(), crc: 0, ..pull });
     }
 
     /// Raft accepted the snapshot: state and log are replaced, together, once the checkpoint is durable.
@@ -266,6 +292,7 @@ impl NodeCore {
         }
         mark(Mark::CheckpointInstalled);
         self.checkpoints.size = bytes.len() as u64;
+        self.room.replaced(bytes.len() as u64);
         self.checkpoints.entries = 0;
         self.checkpoints.bytes = 0;
         if let Some(entry) = self.groups.get_mut(&group) {

@@ -18,9 +18,11 @@ use crate::leases::Leases;
 use crate::outbox::Outbox;
 use crate::planner::Planner;
 use crate::requests::Requests;
+use crate::room::Room;
 use crate::session::Session;
 use crate::stats::Stats;
 use crate::superseded::Superseded;
+use crate::twin::Twin;
 use crate::vms::VmSide;
 use crate::{CoreConfig, Effect, Event, Formation};
 
@@ -72,9 +74,11 @@ pub struct NodeCore {
     pub(crate) vms: VmSide,
     pub(crate) outbox: Outbox,
     pub(crate) checkpoints: Checkpoints,
+    pub(crate) room: Room,
     pub(crate) reads: Reads,
     pub(crate) stats: Stats,
     pub(crate) superseded: Superseded,
+    pub(crate) twin: Twin,
     pub(crate) disk_full: bool,
     /// Since when, to the tick, or since it was last looked for somebody to lead instead.
     pub(crate) disk_full_since: Option<base::Mono>,
@@ -119,9 +123,11 @@ impl NodeCore {
             vms: VmSide::default(),
             outbox: Outbox::default(),
             checkpoints: Checkpoints::default(),
+            room: Room::default(),
             reads: Reads::default(),
             stats: Stats::new(now.mono),
             superseded: Superseded::default(),
+            twin: Twin::default(),
             disk_full: false,
             disk_full_since: None,
             abstains_until: None,
@@ -153,6 +159,7 @@ impl NodeCore {
             Event::Worked(worked) => self.worked(worked),
             Event::Outdated { by, active } => self.refused_as_outdated(by, active),
             Event::Superseded { by } => self.superseded(by),
+            Event::Twin { by, other } => self.told_of_twin(by, other),
             Event::Vm(report) => self.take_vm_report(report),
             Event::Answered { ticket, outcome } => self.driver_answered(ticket, outcome),
         }

@@ -232,7 +232,10 @@ impl NodeCore {
     fn meta_born(&mut self, state: Bytes) {
         if !state.is_empty() {
             match metadata::Metadata::decode(&state) {
-                Ok(metadata) => self.adopt_metadata(metadata),
+                Ok(metadata) => {
+                    self.room.replaced(state.len() as u64);
+                    self.adopt_metadata(metadata);
+                }
                 Err(error) => return self.fatal(format!("the birth state of __meta is unreadable: {error}")),
             }
             self.effects.push(Effect::Formed);

@@ -17,6 +17,7 @@ impl NodeCore {
     pub(crate) fn checkpoint_loaded(&mut self, group: GroupId, state: &[u8]) {
         match metadata::Metadata::decode(state) {
             Ok(metadata) => {
+                self.room.replaced(state.len() as u64);
                 self.adopt_metadata(metadata);
                 if self.stage != Stage::Stopped {
                     self.replay_next(group);

@@ -326,9 +326,18 @@ impl NodeCore {
             let message = format!("the command has {} bytes, more than is allowed", data.len());
             return reply(self, error(ErrorCode::TooLarge, message));
         }
+        let growth = match self.room_for(&envelope.command, data.len()) {
+            Ok(growth) => growth,
+            Err(refusal) => return reply(self, refusal),
+        };
         match self.propose(Proposal { group: GroupId::META, term, kind: EntryKind::Command, data }) {
             Ok(proposed) => {
+                self.room.proposed(proposed.index, growth);
                 let Some(origin) = origin else { return self.planner.proposed(proposed.index) };
+                if command.is_some() && planted(Plant::CommandsAnsweredBeforeCommit) {
+                    let result = self.metadata.clone().apply(proposed.index, &envelope);
+                    return self.answer(origin, Ok(Reply::Command { index: proposed.index, result }));
+                }
                 if let Some(meta) = self.groups.get_mut(&GroupId::META) {
                     meta.waiters.insert(proposed.index, Waiter { term, what: Awaited::Command(origin) });
                 }
@@ -655,7 +664,7 @@ fn no_certain_refusal(request: &Request, outcome: Result<Reply, RequestError>) -
     };
     match &outcome {
         Err(last) if changes && last.code == ErrorCode::NoLeader => open(ErrorCode::DeadlineExceeded, &last.message),
-        Err(last) if changes && matches!(last.code, ErrorCode::DiskFull | ErrorCode::Busy) => {
+        Err(last) if changes && matches!(last.code, ErrorCode::DiskFull | ErrorCode::Busy | ErrorCode::TooLarge) => {
             open(ErrorCode::LeaderChanged, &last.message)
         }
         // A full session remembers nothing of what it refuses: the earlier try may still find room in it.
@@ -701,6 +710,7 @@ pub(super) mod tests {
             checkpoint_entries: 100,
             checkpoint_keep_entries: 10,
             checkpoint_part_bytes: 1 << 10,
+            checkpoint_bytes_max: base::limits::CHECKPOINT_BYTES_MAX,
             node_lost_after: base::limits::NODE_LOST_AFTER,
             observe: false,
         };

@@ -405,7 +405,8 @@ impl Recovery {
     fn check_table(&self) -> Result<(), JournalError> {
         let Some((last, offset)) = self.end else { return Ok(()) };
         if self.oldest < self.first && self.oldest > 0 {
-            return Err(corrupt(FileId::Wal(self.oldest), 0, "the segment is needed and missing"));
+            // Of those that are needed, older ones may be there.
+            return Err(corrupt(FileId::Wal(self.first - 1), 0, "the segment is needed and missing"));
         }
         for (id, group) in self.table.iter() {
             group.check().map_err(|reason| corrupt(FileId::Wal(last), offset, format!("group {id}: {reason}")))?;

@@ -9,6 +9,7 @@ mod apply;
 mod command;
 mod departures;
 mod domains;
+mod growth;
 mod kv;
 mod nodes;
 mod once;

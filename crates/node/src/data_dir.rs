@@ -12,6 +12,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -124,7 +125,7 @@ impl Keeper {
 pub(crate) struct DataDir {
     path: PathBuf,
     journal: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
@@ -155,7 +156,7 @@ impl DataDir {
         if let Err(error) = write(&lock) {
             tracing::warn!(%error, path = %lock_path.display(), "the lock does not name this process");
         }
-        let mut data = DataDir { journal: path.join("journal"), path, _lock: lock };
+        let mut data = DataDir { journal: path.join("journal"), path, lock };
         data.fill_reserve();
         // A record that is damaged is told of by whoever needs it.
         if let Ok(Some(record)) = data.load() {
@@ -176,6 +177,16 @@ impl DataDir {
 
     fn reserve_path(&self) -> PathBuf {
         self.path.join("reserve")
+    }
+
+    /// Names this directory, on this machine, until it is booted again. No copy has the same name, and as long as the lock
+    /// is held nobody else works under it.
+    pub fn home(&self) -> Result<u64, NodeError> {
+        let file = self.lock.metadata().map_err(NodeError::file("look at the lock in", &self.path))?;
+        // On another machine, or after another boot, devices and files may have the same numbers.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let parts: Vec<u64> = [file.dev(), file.ino()].into_iter().chain(boot.bytes().map(u64::from)).collect();
+        Ok(base::hash64(&parts))
     }
 
     pub fn path(&self) -> &Path {
@@ -403,6 +414,22 @@ mod tests {
         assert!(store != other && store != 0 && other != 0, "{store} and {other}");
         std::fs::write(data.journal().join("STORE"), "what?").expect("writes");
         assert!(matches!(data.store(), Err(NodeError::State { .. })));
+    }
+
+    #[test]
+    fn a_directory_has_a_name_of_its_own_that_outlives_its_processes_and_no_copy_has() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (here, there) = (dir.path().join("here"), dir.path().join("there"));
+        let home = |path: &Path| DataDir::open(path).expect("opens").home().expect("has a name");
+        let name = home(&here);
+        assert_eq!(home(&here), name);
+        std::fs::create_dir(&there).expect("made");
+        std::fs::copy(here.join("lock"), there.join("lock")).expect("copied");
+        assert_ne!(home(&there), name);
+        // Moved as a whole, it is the same.
+        let moved = dir.path().join("moved");
+        std::fs::rename(&here, &moved).expect("moved");
+        assert_eq!(home(&moved), name);
     }
 
     #[test]

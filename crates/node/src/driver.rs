@@ -192,6 +192,7 @@ impl Driver {
             Incoming::Expelled { by } => Event::Expelled { by },
             Incoming::Outdated { by, active } => Event::Outdated { by, active },
             Incoming::Superseded { by } => Event::Superseded { by },
+            Incoming::Twin { by, other } => Event::Twin { by, other },
             Incoming::Join { request, endpoint, reply } => {
                 // A full queue drops the reply, which refuses the stranger as busy.
                 let _ = self.sinks.joins.try_send(JoinCall { request, endpoint, reply });
@@ -268,6 +269,7 @@ impl Driver {
                     let _ = departed.send(Departed { asked, reason });
                 }
             }
+            Effect::Warning(what) => tracing::warn!("{what}"),
             Effect::Fatal(reason) => return Err(End::Fatal(reason)),
         }
         Ok(())
@@ -292,6 +294,7 @@ impl Driver {
     fn publish_metadata(&mut self, metadata: Metadata) {
         self.sinks.transport.set_cluster_version(metadata.cluster_version);
         self.sinks.record.at_version(metadata.cluster_version);
+        self.sinks.transport.set_latest(metadata.sessions.values().map(|session| (session.node, session.incarnation)));
         self.sinks.metadata.send_replace(Arc::new(metadata));
         self.sinks.views.changed();
     }

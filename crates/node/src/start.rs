@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::limits::{
-    CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
+    CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
     META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
 };
 use base::{ClusterId, Millis, NodeId, VersionRange};
@@ -253,7 +253,7 @@ impl Node {
         };
         let record = formation::find_place(&ground.data, config.join.as_ref(), &transport, &me).await?;
         me.node = record.node;
-        take_place(&ground, &transport, &record, me.versions);
+        take_place(&ground, &transport, &record, (me.versions, ground.data.home()?));
 
         let adopted = vmm.adopt().await?;
         for vm in &adopted {
@@ -334,7 +334,7 @@ fn image_dir() -> Option<std::path::PathBuf> {
 }
 
 /// From now on this process speaks as a member.
-fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, versions: VersionRange) {
+fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, (versions, home): (VersionRange, u64)) {
     // Set once per process, here.
     let _ = ground.handle.views.place.set((record.node, record.cluster));
     ground.supervisor.set_node(record.node, record.incarnation);
@@ -344,6 +344,7 @@ fn take_place(ground: &Ground, transport: &Transport, record: &ClusterRecord, ve
         recovery: record.recovery_id(),
         node: record.node,
         incarnation: record.incarnation,
+        home,
         versions,
     });
     transport.set_cluster_version(record.cluster_version);
@@ -451,6 +452,7 @@ fn core_config(config: &Config, me: Member, record: &ClusterRecord) -> CoreConfi
         checkpoint_entries: META_CHECKPOINT_ENTRIES,
         checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
         checkpoint_part_bytes: CHECKPOINT_CHUNK_BYTES,
+        checkpoint_bytes_max: CHECKPOINT_BYTES_MAX,
         node_lost_after: config.node_lost_after.unwrap_or(base::limits::NODE_LOST_AFTER),
         observe: false,
     }

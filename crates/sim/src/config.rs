@@ -16,6 +16,8 @@ pub enum Fault {
     Delay,
     /// Frames arrive twice.
     Duplicate,
+    /// Parts of checkpoints are damaged on their way.
+    Damage,
     /// A connection breaks and comes back.
     Reset,
     /// A link goes down and up, again and again.
@@ -32,6 +34,8 @@ pub enum Fault {
     Moment,
     /// A process stands still and then sees the gap in its clock.
     Pause,
+    /// A machine has so much to do that its process runs late, and takes in at once what came one after the other.
+    Busy,
     /// A disk is slow.
     SlowDisk,
     /// A disk completes nothing for a while.
@@ -63,10 +67,11 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 24] = [
+    pub const ALL: [(Fault, &'static str); 26] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
+        (Fault::Damage, "damage"),
         (Fault::Reset, "reset"),
         (Fault::Flap, "flap"),
         (Fault::Partition, "partition"),
@@ -75,6 +80,7 @@ impl Fault {
         (Fault::PowerLoss, "power-loss"),
         (Fault::Moment, "moment"),
         (Fault::Pause, "pause"),
+        (Fault::Busy, "busy"),
         (Fault::SlowDisk, "slow-disk"),
         (Fault::StuckDisk, "stuck-disk"),
         (Fault::FullDisk, "full-disk"),

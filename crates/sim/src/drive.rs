@@ -14,6 +14,7 @@ use multiraft::Role;
 use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
 use crate::check::{Held, Seen};
+use crate::config::Fault;
 use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
@@ -144,7 +145,7 @@ impl World {
                 self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
-            Effect::Metadata(_) => {}
+            Effect::Metadata(_) | Effect::Warning(_) => {}
             Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),
             Effect::Work(work) => self.work(node, work),
@@ -486,7 +487,22 @@ impl World {
         if let Some(Mistake::Seam(seam)) = self.cfg.plant {
             self.tamper(seam, channel, &mut messages);
         }
+        self.damage(to, &mut messages);
         self.tell(to, Event::Peer { from: id, messages });
+    }
+
+    /// What bad weather does to parts of checkpoints.
+    fn damage(&mut self, to: NodeIx, messages: &mut [PeerMessage]) {
+        for message in messages {
+            if let PeerMessage::CheckpointChunk(chunk) = message
+                && let Some(damaged) = self.net.damaged(&chunk.data)
+            {
+                let (index, offset) = (chunk.index, chunk.offset);
+                self.trace.node(self.queue.now, to, || format!("checkpoint {index} is damaged behind byte {offset}"));
+                self.stats.fault(Fault::Damage.name());
+                chunk.data = Bytes::from(damaged);
+            }
+        }
     }
 
     /// What a planted mistake of the network does.

@@ -142,6 +142,8 @@ impl SimConfig {
         let some = |faults: &[Fault]| FaultSet(faults.iter().copied().collect());
         let faults = match mistake {
             Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
+            // Nothing is lost: that answers do not fit each other is all that shows it.
+            Mistake::Code(Plant::CommandsAnsweredBeforeCommit) => FaultSet::none(),
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
             Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
@@ -159,10 +161,13 @@ impl SimConfig {
             // The answer to a joiner must be lost.
             Mistake::Code(Plant::AdmittedTwice) => some(&[Fault::Join, Fault::Partition]),
             Mistake::Code(Plant::SpeculateThoughRefused) => some(&[Fault::Transfer, Fault::Crash]),
-            // A group must have grown, and its first node must be gone for good.
-            Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot, Fault::PowerLoss, Fault::Join]),
-            // Where others vote, their answers come after the log is durable.
-            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk]),
+            // A group must have grown, and its first node must be gone for good with the same power loss that makes the
+            // others forget, before anybody was elected or anything was written since.
+            Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot]),
+            // Where others vote, their answers come after the log is durable. Where nobody else does, the last write must end
+            // just when a campaign is due, so that both are taken in at once.
+            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk, Fault::Busy]),
+            Mistake::Code(Plant::DamagedCheckpointTaken) => some(&[Fault::Damage, Fault::Crash, Fault::Join]),
             // Somebody must be gone for good while somebody else is to go.
             Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
             Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
@@ -170,20 +175,27 @@ impl SimConfig {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
-            // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by.
-            _ => FaultSet(FaultSet::all().0.into_iter().filter(|fault| *fault != Fault::Upgrade).collect()),
+            // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
+            // checkpoints do not come through, nobody takes one; and a busy machine takes much in at once, with few moments
+            // in between.
+            _ => {
+                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage | Fault::Busy);
+                FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
+            }
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
         let nodes = if alone { 1 } else { 3 };
         let seconds = match mistake {
-            // A pause must end just when a disk has been stuck for not quite long enough to be noticed.
+            // A leader must stand still for so long that it steps down, while its disk is stuck for even longer.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => 60,
             // A group must have come to rest before its leader is cut off.
             Mistake::Code(Plant::RestWithoutQuorum) => 20,
             _ => 8,
         };
-        SimConfig { seconds, nodes, faults, plant: Some(mistake), ..SimConfig::new(seed) }
+        // Whatever clients do is written down in `muster.events`, the group that everybody has.
+        let clients = (mistake == Mistake::Code(Plant::MembersCommitNotSaved)).then_some(0);
+        SimConfig { seconds, nodes, faults, clients, plant: Some(mistake), ..SimConfig::new(seed) }
     }
 }
 

@@ -11,7 +11,7 @@ use multiraft::Role;
 use crate::config::{Fault, SimConfig};
 use crate::disk::DiskMood;
 use crate::net::Weather;
-use crate::node::Order;
+use crate::node::{Order, SimNode};
 use crate::queue::{Ev, Mend, NodeIx};
 use crate::requests::{Owner, What};
 use crate::schedule::{Blow, End, Injection, Moment, Schedule, Shot};
@@ -32,6 +32,8 @@ pub struct Nemesis {
     weather: BTreeMap<u64, Weather>,
     /// The same of disks.
     disks: BTreeMap<(NodeIx, u64), DiskMood>,
+    /// The same of machines: how late their processes run.
+    busy: BTreeMap<(NodeIx, u64), Nanos>,
     armed: Vec<Armed>,
     /// For what belongs to no injection.
     random: SplitMix64,
@@ -56,6 +58,7 @@ impl Nemesis {
             partitions: BTreeMap::new(),
             weather: BTreeMap::new(),
             disks: BTreeMap::new(),
+            busy: BTreeMap::new(),
             armed: Vec::new(),
             random: SplitMix64::new(hash64(&[cfg.seed, 51])),
         }
@@ -96,12 +99,8 @@ impl World {
     /// Whether it took place: it can be impossible, or wait for its moment.
     fn shoot(&mut self, injection: &Injection) -> bool {
         match injection.shot.clone() {
-            Shot::Loss { per_million, lasts } => {
-                self.bad_weather(lasts, Weather { loss: per_million, ..Weather::default() });
-            }
-            Shot::Delay { up_to, lasts } => self.bad_weather(lasts, Weather { delay: up_to, ..Weather::default() }),
-            Shot::Duplicate { per_million, lasts } => {
-                self.bad_weather(lasts, Weather { duplicates: per_million, ..Weather::default() });
+            shot @ (Shot::Loss { .. } | Shot::Delay { .. } | Shot::Duplicate { .. } | Shot::Damage { .. }) => {
+                return self.shoot_weather(&shot);
             }
             Shot::Reset { one, other } => return self.reset(one, other),
             Shot::Flap { one, other, period, lasts } => {
@@ -124,6 +123,7 @@ impl World {
                 return false;
             }
             Shot::Pause { node, lasts } => return self.freeze(node, lasts),
+            Shot::Busy { node, up_to, lasts } => self.make_busy(node, up_to, lasts),
             Shot::SlowDisk { node, by, lasts } => {
                 self.bad_disk(node, lasts, DiskMood { slow: by, ..DiskMood::default() });
             }
@@ -240,6 +240,20 @@ impl World {
         }
     }
 
+    fn shoot_weather(&mut self, shot: &Shot) -> bool {
+        let calm = Weather::default();
+        let (lasts, weather) = match *shot {
+            Shot::Loss { per_million, lasts } => (lasts, Weather { loss: per_million, ..calm }),
+            Shot::Delay { up_to, lasts } => (lasts, Weather { delay: up_to, ..calm }),
+            Shot::Duplicate { per_million, lasts } => (lasts, Weather { duplicates: per_million, ..calm }),
+            Shot::Damage { per_million, lasts } => (lasts, Weather { damage: per_million, ..calm }),
+            _ => return false,
+        };
+        self.bad_weather(lasts, weather);
+        // Counted when it strikes.
+        !matches!(shot, Shot::Damage { .. })
+    }
+
     fn bad_weather(&mut self, lasts: Nanos, weather: Weather) {
         let id = self.nemesis.next_id();
         self.nemesis.weather.insert(id, weather);
@@ -261,6 +275,18 @@ impl World {
         self.nemesis.disks.insert((node, id), mood);
         self.set_mood(node);
         self.queue.after(lasts, Ev::Mend(Mend::Disk { node, id }));
+    }
+
+    fn make_busy(&mut self, node: NodeIx, up_to: Nanos, lasts: Nanos) {
+        let id = self.nemesis.next_id();
+        self.nemesis.busy.insert((node, id), up_to);
+        self.set_busy(node);
+        self.queue.after(lasts, Ev::Mend(Mend::Busy { node, id }));
+    }
+
+    fn set_busy(&mut self, node: NodeIx) {
+        let all = self.nemesis.busy.range((node, 0)..=(node, u64::MAX));
+        self.nodes[node].busy = all.map(|(_, up_to)| *up_to).max().unwrap_or(0);
     }
 
     fn set_mood(&mut self, node: NodeIx) {
@@ -342,19 +368,28 @@ impl World {
         }
         let Some(bit) = self.nodes[node].disk.some_bit(salt) else { return };
         let boot = self.nodes[node].boot;
-        self.queue.after(AT_REST, Ev::Rot { node, boot, bit: Box::new(bit) });
+        let all = hash64(&[salt, 1]).is_multiple_of(2);
+        self.queue.after(AT_REST, Ev::Rot { node, boot, bit: Box::new(bit), all });
     }
 
-    /// The bit was at rest for long enough if nothing was written around it, and flips.
-    pub fn rot(&mut self, node: NodeIx, boot: u64, bit: &crate::disk::Bit) {
+    /// The bit was at rest for long enough if nothing was written around it, and flips. With `all`, all nodes lose power at
+    /// that moment, if everything that they know is on their disks: then one of them is gone for good, and the others have
+    /// nothing but what they wrote down. Where it ends alone they go on, and write that down before they lose anything.
+    pub fn rot(&mut self, node: NodeIx, boot: u64, bit: &crate::disk::Bit, all: bool) {
         if self.finale.began.is_none() && self.nodes[node].boot == boot && self.may_rot(node) {
             let it = &mut self.nodes[node];
             if it.disk.flip(bit) {
                 self.stats.fault(Fault::BitRot.name());
                 self.trace.node(self.queue.now, node, || format!("a bit flips: {bit}"));
+                let end = End { killed: false, back_in: ms(200), again: 0 };
+                let written = |it: &SimNode| it.inbox.is_empty() && it.disk.under_way().next().is_none();
+                if all && self.nodes.iter().all(written) {
+                    self.stats.fault("bit-rot-in-power-loss");
+                    return self.strike(node, true, 0, end);
+                }
                 // Most of what a node wrote is read again only by its next process.
                 let delay = self.nemesis.random.between(ms(50), ms(2_000));
-                self.strike(node, false, delay, End { killed: false, back_in: ms(200), again: 0 });
+                self.strike(node, false, delay, end);
             }
         }
     }
@@ -386,6 +421,10 @@ impl World {
                 self.nemesis.disks.remove(&(node, id));
                 self.set_mood(node);
             }
+            Mend::Busy { node, id } => {
+                self.nemesis.busy.remove(&(node, id));
+                self.set_busy(node);
+            }
             Mend::Drain { node } => self.end_drain(node),
             Mend::Partition { id } => {
                 for (from, to) in self.nemesis.partitions.remove(&id).unwrap_or_default() {
@@ -402,8 +441,10 @@ impl World {
         self.nemesis.armed.clear();
         self.nemesis.weather.clear();
         self.nemesis.disks.clear();
+        self.nemesis.busy.clear();
         for node in 0..self.nodes.len() {
             self.set_mood(node);
+            self.set_busy(node);
             let it = &mut self.nodes[node];
             (it.host.exits, it.host.failures) = (0, 0);
             if it.frozen {

@@ -39,6 +39,8 @@ pub struct Weather {
     pub delay: Nanos,
     /// Frames that arrive twice, per million.
     pub duplicates: u64,
+    /// Parts of checkpoints in which a bit flips, per million.
+    pub damage: u64,
 }
 
 impl Weather {
@@ -49,6 +51,7 @@ impl Weather {
             loss: self.loss.max(other.loss),
             delay: self.delay.max(other.delay),
             duplicates: self.duplicates.max(other.duplicates),
+            damage: self.damage.max(other.damage),
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Network {
     last: BTreeMap<(NodeIx, NodeIx, Channel, bool), Nanos>,
     pub weather: Weather,
     random: SplitMix64,
+    /// For what is damaged: it must not change when frames arrive.
+    damages: SplitMix64,
 }
 
 impl Network {
@@ -74,6 +79,7 @@ impl Network {
             last: BTreeMap::new(),
             weather: Weather::default(),
             random: SplitMix64::new(seed),
+            damages: SplitMix64::new(!seed),
         }
     }
 
@@ -163,6 +169,17 @@ impl Network {
     pub fn echo(&mut self) -> Option<Nanos> {
         let echoes = self.weather.duplicates > 0 && self.random.chance(self.weather.duplicates);
         echoes.then(|| us(self.random.between(1, 50_000)))
+    }
+
+    /// What arrives of a part of a checkpoint, if it is not what was sent: one bit is another.
+    pub fn damaged(&mut self, part: &[u8]) -> Option<Vec<u8>> {
+        if part.is_empty() || self.weather.damage == 0 || !self.damages.chance(self.weather.damage) {
+            return None;
+        }
+        let mut part = part.to_vec();
+        let at = self.damages.below(part.len() as u64) as usize;
+        part[at] ^= 1 << self.damages.below(8);
+        Some(part)
     }
 
     /// How long a side takes to notice that a connection is dead.

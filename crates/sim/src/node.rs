@@ -52,6 +52,8 @@ pub struct SimNode {
     /// Not before this moment does it go on.
     pub frozen_until: Nanos,
     pub inbox: VecDeque<Event>,
+    /// The process looks up to this much later at its inbox: the machine has other things to do.
+    pub busy: Nanos,
     /// A look at the inbox is scheduled.
     pub awake: bool,
     pub recovered: bool,
@@ -147,6 +149,7 @@ impl SimNode {
             frozen: false,
             frozen_until: 0,
             inbox: VecDeque::new(),
+            busy: 0,
             awake: false,
             recovered: false,
             known: BTreeSet::new(),
@@ -241,6 +244,7 @@ impl SimNode {
             checkpoint_entries: 10 + sizes / 3 % 60,
             checkpoint_keep_entries: sizes / 180 % 20,
             checkpoint_part_bytes: 512 << (sizes / 3_600 % 8),
+            checkpoint_bytes_max: limits::CHECKPOINT_BYTES_MAX,
             election_timeout: limits::ELECTION_TIMEOUT_MIN,
             heartbeat_interval: limits::HEARTBEAT_INTERVAL,
             node_lost_after: base::Millis(4_000 + sizes / 100_000 % 12_000),

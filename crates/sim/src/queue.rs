@@ -52,8 +52,8 @@ pub enum Ev {
     Inject { place: usize },
     /// A flapping link goes down.
     Flap { one: NodeIx, other: NodeIx, period: Nanos, until: Nanos },
-    /// A bit that was chosen some time ago flips, if it was at rest since.
-    Rot { node: NodeIx, boot: u64, bit: Box<Bit> },
+    /// A bit that was chosen some time ago flips, if it was at rest since; `all`: at that moment all nodes lose power.
+    Rot { node: NodeIx, boot: u64, bit: Box<Bit>, all: bool },
     /// A stranger asks to become a member.
     Join { node: NodeIx },
     /// An operator looks whether an order is carried out.
@@ -85,6 +85,8 @@ pub enum Mend {
     Weather { id: u64 },
     /// Slow or full disk.
     Disk { node: NodeIx, id: u64 },
+    /// Busy machine.
+    Busy { node: NodeIx, id: u64 },
 }
 
 /// The queue.

@@ -34,6 +34,8 @@ pub enum Shot {
     Delay { up_to: Nanos, lasts: Nanos },
     /// Frames arrive twice, per million.
     Duplicate { per_million: u64, lasts: Nanos },
+    /// Parts of checkpoints are damaged on their way, per million.
+    Damage { per_million: u64, lasts: Nanos },
     /// The connection of two nodes breaks.
     Reset { one: NodeIx, other: NodeIx },
     /// A link goes up and down, each for `period`.
@@ -46,6 +48,8 @@ pub enum Shot {
     At { mark: Mark, blow: Blow, lasts: Nanos, again: bool },
     /// A process stands still.
     Pause { node: NodeIx, lasts: Nanos },
+    /// A process looks up to this much later at what has come for it.
+    Busy { node: NodeIx, up_to: Nanos, lasts: Nanos },
     /// A disk adds up to this much to each operation.
     SlowDisk { node: NodeIx, by: Nanos, lasts: Nanos },
     /// A disk completes nothing.
@@ -132,7 +136,8 @@ impl Schedule {
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
         let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| *fault != Fault::Upgrade).collect();
+        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy];
+        let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| !apart.contains(fault)).collect();
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
         if faults.is_empty() || allowed.len() <= 3 {
             faults = allowed;
@@ -140,9 +145,10 @@ impl Schedule {
         let pace = ms(random.between(100, 1_500));
         let from_the_start = !faults.is_empty() && random.chance(300_000);
         let mut draw = Draw { random, nodes: cfg.nodes };
-        let upgrades = Draw::upgrades(cfg);
-        let upgraded = !upgrades.is_empty();
-        let (mut injections, mut at) = (upgrades, 0);
+        let mut injections = Draw::upgrades(cfg);
+        injections.extend(Draw::damages(cfg));
+        injections.extend(Draw::busy(cfg));
+        let (apart, mut at): (Vec<Fault>, _) = (injections.iter().map(|it| it.shot.fault()).collect(), 0);
         while !faults.is_empty() && at < ms(cfg.seconds * 1_000) {
             at += draw.random.between(pace / 4, pace * 2);
             let fault = faults[draw.random.below(faults.len() as u64) as usize];
@@ -155,8 +161,7 @@ impl Schedule {
             index += 1;
             cfg.only.as_ref().is_none_or(|only| only.contains(&(index - 1)))
         });
-        let upgraded = upgraded.then_some(Fault::Upgrade);
-        Schedule { from_the_start, kinds: faults.into_iter().chain(upgraded).collect(), injections }
+        Schedule { from_the_start, kinds: faults.into_iter().chain(apart).collect(), injections }
     }
 
     /// The nodes that ask to join only when others have formed the cluster.
@@ -209,6 +214,40 @@ impl Draw {
         for hold in [true, false] {
             let node = draw.node();
             add(&mut draw, Shot::Hold { node, hold });
+        }
+        out
+    }
+
+    /// For a fault that is drawn apart from all else, so that what else goes wrong in a run does not depend on it. `None`: it
+    /// is not one of this run's.
+    fn apart(cfg: &SimConfig, fault: Fault, salt: u64) -> Option<Draw> {
+        let mut draw = Draw { random: SplitMix64::new(hash64(&[cfg.seed, salt])), nodes: cfg.nodes };
+        let allowed = cfg.faults.0.contains(&fault);
+        (allowed && (cfg.faults.0.len() <= 3 || !draw.random.chance(500_000))).then_some(draw)
+    }
+
+    /// Times in which checkpoints hardly come through whole.
+    fn damages(cfg: &SimConfig) -> Vec<Injection> {
+        let Some(mut draw) = Draw::apart(cfg, Fault::Damage, 53) else { return Vec::new() };
+        let (mut out, mut at) = (Vec::new(), 0);
+        for _ in 0..3 {
+            at += ms(draw.random.between(0, 2_500));
+            let shot =
+                Shot::Damage { per_million: draw.random.between(20_000, 1_000_000), lasts: draw.span(500, 5_000) };
+            out.push(Injection { at, shot, salt: draw.random.next_u64() });
+        }
+        out
+    }
+
+    /// Times in which a machine is busy, mostly up to the end of the run.
+    fn busy(cfg: &SimConfig) -> Vec<Injection> {
+        let Some(mut draw) = Draw::apart(cfg, Fault::Busy, 54) else { return Vec::new() };
+        let (mut out, mut at) = (Vec::new(), 0);
+        for _ in 0..2 {
+            at += ms(draw.random.between(0, 3_000));
+            let (node, up_to) = (draw.node(), ms(draw.random.between(1, 30)));
+            let shot = Shot::Busy { node, up_to, lasts: draw.span(2_000, 60_000) };
+            out.push(Injection { at, shot, salt: draw.random.next_u64() });
         }
         out
     }
@@ -266,8 +305,8 @@ impl Draw {
             Fault::StuckDisk => Shot::StuckDisk { node, lasts: self.span(100, 5_000) },
             Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
             Fault::BitRot => Shot::BitRot { node },
-            // Machines die by themselves, see `vmhost.rs`; upgrades are drawn apart.
-            Fault::Vm | Fault::Upgrade => return None,
+            // Machines die by themselves, see `vmhost.rs`; the others are drawn apart.
+            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy => return None,
             Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
             Fault::Transfer => Shot::Transfer { node, to: self.node() },
             Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
@@ -323,12 +362,14 @@ impl Shot {
             Shot::Loss { .. } => Fault::Loss,
             Shot::Delay { .. } => Fault::Delay,
             Shot::Duplicate { .. } => Fault::Duplicate,
+            Shot::Damage { .. } => Fault::Damage,
             Shot::Reset { .. } => Fault::Reset,
             Shot::Flap { .. } => Fault::Flap,
             Shot::Partition { .. } => Fault::Partition,
             Shot::Crash { all, end, .. } => Fault::of_crash(*all, end.killed),
             Shot::At { .. } => Fault::Moment,
             Shot::Pause { .. } => Fault::Pause,
+            Shot::Busy { .. } => Fault::Busy,
             Shot::SlowDisk { .. } => Fault::SlowDisk,
             Shot::StuckDisk { .. } => Fault::StuckDisk,
             Shot::FullDisk { .. } => Fault::FullDisk,
@@ -350,6 +391,11 @@ fn long(nanos: Nanos) -> String {
     format!("{:.2} s", nanos as f64 / 1e9)
 }
 
+/// So much of something happens, for so long.
+fn share(f: &mut fmt::Formatter<'_>, per_million: u64, what: &str, lasts: Nanos) -> fmt::Result {
+    write!(f, "{:.1}% {what} for {}", per_million as f64 / 10_000.0, long(lasts))
+}
+
 fn returns(back_in: Option<Nanos>) -> String {
     back_in.map_or(String::new(), |later| format!(", and joins anew {} after it is gone", long(later)))
 }
@@ -362,14 +408,12 @@ impl fmt::Display for Injection {
 
 impl fmt::Display for Shot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |per_million: &u64| *per_million as f64 / 10_000.0;
         match self {
-            Shot::Loss { per_million, lasts } => {
-                write!(f, "{:.1}% of frames are lost for {}", percent(per_million), long(*lasts))
-            }
+            Shot::Loss { per_million, lasts } => share(f, *per_million, "of frames are lost", *lasts),
             Shot::Delay { up_to, lasts } => write!(f, "frames are up to {} late for {}", long(*up_to), long(*lasts)),
-            Shot::Duplicate { per_million, lasts } => {
-                write!(f, "{:.1}% of frames arrive twice for {}", percent(per_million), long(*lasts))
+            Shot::Duplicate { per_million, lasts } => share(f, *per_million, "of frames arrive twice", *lasts),
+            Shot::Damage { per_million, lasts } => {
+                share(f, *per_million, "of the parts of checkpoints are damaged on their way", *lasts)
             }
             Shot::Reset { one, other } => write!(f, "the connection of n{one} and n{other} breaks"),
             Shot::Flap { one, other, period, lasts } => {
@@ -403,6 +447,9 @@ impl fmt::Display for Shot {
                 write!(f, "{blow:?} (for {}) whichever node next reaches {:?}{again}", long(*lasts), mark.name())
             }
             Shot::Pause { node, lasts } => write!(f, "n{node} stands still for {}", long(*lasts)),
+            Shot::Busy { node, up_to, lasts } => {
+                write!(f, "the process of n{node} runs up to {} late for {}", long(*up_to), long(*lasts))
+            }
             Shot::SlowDisk { node, by, lasts } => {
                 write!(f, "the disk of n{node} is up to {} slower for {}", long(*by), long(*lasts))
             }
@@ -453,6 +500,22 @@ mod tests {
         let all = schedule(&SimConfig::new(3));
         let only = Some([1, 4].into_iter().collect());
         assert_eq!(schedule(&SimConfig { only, ..SimConfig::new(3) }), [all[1].clone(), all[4].clone()]);
+    }
+
+    #[test]
+    fn what_is_drawn_apart_leaves_the_others_as_they_were() {
+        for apart in [Fault::Damage, Fault::Busy] {
+            let mut drawn = 0;
+            for seed in 0..20 {
+                let with = schedule(&SimConfig::new(seed));
+                let mut without = SimConfig::new(seed);
+                without.faults.0.remove(&apart);
+                let rest: Vec<_> = with.iter().filter(|it| it.shot.fault() != apart).cloned().collect();
+                assert_eq!(rest, schedule(&without));
+                drawn += with.len() - rest.len();
+            }
+            assert!(drawn > 0, "{apart:?}");
+        }
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl World {
             Ev::Mend(mend) => self.mend(mend),
             Ev::Inject { place } => self.inject(place),
             Ev::Flap { one, other, period, until } => self.flap(one, other, period, until),
-            Ev::Rot { node, boot, bit } => self.rot(node, boot, &bit),
+            Ev::Rot { node, boot, bit, all } => self.rot(node, boot, &bit, all),
             Ev::Join { node } => self.join(node),
             Ev::Operate { node } => self.operate(node),
             Ev::Renew { node } => self.renew(node),
@@ -409,8 +409,9 @@ impl World {
             return;
         }
         it.awake = true;
-        let boot = it.boot;
-        self.queue.after(us(self.random.between(5, 60)), Ev::Wake { node, boot });
+        let (boot, busy) = (it.boot, it.busy);
+        let late = if busy > 0 { self.random.between(0, busy) } else { 0 };
+        self.queue.after(late + us(self.random.between(5, 60)), Ev::Wake { node, boot });
     }
 
     // ---- Connections ----

@@ -4,16 +4,24 @@
 mod common;
 
 use base::simulation::{Plant, with_plant};
-use base::{EndpointId, Millis, NodeId, RequestId, Wall};
+use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, RequestId, TopicId, Wall};
 use common::{LoneNode, config};
 use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
-use engine::{Event, Formation, Reply};
+use engine::{CoreConfig, Event, Formation, Reply};
 use metadata::{Command, CommandResult, token_hash};
 use sim::disk::VirtualDisk;
-use wire::{Capabilities, Member, NodeAddress};
+use wire::{Capabilities, CheckpointPull, Member, NodeAddress, PeerMessage};
 
 /// One that is ready.
 fn founder() -> LoneNode {
+    let mut founder = LoneNode::run(of_founder(Formation::Bootstrap, 1), VirtualDisk::new(1));
+    founder.pass(1_000);
+    let status = founder.core.status();
+    assert!(status.ready, "{}", status.reason);
+    founder
+}
+
+fn of_founder(formation: Formation, incarnation: u64) -> CoreConfig {
     let capabilities = Capabilities {
         cores: 4,
         memory_mib: 4_096,
@@ -21,11 +29,7 @@ fn founder() -> LoneNode {
         ..Capabilities::default()
     };
     let me = Member { node: NodeId(1), name: "founder".into(), capabilities, ..Member::default() };
-    let mut founder = LoneNode::run(config(me, Formation::Bootstrap, 1), VirtualDisk::new(1));
-    founder.pass(1_000);
-    let status = founder.core.status();
-    assert!(status.ready, "{}", status.reason);
-    founder
+    config(me, formation, incarnation)
 }
 
 fn create_vm(name: &str, memory_mib: u64) -> Command {
@@ -59,6 +63,29 @@ fn a_join_is_answered_when_it_is_committed_and_not_before() {
         panic!("{:?}", founder.replies)
     };
     assert!(admitted(result) && founder.core.metadata().nodes.contains_key(&NodeId(2)), "{result:?}");
+}
+
+/// What it sends to somebody who pulls the checkpoint that it was born with: bytes of it, if any.
+fn pulled(founder: &mut LoneNode) -> Option<usize> {
+    founder.sent.clear();
+    let pull = CheckpointPull { group: GroupId::META, index: 1, offset: 0 };
+    founder.tell(Event::Peer { from: NodeId(2), messages: vec![PeerMessage::CheckpointPull(pull)] });
+    founder.sent.iter().find_map(|sent| match sent {
+        PeerMessage::CheckpointChunk(chunk) => Some(chunk.data.len()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_checkpoint_that_rotted_ends_its_node_and_is_sent_to_nobody() {
+    let mut founder = founder();
+    assert!(pulled(&mut founder).is_some_and(|bytes| bytes > 100) && founder.stopped.is_none());
+    let of_checkpoint = |salt| founder.disk.some_bit(salt).filter(|bit| bit.to_string().starts_with("Checkpoint"));
+    let bit = (0..1_000).find_map(of_checkpoint).expect("there is one");
+    assert!(founder.disk.flip(&bit));
+    assert_eq!(pulled(&mut founder), None);
+    let last_words = founder.last_words();
+    assert!(last_words.starts_with("checkpoint-0-1 is damaged at byte"), "{last_words}");
 }
 
 /// By how many entries all logs grow in a minute in which nobody asks for anything, while a VM waits for a node that
@@ -109,4 +136,85 @@ fn an_outage_of_the_metadata_group_stops_no_vm() {
     let status = founder.core.status();
     assert!(status.ready, "{}", status.reason);
     assert_eq!((phase(&founder), founder.actions.len()), (Some(VmPhase::Running), 0), "{:?}", founder.actions);
+}
+
+/// Bytes of a checkpoint, at most, and what the state may have of it.
+const CONFINED: u64 = 4 << 20;
+const ROOM: u64 = 3 << 20;
+/// What each topic takes.
+const LARGE: usize = 64 << 10;
+
+/// One that cannot make large checkpoints, after it has done what it can by itself.
+fn confined(formation: Formation, incarnation: u64, disk: VirtualDisk) -> LoneNode {
+    let (checkpoint_bytes_max, checkpoint_part_bytes) = (CONFINED, 256 << 10);
+    let config = CoreConfig { checkpoint_bytes_max, checkpoint_part_bytes, ..of_founder(formation, incarnation) };
+    let mut node = LoneNode::run(config, disk);
+    node.pass(5_000);
+    let status = node.core.status();
+    assert!(status.ready, "{}", status.reason);
+    node
+}
+
+impl LoneNode {
+    /// What came of a command; `Err` with what was said to its client.
+    fn outcome(&mut self, id: u64, command: Command) -> Result<(), (ErrorCode, String)> {
+        self.replies.clear();
+        self.command(id, command);
+        let mut waited_ms = 0;
+        while self.replies.is_empty() && waited_ms < 10_000 {
+            self.pass(50);
+            waited_ms += 50;
+        }
+        match &self.replies[..] {
+            [(RequestId(asked), outcome)] if *asked == id => match outcome {
+                Ok(_) => Ok(()),
+                Err(refused) => Err((refused.code, refused.message.clone())),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn create_large(&mut self, id: u64) -> Result<(), (ErrorCode, String)> {
+        let config = vec![("note".to_owned(), "x".repeat(LARGE))];
+        let topic_id = TopicId([id as u8; 16]);
+        let name = format!("t{id}");
+        let replication_factor = None;
+        self.outcome(id, Command::CreateTopic { name, topic_id, partitions: 1, replication_factor, config })
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.core.metadata().encode().len() as u64
+    }
+}
+
+#[test]
+fn the_state_is_full_before_it_outgrows_what_a_checkpoint_can_carry() {
+    let mut node = confined(Formation::Bootstrap, 1, VirtualDisk::new(1));
+    // Made and deleted again: that fills nothing, however often it counted for more than it was.
+    for id in 1..=60 {
+        node.create_large(id).expect("there is room");
+        node.outcome(1_000 + id, Command::DeleteTopic { name: format!("t{id}") }).expect("it goes");
+    }
+    let mut id = 100;
+    let refused = loop {
+        match node.create_large(id) {
+            Ok(()) => id += 1,
+            Err(refused) => break refused,
+        }
+        assert!(id < 200, "never full, with {} bytes", node.state_bytes());
+    };
+    assert!(refused.0 == ErrorCode::TooLarge && refused.1.contains("Delete topics, VMs or keys"), "{refused:?}");
+    // Full is full: not long before, and never beyond.
+    let full = node.state_bytes();
+    assert!((ROOM / 3 * 2..=ROOM).contains(&full), "{full} of {ROOM} bytes");
+    assert_eq!((node.stopped.as_deref(), &node.warnings[..]), (None, &[] as &[String]));
+
+    // The next process knows it, before it has made a checkpoint of its own.
+    let mut node = confined(Formation::Restart, 2, node.disk);
+    assert_eq!(node.create_large(id).expect_err("full").0, ErrorCode::TooLarge);
+    for gone in 100..105 {
+        node.outcome(1_000 + gone, Command::DeleteTopic { name: format!("t{gone}") }).expect("it goes");
+    }
+    node.create_large(id).expect("there is room again");
+    assert!(node.state_bytes() < full && node.stopped.is_none(), "{:?}", node.stopped);
 }

@@ -5,6 +5,7 @@ mod common;
 
 use std::ops::Range;
 
+use base::simulation::{Plant, with_plant};
 use base::{ClusterId, ClusterVersion, GroupId, Incarnation, Millis, NodeId, ReplicaId, VersionRange, Wall};
 use bytes::Bytes;
 use common::{CLUSTER, LoneNode as Joiner, config};
@@ -98,6 +99,24 @@ impl Joiner {
         let whole = checkpoint(index);
         self.hear(part(index, &whole, 0..whole.len()));
     }
+
+    /// The bytes of the checkpoint at `index` arrive, but for one, in which a bit is another.
+    fn deliver_damaged(&mut self, index: u64, at: usize) {
+        let whole = checkpoint(index);
+        let PeerMessage::CheckpointChunk(chunk) = part(index, &whole, 0..whole.len()) else { return };
+        let mut data = chunk.data.to_vec();
+        data[at] ^= 1;
+        self.hear(PeerMessage::CheckpointChunk(CheckpointChunk { data: Bytes::from(data), ..chunk }));
+    }
+
+    /// The offsets from which on it asked for parts of a checkpoint, since the last time.
+    fn asked_for(&mut self) -> Vec<u64> {
+        let pulled = |sent: PeerMessage| match sent {
+            PeerMessage::CheckpointPull(pull) => Some(pull.offset),
+            _ => None,
+        };
+        std::mem::take(&mut self.sent).into_iter().filter_map(pulled).collect()
+    }
 }
 
 /// The bytes of the checkpoint at `index`.
@@ -162,13 +181,46 @@ fn a_checkpoint_larger_than_a_message_comes_in_parts() {
         joiner.hear(part(100, &whole, start..whole.len().min(start + PART)));
     }
     assert_eq!(joiner.core.metadata().applied, 100);
-    let pulled = |sent: &PeerMessage| match sent {
-        PeerMessage::CheckpointPull(pull) => Some(pull.offset),
-        _ => None,
-    };
-    let asked: Vec<u64> = joiner.sent.iter().filter_map(pulled).collect();
+    let asked = joiner.asked_for();
     let each: Vec<u64> = (0..whole.len() as u64).step_by(PART).collect();
     assert!(each.len() > 2 && asked == each, "{asked:?} of {}", whole.len());
+}
+
+#[test]
+fn a_checkpoint_damaged_on_its_way_is_refused_and_pulled_anew() {
+    let mut joiner = Joiner::start();
+    joiner.offer(5, 100);
+    assert_eq!(joiner.asked_for(), [0u64]);
+    for at in (0..checkpoint(100).len()).step_by(9) {
+        joiner.deliver_damaged(100, at);
+        let (applied, stopped) = (joiner.core.metadata().applied, joiner.stopped.as_deref());
+        assert_eq!((applied, stopped), (0, None), "damaged at byte {at}");
+        let [said] = &joiner.warnings[..] else { panic!("damaged at byte {at}: {:?}", joiner.warnings) };
+        assert!(said.contains("at index 100") && said.contains("node 1") && said.contains("damaged"), "{said}");
+        joiner.warnings.clear();
+        assert_eq!(joiner.asked_for(), [] as [u64; 0], "not at once: what damages may still be there");
+        joiner.pass(600);
+        let asked = joiner.asked_for();
+        assert!(!asked.is_empty() && asked.iter().all(|offset| *offset == 0), "from the beginning: {asked:?}");
+    }
+    joiner.deliver(100);
+    assert_eq!((joiner.core.metadata().applied, joiner.warnings.len()), (100, 0));
+    assert_eq!(joiner.core.metadata().encode(), checkpoint(100));
+}
+
+/// What the test above is for: without the checksum, the damage would be the node's state.
+#[test]
+fn a_damaged_checkpoint_that_is_taken_is_another_state() {
+    let name = |joiner: &Joiner| joiner.core.metadata().nodes.get(&LEADER.0).map(|it| it.member.name.clone());
+    assert_eq!(name(&installed()).as_deref(), Some("node-0"));
+    let taken = with_plant(Plant::DamagedCheckpointTaken, || {
+        let at = checkpoint(100).windows(6).position(|part| part == b"node-0").expect("the name of its node");
+        let mut joiner = Joiner::start();
+        joiner.offer(1, 100);
+        joiner.deliver_damaged(100, at + 5);
+        joiner
+    });
+    assert_eq!((name(&taken).as_deref(), taken.warnings.len()), (Some("node-1"), 0));
 }
 
 #[test]
@@ -343,6 +395,31 @@ fn a_campaign_begins_when_the_configured_timeout_is_over() {
         // Up to twice the timeout, and a tick for each end.
         assert!((timeout_ms..=2 * timeout_ms + 100).contains(&waited_ms), "{waited_ms} ms instead of {timeout_ms}");
     }
+}
+
+/// What a process says at its end that is told of another one of its node, every half a second for so long.
+fn told_of_twin_for(joiner: &mut Joiner, other: u64, ms: u64) -> Option<String> {
+    for _ in 0..ms / 500 {
+        joiner.tell(Event::Twin { by: LEADER.0, other: Incarnation(other) });
+        joiner.pass(500);
+    }
+    joiner.stopped.clone()
+}
+
+#[test]
+fn a_process_that_is_told_for_long_of_another_one_of_its_node_ends_and_says_what_to_do() {
+    let mut joiner = installed();
+    for _ in 0..3 {
+        // Whoever was moved hears of the process before until its connections have ended.
+        assert_eq!(told_of_twin_for(&mut joiner, 1, 4_000), None);
+        joiner.pass(2_000);
+    }
+    let said = told_of_twin_for(&mut joiner, 1, 6_000).expect("it ends");
+    assert!(said.starts_with("node 1 says that another process of this node is there (incarnation 1;"), "{said}");
+    assert!(said.contains("If this one is the copy, remove it"), "{said}");
+
+    let said = told_of_twin_for(&mut installed(), 7, 6_000).expect("it ends");
+    assert!(said.starts_with("node 1 says that a later process of this node than this one was there"), "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base::limits::{
     HANDSHAKES_MAX, HELLO_DEADLINE, HELLO_FRAME_BYTES_MAX, JOIN_DEADLINE, PEER_BULK_STREAMS, PEER_FRAME_BYTES_MAX,
 };
-use base::{EndpointId, ErrorCode, Incarnation, NodeId};
+use base::{EndpointId, ErrorCode, NodeId};
 use iroh::endpoint::{Connection, RecvStream, SendStream, VarInt};
 use runtime::{TaskContext, TaskResult};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -19,6 +19,7 @@ use crate::frame::FrameError;
 use crate::peer::Peer;
 use crate::roster::Verdict;
 use crate::transport::Shared;
+use crate::twins::Process;
 use crate::{Incoming, close, frame};
 
 /// How long the other side gets to read a refusal or an acceptance before the connection is closed.
@@ -82,7 +83,7 @@ async fn take_call(shared: Arc<Shared>, incoming: iroh::endpoint::Incoming, hand
     let heard = timeout(deadline, caller.hear_hello()).await;
     drop(handshake);
     match heard {
-        Ok(Some((send, Verdict::Member { node, incarnation }))) => caller.serve_member(send, node, incarnation).await,
+        Ok(Some((send, Verdict::Member { node, process }))) => caller.serve_member(send, node, process).await,
         Ok(Some((send, Verdict::Join(request)))) => caller.serve_joiner(send, request).await,
         Ok(Some((send, Verdict::Refused(refusal)))) => caller.refuse(send, refusal).await,
         Ok(None) => {}
@@ -158,13 +159,16 @@ impl Caller {
         }
     }
 
-    async fn serve_member(&self, mut send: SendStream, node: NodeId, incarnation: Incarnation) {
+    async fn serve_member(&self, mut send: SendStream, node: NodeId, process: Process) {
         // The member may have been removed since the hello was judged.
         let (Some(peer), Some(local)) = (self.shared.peer(node), self.shared.gate.roster().local()) else { return };
-        peer.called(&self.conn, incarnation);
+        if let Err(refusal) = peer.called(&self.conn, process) {
+            return self.refuse(send, refusal).await;
+        }
         self.conn.set_receive_window(MEMBER_RECEIVE_WINDOW);
         self.conn.set_max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX));
-        let welcome = HelloAck::Welcome { node: local.node, incarnation: local.incarnation };
+        let home = Some(local.home);
+        let welcome = HelloAck::Welcome { node: local.node, incarnation: local.incarnation, home };
         if frame::write(&mut send, wire::encode(&welcome)).await.is_ok() && send.finish().is_ok() {
             self.read_streams(&peer).await;
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::limits::{HELLO_FRAME_BYTES_MAX, PEER_FRAME_BYTES_MAX};
-use base::{EndpointId, ErrorCode, Incarnation, SplitMix64};
+use base::{EndpointId, ErrorCode, SplitMix64};
 use bytes::Bytes;
 use iroh::endpoint::{Connection, ConnectionError, SendStream};
 use iroh::{EndpointAddr, RelayUrl};
@@ -18,6 +18,7 @@ use wire::{Channel, Hello, HelloAck, HelloPurpose, NodeAddress, PROTOCOL_VERSION
 use crate::lane::{Frame, Lane};
 use crate::peer::{Peer, rtt};
 use crate::transport::Shared;
+use crate::twins::Process;
 use crate::{ALPN, Incoming, close, frame};
 
 /// From the first packet to the end of the handshake.
@@ -57,6 +58,9 @@ pub enum DialError {
     /// It answered what no peer answers.
     #[error("it answered nonsense: {0}")]
     Nonsense(String),
+    /// Another process answered than the one that speaks for the peer.
+    #[error("another process of the peer answered: {0}")]
+    Twin(String),
     /// It said no.
     #[error("it refused this node ({}): {}", .0.code, .0.reason)]
     Refused(Refusal),
@@ -135,9 +139,9 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
             () = context.cancel.cancelled() => break,
         };
         match attempt {
-            Ok((conn, incarnation)) => {
+            Ok((conn, process)) => {
                 backoff.reset();
-                let reason = serve(&shared, &peer, &conn, incarnation, &context).await;
+                let reason = serve(&shared, &peer, &conn, process, &context).await;
                 tracing::info!(peer = %peer.node, reason, "connection to peer ended");
             }
             Err(error) => {
@@ -146,6 +150,9 @@ pub async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, context: TaskC
                 if matches!(&error, DialError::Refused(refusal) if refusal.code == ErrorCode::Expelled) {
                     // Said again at the next attempt, should there be no room for it now.
                     shared.control.try_send(Incoming::Expelled { by: peer.node });
+                }
+                if let DialError::Refused(Refusal { other: Some(other), .. }) = error {
+                    shared.control.try_send(Incoming::Twin { by: peer.node, other });
                 }
                 if let DialError::Refused(Refusal { active: Some(active), .. }) = error {
                     shared.control.try_send(Incoming::Outdated { by: peer.node, active });
@@ -195,7 +202,7 @@ fn place_to_try(attempt: u32, table: NodeAddress, hints: &[SocketAddr]) -> NodeA
 }
 
 /// One attempt, up to the welcome.
-async fn call(shared: &Arc<Shared>, peer: &Peer, attempt: u32) -> Result<(Connection, Incarnation), DialError> {
+async fn call(shared: &Arc<Shared>, peer: &Peer, attempt: u32) -> Result<(Connection, Process), DialError> {
     let local = shared.gate.roster().local().ok_or(DialError::Homeless)?;
     let address = place_to_try(attempt, peer.address(), &shared.hints);
     let addr = endpoint_addr(peer.endpoint, &address.direct, address.relay_url.as_deref())?;
@@ -207,12 +214,18 @@ async fn call(shared: &Arc<Shared>, peer: &Peer, attempt: u32) -> Result<(Connec
         node: local.node,
         incarnation: local.incarnation,
         recovery: local.recovery,
+        home: Some(local.home),
     };
     let hello = Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions };
     match say_hello(&conn, &hello, HELLO_FRAME_BYTES_MAX, ANSWER_TIMEOUT).await {
-        Ok(HelloAck::Welcome { node, incarnation }) if node == peer.node => {
+        Ok(HelloAck::Welcome { node, incarnation, home }) if node == peer.node => {
+            let process = Process { incarnation, home };
+            if let Err(refusal) = peer.answered(process) {
+                close::close(&conn, close::GOODBYE, "you are not the process that speaks for the node");
+                return Err(DialError::Twin(refusal.reason));
+            }
             shared.metrics.connect_seconds.observe(began.elapsed().as_secs_f64());
-            Ok((conn, incarnation))
+            Ok((conn, process))
         }
         Ok(HelloAck::Welcome { node, .. }) => {
             close::close(&conn, close::VIOLATION, "you are not the node that was called");
@@ -235,11 +248,12 @@ async fn serve(
     shared: &Arc<Shared>,
     peer: &Arc<Peer>,
     conn: &Connection,
-    incarnation: Incarnation,
+    process: Process,
     context: &TaskContext,
 ) -> String {
     // First, so that what is sent in answer to `Up` is not dropped for want of a connection.
-    peer.connected(conn, incarnation);
+    peer.connected(conn, process);
+    let incarnation = process.incarnation;
     let up = shared.control.send(Incoming::Up { node: peer.node, incarnation }, 0);
     let told = tokio::select! { told = up => told.is_ok(), () = context.cancel.cancelled() => false };
     if !told {

@@ -51,6 +51,13 @@ pub enum Incoming {
         /// The member.
         by: NodeId,
     },
+    /// A member refused this node, because another process of it is there, or was there later.
+    Twin {
+        /// The member.
+        by: NodeId,
+        /// The other process.
+        other: Incarnation,
+    },
     /// A stranger with a token asks to become a member. Dropping `reply` refuses it as busy.
     Join {
         /// What it says.

@@ -39,6 +39,7 @@ mod metrics;
 mod peer;
 mod roster;
 mod transport;
+mod twins;
 
 pub use error::{IdentityError, JoinError, SeedFailure, TransportError};
 pub use identity::Identity;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use base::{EndpointId, Incarnation, NodeId, Wall};
 use iroh::endpoint::Connection;
 use tokio::sync::Notify;
-use wire::{Channel, NodeAddress, PeerMessage};
+use wire::{Channel, NodeAddress, PeerMessage, Refusal};
 
 use crate::close;
 use crate::lane::Lanes;
 use crate::metrics::PeerMetrics;
+use crate::twins::{Known, Process};
 use runtime::{Clock, Registry};
 
 /// Without a connection for this long, messages are dropped at once instead of queued.
@@ -62,14 +63,26 @@ struct Link {
     address: NodeAddress,
     /// The connection that this node dialled and sends on.
     outgoing: Option<Connection>,
-    /// The connection that the peer dialled and sends on.
-    incoming: Option<Connection>,
+    /// The connection that the peer dialled and sends on, and who dialled it.
+    incoming: Option<(Connection, Process)>,
     connected_since: Option<Wall>,
     /// When the last connection was lost; at first when the peer was made.
     lost_at: Instant,
-    incarnation: Option<Incarnation>,
+    /// The process that answered last when the peer was called.
+    process: Option<Process>,
+    /// Which processes may speak for the peer.
+    known: Known,
     last_error: Option<String>,
     last_hang_up: Option<Instant>,
+}
+
+impl Link {
+    /// The processes of the peer whose connections are there.
+    fn present(&self) -> [Option<Process>; 2] {
+        let calling = self.incoming.as_ref().filter(|(conn, _)| conn.close_reason().is_none());
+        let called = self.outgoing.as_ref().filter(|conn| conn.close_reason().is_none());
+        [calling.map(|(_, caller)| *caller), called.and(self.process)]
+    }
 }
 
 impl Peer {
@@ -80,7 +93,8 @@ impl Peer {
             incoming: None,
             connected_since: None,
             lost_at: Instant::now(),
-            incarnation: None,
+            process: None,
+            known: Known::default(),
             last_error: None,
             last_hang_up: None,
         };
@@ -133,12 +147,12 @@ impl Peer {
     }
 
     /// The peer welcomed `conn`: what is queued and not stale can go.
-    pub fn connected(&self, conn: &Connection, incarnation: Incarnation) {
+    pub fn connected(&self, conn: &Connection, process: Process) {
         self.drop_stale();
         let mut link = self.link();
         link.outgoing = Some(conn.clone());
         link.connected_since = Some(Clock.now().wall);
-        link.incarnation = Some(incarnation);
+        link.process = Some(process);
         self.metrics.connects.inc();
         self.metrics.connected.set(1.0);
     }
@@ -168,24 +182,55 @@ impl Peer {
 
     /// The peer called. Its older connection, if any, has had its day. If another process called than the one that this
     /// node sends to, that one is dead: no need to wait until the connection to it times out.
-    pub fn called(&self, conn: &Connection, incarnation: Incarnation) {
+    ///
+    /// # Errors
+    /// If that process must not speak for the peer; nothing was changed.
+    pub fn called(&self, conn: &Connection, caller: Process) -> Result<(), Refusal> {
         let mut link = self.link();
-        if let Some(old) = link.incoming.replace(conn.clone()) {
+        let present = link.present();
+        link.known.admit(caller, present)?;
+        if let Some((old, _)) = link.incoming.replace((conn.clone(), caller)) {
             close::close(&old, close::SUPERSEDED, "a newer connection took its place");
         }
-        if link.incarnation != Some(incarnation)
+        if link.process.map(|process| process.incarnation) != Some(caller.incarnation)
             && let Some(stale) = &link.outgoing
         {
             close::close(stale, close::SUPERSEDED, "the peer was restarted");
         }
         drop(link);
         self.wake.notify_one();
+        Ok(())
+    }
+
+    /// A process answered when the peer was called.
+    ///
+    /// # Errors
+    /// If it must not speak for the peer.
+    pub fn answered(&self, process: Process) -> Result<(), Refusal> {
+        let mut link = self.link();
+        let present = link.present();
+        link.known.admit(process, present)
+    }
+
+    /// The cluster has heard of a process of the peer: those before it are hung up on.
+    pub fn heard_of(&self, incarnation: Incarnation) {
+        let mut link = self.link();
+        link.known.heard_of(incarnation);
+        let (known, reason) = (link.known, "a later process of this node was heard of");
+        if let Some((old, _)) = link.incoming.take_if(|(_, caller)| known.is_past(caller.incarnation)) {
+            close::close(&old, close::SUPERSEDED, reason);
+        }
+        if link.process.is_some_and(|process| known.is_past(process.incarnation))
+            && let Some(stale) = &link.outgoing
+        {
+            close::close(stale, close::SUPERSEDED, reason);
+        }
     }
 
     /// The connection that the peer dialled ended.
     pub fn call_ended(&self, conn: &Connection) {
         let mut link = self.link();
-        if link.incoming.as_ref().is_some_and(|own| own.stable_id() == conn.stable_id()) {
+        if link.incoming.as_ref().is_some_and(|(own, _)| own.stable_id() == conn.stable_id()) {
             link.incoming = None;
         }
     }
@@ -201,7 +246,7 @@ impl Peer {
         if link.last_hang_up.is_some_and(|at| at.elapsed() < HANG_UP_INTERVAL) {
             return;
         }
-        if let Some(conn) = link.incoming.take() {
+        if let Some((conn, _)) = link.incoming.take() {
             link.last_hang_up = Some(Instant::now());
             close::close(&conn, close::GOODBYE, "this node cannot reach you in return; call again");
         }
@@ -210,7 +255,7 @@ impl Peer {
     /// The connection timed out, so the one from the peer is as dead, and must not outlive it (see
     /// [`hang_up_on_caller`](Self::hang_up_on_caller)).
     pub fn forget_caller(&self) {
-        if let Some(conn) = self.link().incoming.take() {
+        if let Some((conn, _)) = self.link().incoming.take() {
             close::close(&conn, close::GOODBYE, "this node lost its connection to you; call again");
         }
     }
@@ -219,7 +264,7 @@ impl Peer {
     pub fn remove(&self, reason: &str) {
         let (outgoing, incoming) = {
             let mut link = self.link();
-            (link.outgoing.take(), link.incoming.take())
+            (link.outgoing.take(), link.incoming.take().map(|(conn, _)| conn))
         };
         for conn in [outgoing, incoming].iter().flatten() {
             close::close(conn, close::GOODBYE, reason);
@@ -235,7 +280,7 @@ impl Peer {
             endpoint: self.endpoint,
             addresses: link.address.direct.clone(),
             connected_since: link.connected_since,
-            incarnation: link.incarnation,
+            incarnation: link.process.map(|process| process.incarnation),
             rtt: link.outgoing.as_ref().and_then(rtt),
             connects: self.metrics.connects.get(),
             dropped: self.metrics.channel(Channel::Control).dropped.get()

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use base::{ClusterId, ClusterVersion, EndpointId, ErrorCode, Incarnation, NodeId, RecoveryId, VersionRange};
 use wire::{Hello, HelloPurpose, JoinRequest, NodeAddress, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal};
 
+use crate::twins::Process;
+
 /// The members, by what the network knows of them.
 pub type Members = BTreeMap<EndpointId, (NodeId, NodeAddress)>;
 
@@ -25,6 +27,8 @@ pub struct Local {
     pub node: NodeId,
     /// This process.
     pub incarnation: Incarnation,
+    /// Where it works; see [`HelloPurpose::Member`].
+    pub home: u64,
     /// The cluster versions that it can.
     pub versions: VersionRange,
 }
@@ -44,7 +48,7 @@ pub struct Roster {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// A member: go on.
-    Member { node: NodeId, incarnation: Incarnation },
+    Member { node: NodeId, process: Process },
     /// Let the cluster decide.
     Join(Box<JoinRequest>),
     /// No.
@@ -104,12 +108,12 @@ impl Roster {
                 None => Verdict::Join(request),
                 Some(reason) => self.outdated(reason),
             },
-            HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation, recovery } => {
+            HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation, recovery, home } => {
                 let objection = self.objection(local, endpoint, (cluster, cluster_incarnation, recovery), node);
                 match (objection, misfit) {
                     (Some((code, reason)), _) => refused(code, reason),
                     (None, Some(reason)) => self.outdated(reason),
-                    (None, None) => Verdict::Member { node, incarnation },
+                    (None, None) => Verdict::Member { node, process: Process { incarnation, home } },
                 }
             }
         }
@@ -205,6 +209,7 @@ mod tests {
             recovery: Some(RECOVERY),
             node: NodeId(1),
             incarnation: Incarnation(1),
+            home: 1,
             versions: VersionRange::BINARY,
         });
         let members = Arc::new(BTreeMap::from([(FRIEND, (NodeId(2), NodeAddress::default()))]));
@@ -218,7 +223,8 @@ mod tests {
 
     fn of_recovery(cluster: ClusterId, cluster_incarnation: u64, node: u64, recovery: Option<RecoveryId>) -> Hello {
         let (cluster_incarnation, incarnation) = (Incarnation(cluster_incarnation), Incarnation(7));
-        let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node: NodeId(node), incarnation, recovery };
+        let (node, home) = (NodeId(node), Some(2));
+        let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation, recovery, home };
         Hello { protocol: PROTOCOL_VERSION, purpose, versions: VersionRange::default() }
     }
 
@@ -242,7 +248,8 @@ mod tests {
     #[test]
     fn members_pass_and_everybody_else_is_told_why_not() {
         let mut roster = roster();
-        let welcome = Verdict::Member { node: NodeId(2), incarnation: Incarnation(7) };
+        let process = Process { incarnation: Incarnation(7), home: Some(2) };
+        let welcome = Verdict::Member { node: NodeId(2), process };
         assert_eq!(roster.judge(FRIEND, member(CLUSTER, 4, 2)), welcome);
         let other = ClusterId([8; 16]);
         check_refused(&roster, FRIEND, member(other, 4, 2), ErrorCode::PermissionDenied, "belongs to cluster 0808");

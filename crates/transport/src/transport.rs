@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use base::limits::{HANDSHAKES_MAX, STRANGERS_MAX};
-use base::{ClusterVersion, EndpointId, ErrorCode, NodeId, Wall};
+use base::{ClusterVersion, EndpointId, ErrorCode, Incarnation, NodeId, Wall};
 use iroh::endpoint::{
     AfterHandshakeOutcome, Connection, EndpointHooks, IdleTimeout, PortmapperConfig, QuicTransportConfig, Side, VarInt,
     presets,
@@ -222,6 +222,15 @@ impl Transport {
     pub fn set_cluster_version(&self, active: ClusterVersion) {
         if self.shared.gate.roster().cluster_version() != active {
             self.shared.gate.with_roster(|roster| roster.set_cluster_version(active));
+        }
+    }
+
+    /// Says which process of each member the cluster has heard of last: those before it are hung up on, and refused.
+    pub fn set_latest(&self, latest: impl IntoIterator<Item = (NodeId, Incarnation)>) {
+        for (node, incarnation) in latest {
+            if let Some(peer) = self.shared.peer(node) {
+                peer.heard_of(incarnation);
+            }
         }
     }
 

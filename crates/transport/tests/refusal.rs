@@ -219,6 +219,42 @@ async fn a_newer_connection_of_a_member_takes_the_place_of_its_older_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_member_is_refused_as_long_as_that_one_is_there_and_takes_its_place_for_good() {
+    let mut nodes = connected(2).await;
+    let members: Arc<Members> = Arc::new(nodes.iter().map(Node::place).collect());
+    let mut copy = Node::homeless(2, "127.0.0.1:0".parse().unwrap()).await;
+    copy.transport.set_local(Local { home: 99, ..local(2, 2) });
+    copy.know(&members);
+    assert_eq!(told_of_twin(&mut copy).await, (NodeId(1), Incarnation(1)));
+    check_unharmed(&mut nodes).await;
+
+    let address = kill(nodes.pop().unwrap()).await;
+    copy.until_up(&[1]).await;
+    let mut original = Node::homeless(2, address).await;
+    original.transport.set_local(local(2, 1));
+    original.know(&members);
+    assert_eq!(told_of_twin(&mut original).await, (NodeId(1), Incarnation(2)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_before_the_last_that_the_cluster_heard_of_is_hung_up_on_and_refused() {
+    let mut nodes = connected(2).await;
+    nodes[0].transport.set_latest([(NodeId(1), Incarnation(9)), (NodeId(2), Incarnation(2))]);
+    nodes[1].until_down(1).await;
+    assert_eq!(told_of_twin(&mut nodes[1]).await, (NodeId(1), Incarnation(2)));
+    let refused = nodes[0].transport.refusals().pop().unwrap().refusal;
+    assert!(refused.code == ErrorCode::AlreadyExists && refused.reason.contains("an older copy"), "{refused:?}");
+}
+
+async fn told_of_twin(node: &mut Node) -> (NodeId, Incarnation) {
+    loop {
+        if let Incoming::Twin { by, other } = node.control().await {
+            return (by, other);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hellos_that_are_none_are_refused_and_strangers_cannot_send_frames() {
     let first = Node::start(1).await;
     let raw = Raw::start([50; 32]).await;

@@ -41,6 +41,10 @@ pub enum HelloPurpose {
         /// Which recovery the cluster's incarnation came of, if there was one.
         #[n(4)]
         recovery: Option<RecoveryId>,
+        /// Names the directory, on the machine on which it works, that holds the node's data. As long as a process works there
+        /// no other one does. Not said by older versions.
+        #[n(5)]
+        home: Option<u64>,
     },
     /// A stranger with a token asks to become a member.
     #[n(1)]
@@ -74,6 +78,9 @@ pub enum HelloAck {
         node: NodeId,
         #[n(1)]
         incarnation: Incarnation,
+        /// Where the answering process works; see [`HelloPurpose::Member`].
+        #[n(2)]
+        home: Option<u64>,
     },
     /// To a stranger: you are a member now. The connection closes; call again as a member.
     #[n(1)]
@@ -118,12 +125,15 @@ pub struct Refusal {
     /// If the caller cannot work at the active cluster version: which that is. It never gets lower.
     #[n(2)]
     pub active: Option<ClusterVersion>,
+    /// If there is, or was, another process of the caller's node: its incarnation.
+    #[n(3)]
+    pub other: Option<Incarnation>,
 }
 
 impl Refusal {
-    /// No, for a reason that has nothing to do with versions.
+    /// No, for a reason that needs nothing more.
     #[must_use]
     pub fn new(code: ErrorCode, reason: impl Into<String>) -> Refusal {
-        Refusal { code, reason: reason.into(), active: None }
+        Refusal { code, reason: reason.into(), active: None, other: None }
     }
 }

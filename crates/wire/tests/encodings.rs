@@ -149,7 +149,14 @@ fn hellos() {
     let (cluster, cluster_incarnation, node) = (ClusterId([1; 16]), Incarnation(2), NodeId(3));
     let request = JoinRequest { cluster, token_id: 5, secret: [6; 32], member: member() };
     let purposes = [
-        HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4), recovery: None },
+        HelloPurpose::Member {
+            cluster,
+            cluster_incarnation,
+            node,
+            incarnation: Incarnation(4),
+            recovery: None,
+            home: None,
+        },
         HelloPurpose::Join(Box::new(request)),
     ];
     for purpose in &purposes {
@@ -158,9 +165,14 @@ fn hellos() {
     }
     fixtures.all_covered(&purposes);
     let recovery = Some(RecoveryId([9; 16]));
-    let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation: Incarnation(4), recovery };
+    let incarnation = Incarnation(4);
+    let purpose = HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation, recovery, home: None };
     let hello = Hello { protocol: 1, purpose, versions: VersionRange { min: V1, max: V1 } };
     fixtures.value(V1, "HelloMemberRecovered", &hello);
+    let purpose =
+        HelloPurpose::Member { cluster, cluster_incarnation, node, incarnation, recovery: None, home: Some(11) };
+    let hello = Hello { protocol: 1, purpose, versions: VersionRange { min: V1, max: V1 } };
+    fixtures.value(V1, "HelloMemberAtHome", &hello);
     let accepted = JoinAccepted {
         cluster,
         cluster_incarnation,
@@ -172,9 +184,9 @@ fn hellos() {
     };
     let later = JoinAccepted { recovery, ..accepted.clone() };
     fixtures.value(V1, "JoinedRecovered", &HelloAck::Joined(Box::new(later)));
-    let refusal = Refusal { code: ErrorCode::UnsupportedVersion, reason: "no".into(), active: Some(V1) };
+    let refusal = Refusal { code: ErrorCode::UnsupportedVersion, reason: "no".into(), active: Some(V1), other: None };
     let acks = [
-        HelloAck::Welcome { node, incarnation: Incarnation(4) },
+        HelloAck::Welcome { node, incarnation: Incarnation(4), home: None },
         HelloAck::Joined(Box::new(accepted)),
         HelloAck::Refused(refusal),
     ];

@@ -93,6 +93,8 @@ super::table! {
             "Offsets move on though Raft refused the proposal.",
         AnsweredBeforeCommit "answered-before-commit"
             "Producers are answered when their batch is proposed.",
+        CommandsAnsweredBeforeCommit "commands-answered-before-commit"
+            "Commands are answered when they are proposed, with what they would do to the state of that moment.",
         AcksOneBeforeDurable "acks-one-before-durable"
             "A producer that waits for the leader only is answered before the leader's disk has its batch.",
         ReplacedEntryAnswered "replaced-entry-answered"
@@ -107,6 +109,8 @@ super::table! {
             "A restarted replica has the members of its checkpoint, without the changes behind it.",
         CheckpointIndexTooHigh "checkpoint-index-too-high"
             "A checkpoint claims one entry more than it holds.",
+        DamagedCheckpointTaken "damaged-checkpoint-taken"
+            "The checksum of a checkpoint that was pulled is not compared.",
         AppliedAgainAtRestart "applied-again-at-restart"
             "Raft is told of one entry less than a restarted replica has applied, and hands that one out again.",
         JoinerFormsItsOwn "joiner-forms-its-own"

@@ -148,6 +148,7 @@ mod tests {
             checkpoint_entries: limits::META_CHECKPOINT_ENTRIES,
             checkpoint_keep_entries: limits::META_CHECKPOINT_KEEP_ENTRIES,
             checkpoint_part_bytes: limits::CHECKPOINT_CHUNK_BYTES,
+            checkpoint_bytes_max: limits::CHECKPOINT_BYTES_MAX,
             node_lost_after: limits::NODE_LOST_AFTER,
             observe: false,
         };

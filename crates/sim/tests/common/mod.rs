@@ -25,6 +25,7 @@ pub fn config(me: Member, formation: Formation, incarnation: u64) -> CoreConfig 
         checkpoint_entries: 1_000,
         checkpoint_keep_entries: 10,
         checkpoint_part_bytes: 1 << 10,
+        checkpoint_bytes_max: limits::CHECKPOINT_BYTES_MAX,
         node_lost_after: limits::NODE_LOST_AFTER,
         observe: false,
     }
@@ -37,6 +38,8 @@ pub struct LoneNode {
     pub now: Now,
     /// Why it stopped.
     pub stopped: Option<String>,
+    /// What it said of itself for its log, in order.
+    pub warnings: Vec<String>,
     /// What it said to others, in order.
     pub sent: Vec<PeerMessage>,
     /// What it answered, in order.
@@ -57,6 +60,7 @@ impl LoneNode {
             disk,
             now,
             stopped: None,
+            warnings: Vec::new(),
             sent: Vec::new(),
             replies: Vec::new(),
             actions: Vec::new(),
@@ -91,6 +95,7 @@ impl LoneNode {
                     Effect::Send { messages, .. } => self.sent.extend(messages),
                     Effect::Reply { id, outcome } => self.replies.push((id, outcome)),
                     Effect::Vm(action) => self.actions.push(action),
+                    Effect::Warning(what) => self.warnings.push(what),
                     Effect::Fatal(reason) | Effect::Departed { reason, .. } => self.stopped = Some(reason),
                     _ => {}
                 }

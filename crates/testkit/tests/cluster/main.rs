@@ -2,6 +2,7 @@
 
 mod addresses;
 mod bad_input;
+mod copies;
 mod damaged_disk;
 mod departures;
 mod dev;

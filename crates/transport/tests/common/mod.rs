@@ -37,7 +37,8 @@ pub fn identity(n: u64) -> Identity {
 pub fn local(n: u64, incarnation: u64) -> Local {
     let (cluster_incarnation, recovery) = (Incarnation(1), Some(RecoveryId([5; 16])));
     let (node, incarnation) = (NodeId(n), Incarnation(incarnation));
-    Local { cluster: CLUSTER, cluster_incarnation, recovery, node, incarnation, versions: VersionRange::BINARY }
+    let (home, versions) = (n, VersionRange::BINARY);
+    Local { cluster: CLUSTER, cluster_incarnation, recovery, node, incarnation, home, versions }
 }
 
 /// What a test leaves behind must not disturb the next one.
@@ -239,6 +240,7 @@ pub fn member_hello(node: u64) -> Hello {
         node: local.node,
         incarnation: local.incarnation,
         recovery: local.recovery,
+        home: Some(local.home),
     };
     Hello { protocol: PROTOCOL_VERSION, purpose, versions: local.versions }
 }
