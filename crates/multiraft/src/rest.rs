@@ -6,7 +6,7 @@
 //! at every third look, so that whatever was lost is repaired late rather than never. It wakes, and beats as usual, as soon
 //! as there is anything to do, a replica asks for votes, or a node with one of the replicas has come back
 //! ([`crate::MultiRaft::wake`]). Rest begins only after [`CALM_TICKS`] of beats with nothing to say: by then followers
-//! know what is committed. `__meta` never rests.
+//! know what is committed. The beats end only once its node has had the time to say that it rests. `__meta` never rests.
 
 use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, ReplicaId};
@@ -18,6 +18,8 @@ use crate::group::Group;
 
 /// Ticks of calm before a group rests; a heartbeat leaves every third.
 const CALM_TICKS: u32 = 40;
+/// ... and before the heartbeats end: by then its node has said that it rests.
+const SILENT_TICKS: u32 = CALM_TICKS + 12;
 
 /// What wakes a group at rest: whatever is not an answer to what its leader sent.
 pub(crate) fn wakes(kind: RaftMessageKind) -> bool {
@@ -25,7 +27,7 @@ pub(crate) fn wakes(kind: RaftMessageKind) -> bool {
 }
 
 impl Group {
-    /// Whether the leader is at rest.
+    /// Whether the leader is at rest, which its node says for it.
     pub(crate) fn rests(&self) -> bool {
         self.calm_ticks > CALM_TICKS
     }
@@ -61,7 +63,7 @@ impl Group {
         mark_if(Mark::GroupWoke, || rested && !self.rests());
         let raft = &mut self.raw.raft;
         let looks = raft.election_elapsed + 1 >= raft.election_timeout() && !planted(Plant::RestWithoutQuorum);
-        if self.calm_ticks <= CALM_TICKS || looks {
+        if self.calm_ticks <= SILENT_TICKS || looks {
             return false;
         }
         raft.election_elapsed += 1;

@@ -293,8 +293,9 @@ impl Scene<'_> {
     /// It has begun to pull, and nothing of it is in force or written.
     fn ensure_in_the_middle(&mut self, behind: &Behind) -> anyhow::Result<()> {
         let checkpoint = newest_checkpoint(self.node(), true)?;
-        let in_the_middle = checkpoint.index <= behind.has;
-        let seen = format!("its journal holds a checkpoint of index {}, it had {}", checkpoint.index, behind.has);
+        // One of its own, which was being written when it went, lies far below those of the others.
+        let in_the_middle = checkpoint.index < behind.ahead;
+        let seen = format!("its journal holds a checkpoint of index {}, the others {}", checkpoint.index, behind.ahead);
         self.figures.verdict("snapshot: a node is killed while a checkpoint is pulled", in_the_middle, &seen);
         Ok(())
     }
@@ -310,7 +311,7 @@ impl Scene<'_> {
             // In this order: a checkpoint of its own is never above what it has applied by then.
             let checkpoint = newest_checkpoint(self.node(), true)?;
             let applied = applied(self.node())?;
-            if pulled.is_none() && checkpoint.index > behind.has && checkpoint.index > applied {
+            if pulled.is_none() && checkpoint.index >= behind.ahead && checkpoint.index > applied {
                 pulled = Some((checkpoint.index, Moment::now(self.cluster)?));
             }
             let in_force = pulled.as_ref().is_some_and(|(index, _)| applied >= *index);
