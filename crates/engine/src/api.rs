@@ -474,6 +474,11 @@ pub enum Effect {
         asked: bool,
         reason: String,
     },
+    /// A later process of this node was at work than this one is: the data here is an older copy's. Kept, so that no later
+    /// start on it passes for a later process.
+    Outdone {
+        by: Incarnation,
+    },
     /// Something is not as it should be, and the node goes on: for its log.
     Warning(String),
     /// The node must stop, and say why.

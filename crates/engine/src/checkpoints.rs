@@ -6,7 +6,7 @@ use base::{GroupId, Millis, Mono, NodeId};
 use bytes::Bytes;
 use journal::{Checkpoint, CheckpointPart};
 use metadata::Metadata;
-use multiraft::{Install, Role};
+use multiraft::{Install, ReplicaProgress, Role};
 use wire::{Channel, CheckpointChunk, CheckpointPull, PeerMessage, RaftMessage, SnapshotMeta};
 
 use crate::core::{NodeCore, Stage};
@@ -18,6 +18,8 @@ use crate::{Effect, Work, Worked};
 const PULL_RETRY: Millis = Millis(500);
 /// ... and a pull that gets nothing is given up after this long; the leader offers its checkpoint again.
 const PULL_GIVE_UP: Millis = Millis(10_000);
+/// ... or after it has come damaged so often.
+const DAMAGED_MAX: u32 = 3;
 /// Whoever asked for a part within this time is pulling still: longer than a puller waits for one.
 const PULLING: Millis = Millis(2_000);
 /// The log may grow to so many times what makes a checkpoint due, while somebody needs the last one.
@@ -32,6 +34,8 @@ struct Pull {
     data: Vec<u8>,
     /// CRC-32C of `data`: over a whole state at once it would keep the core from everything else for too long.
     crc: u32,
+    /// So often all of it came, and was damaged.
+    damaged: u32,
     asked: Mono,
     progressed: Mono,
 }
@@ -50,6 +54,8 @@ pub(crate) struct Checkpoints {
     writing: Option<(SnapshotMeta, u64)>,
     /// When somebody last asked for a part of the one that is there.
     served: Option<Mono>,
+    /// The state is being encoded only to know its size: nothing is written, and the last one stays.
+    only_measured: bool,
     pull: Option<Pull>,
     /// Pulled whole and checked; Raft has accepted it and is about to ask for its install.
     pulled: Option<(SnapshotMeta, Bytes)>,
@@ -80,8 +86,10 @@ impl NodeCore {
         }
         // What somebody pulls is not replaced under its hands, and the log behind it stays: under load it would otherwise
         // begin anew each time, and never have a whole one.
-        if *bytes < enough * OVERDUE && self.checkpoint_is_needed() {
-            return mark(Mark::CheckpointHeldBack);
+        let held = *bytes < enough * OVERDUE && self.checkpoint_is_needed();
+        mark_if(Mark::CheckpointHeldBack, || held);
+        if held && !self.room.is_due(self.config.checkpoint_bytes_max) {
+            return;
         }
         let Some(group) = self.groups.get(&GroupId::META).filter(|g| g.running()) else { return };
         if group.applied != self.metadata.applied {
@@ -92,17 +100,25 @@ impl NodeCore {
         let meta = SnapshotMeta { index, term: group.applied_term, membership: group.membership.clone() };
         let keep_from = (meta.index + 1).saturating_sub(self.config.checkpoint_keep_entries).max(1);
         self.checkpoints.encoding = Some((meta, keep_from));
-        self.checkpoints.entries = 0;
-        self.checkpoints.bytes = 0;
+        self.checkpoints.only_measured = held;
+        if !held {
+            self.checkpoints.entries = 0;
+            self.checkpoints.bytes = 0;
+        }
         self.room.encoding();
         self.effects.push(Effect::Work(Work::Encode { index, state: Box::new(self.metadata.clone()) }));
     }
 
-    /// Somebody pulls it, or has still to continue behind it.
+    /// Somebody pulls it, or is there and has still to continue behind it.
     fn checkpoint_is_needed(&self) -> bool {
-        let pulling = self.checkpoints.served.is_some_and(|at| self.now.mono.since(at) < PULLING);
-        let behind = || self.raft.status(GroupId::META).is_some_and(|it| it.progress.iter().any(|of| of.snapshot));
-        pulling || behind()
+        let now = self.now.mono;
+        let pulling = self.checkpoints.served.is_some_and(|at| now.since(at) < PULLING);
+        let keep_from = (self.metadata.applied + 1).saturating_sub(self.config.checkpoint_keep_entries);
+        let waits = |of: &ReplicaProgress| {
+            let node = self.peers.meta_node(&self.metadata, of.replica).filter(|node| self.peers.reachable(*node, now));
+            of.matched + 1 < keep_from && node.is_some()
+        };
+        pulling || self.raft.status(GroupId::META).is_some_and(|it| it.progress.iter().any(waits))
     }
 
     pub(crate) fn worked(&mut self, worked: Worked) {
@@ -122,6 +138,9 @@ impl NodeCore {
         let (size, max) = (state.len() as u64, self.config.checkpoint_bytes_max);
         self.checkpoints.size = size;
         self.room.encoded(size);
+        if std::mem::take(&mut self.checkpoints.only_measured) {
+            return;
+        }
         if size > max {
             // What makes it grow is refused long before. If it came about all the same, ending every node would not help:
             // without a checkpoint the log is kept, and what is deleted makes the state smaller.
@@ -183,8 +202,17 @@ impl NodeCore {
         }
         let now = self.now.mono;
         mark_if(Mark::PullReplaced, || self.checkpoints.pull.is_some());
-        self.checkpoints.pull =
-            Some(Pull { from, group, message, meta, data: Vec::new(), crc: 0, asked: now, progressed: now });
+        self.checkpoints.pull = Some(Pull {
+            from,
+            group,
+            message,
+            meta,
+            data: Vec::new(),
+            crc: 0,
+            damaged: 0,
+            asked: now,
+            progressed: now,
+        });
         self.ask_for_part();
     }
 
@@ -222,7 +250,8 @@ impl NodeCore {
         }
         if pull.data.is_empty() {
             // At once, so that what came is not moved each time that there is no room. It takes memory as it is filled.
-            pull.data.reserve_exact(usize::try_from(chunk.total).unwrap_or(0));
+            // Where that cannot be had, it grows as it comes.
+            let _ = pull.data.try_reserve_exact(usize::try_from(chunk.total).unwrap_or(0));
         }
         pull.data.extend_from_slice(&chunk.data);
         pull.crc = crc32c::crc32c_append(pull.crc, &chunk.data);
@@ -253,7 +282,9 @@ impl NodeCore {
             "the checkpoint of __meta at index {index} does not have the checksum that node {from} says: it was damaged on \
              its way. Nothing of it is used; it is pulled anew"
         )));
-        self.checkpoints.pull = Some(Pull { data: Vec::new(), crc: 0, ..pull });
+        // Always damaged, it is left alone for a while: the leader offers one again.
+        let again = pull.damaged + 1 < DAMAGED_MAX;
+        self.checkpoints.pull = again.then_some(Pull { data: Vec::new(), crc: 0, damaged: pull.damaged + 1, ..pull });
     }
 
     /// Raft accepted the snapshot: state and log are replaced, together, once the checkpoint is durable.

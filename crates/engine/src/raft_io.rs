@@ -236,6 +236,7 @@ impl NodeCore {
         match &mut entry.machine {
             Machine::Partition(partition) => partition.lead(term),
             Machine::Meta => {
+                self.room.forget_proposed();
                 mark_if(Mark::OutboxInherited, || !self.metadata.outbox.is_empty());
                 self.planner.reset();
                 self.outbox.reset();

@@ -83,6 +83,12 @@ impl Room {
         (self.encoded, self.before) = (bytes, 0);
     }
 
+    /// This node leads anew: what it proposed before was applied, or replaced by another leader.
+    pub fn forget_proposed(&mut self) {
+        self.proposed.clear();
+        self.under_way = 0;
+    }
+
     /// The whole state is another, of that many bytes.
     pub fn replaced(&mut self, bytes: u64) {
         (self.encoded, self.before, self.added) = (bytes, 0, 0);

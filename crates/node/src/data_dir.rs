@@ -50,6 +50,9 @@ pub(crate) struct ClusterRecord {
     /// The last time that the cluster was recovered on this node, if ever.
     #[n(7)]
     pub recovery: Option<Recovery>,
+    /// A later process of this node than the last one here was at work elsewhere.
+    #[n(8)]
+    pub outdone: Option<Incarnation>,
 }
 
 /// The cluster was recovered from a lost majority, with this node as the survivor.
@@ -106,6 +109,14 @@ impl Keeper {
         }
         self.record.formed = true;
         self.data.save(&self.record).map_err(|error| error.to_string())
+    }
+
+    /// Carries out [`engine::Effect::Outdone`]. The node ends in any case.
+    pub fn outdone(&mut self, by: Incarnation) {
+        self.record.outdone = Some(by);
+        if let Err(error) = self.data.save(&self.record) {
+            tracing::warn!(%error, "the record does not say that this data is an older copy");
+        }
     }
 
     /// The cluster is at `active`. The journal knows it too; the record says it before the journal is touched.
@@ -184,8 +195,12 @@ impl DataDir {
     pub fn home(&self) -> Result<u64, NodeError> {
         let file = self.lock.metadata().map_err(NodeError::file("look at the lock in", &self.path))?;
         // On another machine, or after another boot, devices and files may have the same numbers.
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let parts: Vec<u64> = [file.dev(), file.ino()].into_iter().chain(boot.bytes().map(u64::from)).collect();
+        let boot = match std::fs::read("/proc/sys/kernel/random/boot_id") {
+            Ok(boot) => boot,
+            // Then each process has a name of its own: a restart waits until the connections of the one before have ended.
+            Err(_) => crate::formation::random::<16>()?.to_vec(),
+        };
+        let parts: Vec<u64> = [file.dev(), file.ino()].into_iter().chain(boot.into_iter().map(u64::from)).collect();
         Ok(base::hash64(&parts))
     }
 
@@ -325,6 +340,7 @@ mod tests {
         let id = Some(RecoveryId([9; 16]));
         let later = JoinAccepted { recovery: id, ..joined.clone() };
         fixtures.value(ClusterVersion::V1, "joined", &ClusterRecord { joined: Some(joined), ..record() });
+        fixtures.value(ClusterVersion::V1, "outdone", &ClusterRecord { outdone: Some(Incarnation(9)), ..record() });
         fixtures.value(ClusterVersion::V1, "joined_recovered", &ClusterRecord { joined: Some(later), ..record() });
         let recovery = Recovery { incarnation: Incarnation(2), count: 1, id: None };
         let survivor = |recovery| ClusterRecord { recovery: Some(recovery), ..record() };
@@ -363,6 +379,7 @@ mod tests {
             seed: 4,
             cluster_version: ClusterVersion(1),
             recovery: None,
+            outdone: None,
         }
     }
 

@@ -270,6 +270,7 @@ impl Driver {
                     let _ = departed.send(Departed { asked, reason });
                 }
             }
+            Effect::Outdone { by } => self.sinks.record.outdone(by),
             Effect::Warning(what) => tracing::warn!("{what}"),
             Effect::Fatal(reason) => return Err(End::Fatal(reason)),
         }

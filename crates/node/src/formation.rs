@@ -23,6 +23,15 @@ pub(crate) async fn find_place(
                 return Err(NodeError::Config(reason));
             }
             data.check_version(&known, me.versions)?;
+            if let Some(later) = known.outdone.filter(|later| known.incarnation < *later) {
+                let dir = data.path().display();
+                return Err(NodeError::Config(format!(
+                    "{dir} is an older copy of the data of node {}: process {later} of the node was at work, the last one here \
+                     was {}. Start the node where that process worked, or remove it from the cluster and let this host join \
+                     with a token and an empty data directory",
+                    known.node, known.incarnation
+                )));
+            }
             if token.is_some() {
                 tracing::info!(node = %known.node, cluster = %known.cluster, "a member already: the token is not needed");
             }
@@ -38,6 +47,7 @@ pub(crate) async fn find_place(
             seed: seed()?,
             cluster_version: ClusterVersion::default(),
             recovery: None,
+            outdone: None,
         },
     };
     data.save(&record)?;
@@ -83,6 +93,7 @@ async fn join(token: &JoinToken, transport: &Transport, me: &Member) -> Result<C
         seed: seed()?,
         cluster_version: ClusterVersion::default(),
         recovery: None,
+        outdone: None,
     })
 }
 
@@ -130,6 +141,7 @@ mod tests {
             seed: 1,
             cluster_version: ClusterVersion::default(),
             recovery: (here.0 > 0).then_some(recovery),
+            outdone: None,
         };
         let recovery = there.map(|(incarnation, n)| TokenRecovery { incarnation: Incarnation(incarnation), id: id(n) });
         let token = JoinToken { cluster: CLUSTER, id: 1, secret: [0; 32], seeds: Vec::new(), recovery };

@@ -145,7 +145,7 @@ impl World {
                 self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
-            Effect::Metadata(_) | Effect::Warning(_) => {}
+            Effect::Metadata(_) | Effect::Warning(_) | Effect::Outdone { .. } => {}
             Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),
             Effect::Work(work) => self.work(node, work),

@@ -412,7 +412,7 @@ fn a_process_that_is_told_for_long_of_another_one_of_its_node_ends_and_says_what
     for _ in 0..3 {
         // Whoever was moved hears of the process before until its connections have ended.
         assert_eq!(told_of_twin_for(&mut joiner, 1, 4_000), None);
-        joiner.pass(2_000);
+        joiner.pass(6_000);
     }
     let said = told_of_twin_for(&mut joiner, 1, 6_000).expect("it ends");
     assert!(said.starts_with("node 1 says that another process of this node is there (incarnation 1;"), "{said}");

@@ -191,10 +191,11 @@ async fn overtaken(peer: &Peer) {
     peer.wake.notified().await;
 }
 
-/// Where to look at the nth attempt: where the table of members has the peer, and in turn with that wherever it may be as
-/// well. One at a time: whoever else is there refuses to be taken for it, and would end an attempt at several at once.
+/// Where to look at the nth attempt: where the table of members has the peer, and, if it is not found there, in turn with that
+/// wherever it may be as well. Not at first: iroh remembers for a minute where it looked and looks there as well, and whoever
+/// else is there, and refuses to be taken for the peer, may be the first to answer.
 fn place_to_try(attempt: u32, table: NodeAddress, hints: &[SocketAddr]) -> NodeAddress {
-    let (round, elsewhere) = (attempt as usize / 2, attempt % 2 == 1);
+    let (round, elsewhere) = ((attempt as usize / 2).saturating_sub(1), attempt >= 2 && attempt % 2 == 1);
     match hints.get(round.checked_rem(hints.len()).unwrap_or(0)).filter(|_| elsewhere) {
         Some(hint) => NodeAddress { direct: vec![hint.to_string()], relay_url: None, ..table },
         None => table,
@@ -381,7 +382,7 @@ mod tests {
         let tried = |hints: &[SocketAddr]| -> Vec<String> {
             (0..6).flat_map(|attempt| place_to_try(attempt, table.clone(), hints).direct).collect()
         };
-        let turns = ["10.0.0.9:1", "10.0.0.1:1", "10.0.0.9:1", "10.0.0.2:1", "10.0.0.9:1", "10.0.0.1:1"];
+        let turns = ["10.0.0.9:1", "10.0.0.9:1", "10.0.0.9:1", "10.0.0.1:1", "10.0.0.9:1", "10.0.0.2:1"];
         assert_eq!(tried(&hints), turns);
         assert_eq!(tried(&[]), ["10.0.0.9:1"; 6]);
     }

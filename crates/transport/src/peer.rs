@@ -83,6 +83,12 @@ impl Link {
         let called = self.outgoing.as_ref().filter(|conn| conn.close_reason().is_none());
         [calling.map(|(_, caller)| *caller), called.and(self.process)]
     }
+
+    fn forget_who_is_gone(&mut self) {
+        if self.present() == [None; 2] {
+            self.known.gone();
+        }
+    }
 }
 
 impl Peer {
@@ -163,6 +169,7 @@ impl Peer {
         link.outgoing = None;
         link.connected_since = None;
         link.lost_at = Instant::now();
+        link.forget_who_is_gone();
         link.last_error = Some(reason.to_owned());
         self.metrics.connected.set(0.0);
     }
@@ -232,6 +239,7 @@ impl Peer {
         let mut link = self.link();
         if link.incoming.as_ref().is_some_and(|(own, _)| own.stable_id() == conn.stable_id()) {
             link.incoming = None;
+            link.forget_who_is_gone();
         }
     }
 

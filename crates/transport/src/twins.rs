@@ -30,13 +30,25 @@ impl Process {
 pub struct Known {
     /// The latest one that was heard of.
     latest: Option<Process>,
+    /// The latest one of which the cluster has heard.
+    table: Option<Incarnation>,
 }
 
 impl Known {
     /// The cluster has heard of a process of that incarnation.
     pub fn heard_of(&mut self, incarnation: Incarnation) {
+        self.table = self.table.max(Some(incarnation));
         if self.latest.is_none_or(|latest| latest.incarnation < incarnation) {
             self.latest = Some(Process { incarnation, home: None });
+        }
+    }
+
+    /// There is no connection any more: a process of which the cluster has not heard binds nobody.
+    pub fn gone(&mut self) {
+        if let (Some(latest), Some(table)) = (self.latest, self.table)
+            && latest.incarnation > table
+        {
+            self.latest = Some(Process { incarnation: table, home: None });
         }
     }
 
@@ -138,6 +150,21 @@ mod tests {
         assert!(known.admit(process(4, 7), NOBODY).is_err());
         assert_eq!(known.admit(process(5, 7), NOBODY), Ok(()));
         assert!(known.admit(process(5, 8), NOBODY).is_err(), "now it is known where that one works");
+    }
+
+    #[test]
+    fn a_process_of_which_the_cluster_has_not_heard_binds_nobody_once_it_is_gone() {
+        let mut known = Known::default();
+        known.heard_of(Incarnation(5));
+        assert_eq!(known.admit(process(6, 8), NOBODY), Ok(()));
+        assert!(known.admit(process(5, 7), [Some(process(6, 8)), None]).is_err(), "it is there");
+        known.gone();
+        assert_eq!(known.admit(process(5, 7), NOBODY), Ok(()));
+        assert!(known.admit(process(4, 7), NOBODY).is_err(), "of a later one the cluster has heard");
+        assert_eq!(known.admit(process(6, 8), NOBODY), Ok(()));
+        known.heard_of(Incarnation(6));
+        known.gone();
+        assert!(known.admit(process(5, 7), NOBODY).is_err(), "now it has heard of that one");
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl Inspection {
             // Whoever admitted this node is gone.
             joined: None,
             formed: true,
+            outdone: None,
             ..self.record
         })?;
         Ok(Recovered { incarnation: incarnation.0, recovery: recovery.to_string(), old_journal: old })
@@ -187,6 +188,7 @@ mod tests {
             seed: 1,
             cluster_version: ClusterVersion(1),
             recovery: None,
+            outdone: None,
         })
         .expect("writes");
         live(&data, Formation::Bootstrap)
