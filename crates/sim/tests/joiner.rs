@@ -191,7 +191,7 @@ fn a_checkpoint_damaged_on_its_way_is_refused_and_pulled_anew() {
     let mut joiner = Joiner::start();
     joiner.offer(5, 100);
     assert_eq!(joiner.asked_for(), [0u64]);
-    for at in (0..checkpoint(100).len()).step_by(9) {
+    for (round, at) in (0..checkpoint(100).len()).step_by(9).enumerate() {
         joiner.deliver_damaged(100, at);
         let (applied, stopped) = (joiner.core.metadata().applied, joiner.stopped.as_deref());
         assert_eq!((applied, stopped), (0, None), "damaged at byte {at}");
@@ -200,6 +200,14 @@ fn a_checkpoint_damaged_on_its_way_is_refused_and_pulled_anew() {
         joiner.warnings.clear();
         assert_eq!(joiner.asked_for(), [] as [u64; 0], "not at once: what damages may still be there");
         joiner.pass(600);
+        if round % 3 == 2 {
+            assert_eq!(
+                joiner.asked_for(),
+                [] as [u64; 0],
+                "always damaged, it is left alone until it is offered again"
+            );
+            joiner.offer(5, 100);
+        }
         let asked = joiner.asked_for();
         assert!(!asked.is_empty() && asked.iter().all(|offset| *offset == 0), "from the beginning: {asked:?}");
     }
