@@ -84,6 +84,11 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
         wait_whole(&cluster.nodes[0])?;
         healed.push(whole.elapsed());
         moments.push((moment, whole));
+        // A client that waits longer and longer between its attempts gets to make one before the next cut.
+        wait_until(PATIENCE, "it stays whole for a while", || {
+            ensure!(whole.elapsed() >= CUT * 2, "not yet");
+            Ok(())
+        })?;
         eprintln!("   {says}, {round} of {times}: {:?}", reasons.last());
     }
     let outcome = load.stop()?;
