@@ -55,7 +55,7 @@ pub const CHECKPOINT_WRITE_BYTES: usize = 4 << 20;
 /// The metadata group's log is truncated behind a checkpoint after this many bytes of entries.
 pub const META_CHECKPOINT_BYTES: u64 = 8 << 20;
 /// ... or this many entries.
-pub const META_CHECKPOINT_ENTRIES: u64 = 10_000;
+pub const META_CHECKPOINT_ENTRIES: u64 = 30_000;
 /// Applied entries kept behind a checkpoint, so that a follower that lags a little needs no snapshot.
 pub const META_CHECKPOINT_KEEP_ENTRIES: u64 = 1_000;
 /// Bytes of a checkpoint sent in one message.
@@ -158,8 +158,10 @@ pub const SUPERSEDED_AFTER: Millis = Millis(30_000);
 pub const TWIN_AFTER: Millis = Millis(5_000);
 /// A node not heard of for this long is shown as unreachable.
 pub const NODE_UNREACHABLE_AFTER: Millis = Millis(1_500);
-/// Leaders named in one gossip message.
-pub const GOSSIP_LEADERS_MAX: usize = 1_024;
+/// Leaders named in one gossip message, if each has its turn in time so; ...
+pub const GOSSIP_LEADERS: usize = 1_024;
+/// ... and at most. Four messages must name all that a node leads, or groups that do nothing send heartbeats all the same.
+pub const GOSSIP_LEADERS_MAX: usize = 4_096;
 
 // ---- What is measured ----
 

@@ -8,7 +8,7 @@ use base::{
 use bytes::Bytes;
 use compute::{VmAction, VmReport};
 use journal::{DiskDone, DiskError, DiskOp, OpId};
-use metadata::{Command, CommandResult, Metadata};
+use metadata::{Command, CommandResult};
 use minicbor::{Decode, Encode};
 use multiraft::Role;
 use wire::{Channel, Entry, JoinAccepted, Member, PeerMessage};
@@ -407,8 +407,9 @@ pub struct GroupView {
     pub high_watermark: Option<i64>,
 }
 
-/// What the outside must do. Unordered, except per (peer, channel), where urgent messages ([`PeerMessage::is_urgent`]) may
-/// overtake the others, and among disk operations as the journal orders them.
+/// What the outside must do. Of one flush, what is there to see comes first, then what is to be done, then the answers to
+/// whoever asked, and last that the node ends. What is to be done is ordered only per (peer, channel), where urgent messages
+/// ([`PeerMessage::is_urgent`]) may overtake the others, and among disk operations as the journal orders them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     Disk(DiskOp),
@@ -432,8 +433,12 @@ pub enum Effect {
     },
     /// Groups whose leader, as far as this node knows, changed.
     Leaders(Vec<LeaderInfo>),
-    /// The cluster's state changed; a cheap clone.
-    Metadata(Box<Metadata>),
+    /// The cluster's state changed: [`crate::NodeCore::metadata`], whose clone is cheap.
+    Metadata {
+        /// It is to be shown before anybody is answered. Otherwise only keys changed, and no read was answered that must
+        /// see them: it is enough to show it to those who wait for it, and to all within a tick.
+        at_once: bool,
+    },
     /// The members are these from now on, this node among them: nobody else is connected.
     Members {
         members: Vec<Member>,

@@ -37,8 +37,6 @@ impl NodeCore {
             }
             Machine::Meta => match self.apply_meta(entry) {
                 Ok(outcome) => {
-                    self.metadata_changed |= entry.kind == EntryKind::Command;
-                    self.partitions_due |= entry.kind == EntryKind::Command;
                     result = outcome;
                 }
                 Err(reason) => return self.fatal(format!("__meta entry {}: {reason}", entry.index)),
@@ -51,6 +49,7 @@ impl NodeCore {
         match entry.kind {
             EntryKind::Noop | EntryKind::Membership => {
                 self.metadata.skip(entry.index);
+                self.shown.changed(true);
                 self.room.applied(entry.index, None);
                 Ok(None)
             }
@@ -60,6 +59,9 @@ impl NodeCore {
                 if planted(Plant::LocalClockInApply) {
                     envelope.wall = self.now.wall;
                 }
+                let keys_only = envelope.command.changes_keys_only();
+                self.shown.changed(keys_only);
+                self.partitions_due |= !keys_only;
                 let before = self.metadata.nodes.clone();
                 let result = self.metadata.apply(entry.index, &envelope);
                 self.room.applied(entry.index, Some((&envelope.command, entry.data.len())));

@@ -79,7 +79,7 @@ impl NodeCore {
         let enough = META_CHECKPOINT_BYTES.max(size / 2);
         let due = *bytes >= enough
             || *entries >= self.config.checkpoint_entries && *bytes >= size / 64
-            || self.room.is_due(self.config.checkpoint_bytes_max);
+            || self.room.is_due(self.config.checkpoint_bytes_max, self.now.mono);
         let busy = encoding.is_some() || writing.is_some() || installing.is_some() || self.disk_full;
         if !due || busy {
             return;
@@ -88,7 +88,7 @@ impl NodeCore {
         // begin anew each time, and never have a whole one.
         let held = *bytes < enough * OVERDUE && self.checkpoint_is_needed();
         mark_if(Mark::CheckpointHeldBack, || held);
-        if held && !self.room.is_due(self.config.checkpoint_bytes_max) {
+        if held && !self.room.is_due(self.config.checkpoint_bytes_max, self.now.mono) {
             return;
         }
         let Some(group) = self.groups.get(&GroupId::META).filter(|g| g.running()) else { return };
@@ -105,7 +105,7 @@ impl NodeCore {
             self.checkpoints.entries = 0;
             self.checkpoints.bytes = 0;
         }
-        self.room.encoding();
+        self.room.encoding(self.now.mono);
         self.effects.push(Effect::Work(Work::Encode { index, state: Box::new(self.metadata.clone()) }));
     }
 

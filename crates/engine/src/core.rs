@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::simulation::{Mark, mark};
-use base::{GroupId, NodeId, Now};
+use base::{ErrorCode, GroupId, NodeId, Now};
 use journal::{Journal, JournalConfig, RecoveredGroup};
 use metadata::{Metadata, NodeLifecycle};
 use multiraft::{MultiRaft, MultiRaftConfig};
@@ -17,14 +17,15 @@ use crate::journal_events::Reads;
 use crate::leases::Leases;
 use crate::outbox::Outbox;
 use crate::planner::Planner;
-use crate::requests::Requests;
+use crate::requests::{Requests, error};
 use crate::room::Room;
 use crate::session::Session;
+use crate::shown::Shown;
 use crate::stats::Stats;
 use crate::superseded::Superseded;
 use crate::twin::Twin;
 use crate::vms::VmSide;
-use crate::{CoreConfig, Effect, Event, Formation};
+use crate::{CoreConfig, Effect, Event, Formation, Reply};
 
 /// Passes of Raft and journal in one flush. Each may cause more work (a persisted round commits entries, a commit makes
 /// proposals); this is far above what one flush needs, and keeps a mistake from turning into a hang.
@@ -43,6 +44,18 @@ pub(crate) enum Stage {
     Stopped,
 }
 
+/// What there is to see is shown before anybody is answered, for whoever is answered looks right after; and whoever ends
+/// the node has told everybody by then.
+fn order(effect: &Effect) -> u8 {
+    match effect {
+        Effect::Members { .. } | Effect::Metadata { .. } => 0,
+        Effect::Publish { .. } | Effect::Unpublish { .. } | Effect::Leaders(_) => 0,
+        Effect::Reply { .. } => 2,
+        Effect::Fatal(_) | Effect::Departed { .. } => 3,
+        _ => 1,
+    }
+}
+
 /// Everything of one node that decides: groups, tables, journal, planners. Events in, effects out.
 pub struct NodeCore {
     pub(crate) config: CoreConfig,
@@ -59,7 +72,7 @@ pub struct NodeCore {
     /// Requests for votes to replicas that do not run yet.
     pub(crate) early_votes: BTreeMap<GroupId, RaftMessage>,
     pub(crate) metadata: Metadata,
-    pub(crate) metadata_changed: bool,
+    pub(crate) shown: Shown,
     /// Replicas here may have to be born, recovered or removed.
     pub(crate) partitions_due: bool,
     /// Partitions with news for their readers.
@@ -110,7 +123,7 @@ impl NodeCore {
             removing: BTreeSet::new(),
             early_votes: BTreeMap::new(),
             metadata: Metadata::default(),
-            metadata_changed: false,
+            shown: Shown::default(),
             partitions_due: false,
             unpublished: BTreeSet::new(),
             leaders: Leaders::default(),
@@ -185,7 +198,28 @@ impl NodeCore {
         }
         self.publish();
         self.collect_sends();
-        std::mem::take(&mut self.effects)
+        self.take_effects()
+    }
+
+    fn take_effects(&mut self) -> Vec<Effect> {
+        let mut effects = std::mem::take(&mut self.effects);
+        if self.stage == Stage::Stopped {
+            // Behind its end a node does nothing but answer. What a read would have to see is not shown any more.
+            let end = effects.iter().position(|effect| matches!(effect, Effect::Fatal(_))).unwrap_or(effects.len());
+            let behind = effects.split_off(end.saturating_add(1).min(effects.len()));
+            effects.extend(behind.into_iter().filter(|effect| matches!(effect, Effect::Reply { .. })));
+            for effect in &mut effects {
+                if let Effect::Reply { outcome, .. } = effect
+                    && matches!(outcome, Ok(Reply::Done))
+                {
+                    *outcome = Err(error(ErrorCode::ShuttingDown, "this node is stopping"));
+                }
+            }
+        }
+        if !effects.is_sorted_by_key(order) {
+            effects.sort_by_key(order);
+        }
+        effects
     }
 
     /// The state of the cluster, as far as this node has applied it.
@@ -245,8 +279,8 @@ impl NodeCore {
             let departed = self.metadata.departed.values().map(|it| (it.node, it.endpoint)).collect();
             self.effects.push(Effect::Members { members, departed });
         }
-        if std::mem::take(&mut self.metadata_changed) {
-            self.effects.push(Effect::Metadata(Box::new(self.metadata.clone())));
+        if let Some(at_once) = self.shown.take() {
+            self.effects.push(Effect::Metadata { at_once });
         }
     }
 

@@ -1,6 +1,6 @@
 //! Node-level heartbeats: "I am here, and I lead these".
 
-use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS_MAX};
+use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS, GOSSIP_LEADERS_MAX};
 use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{ClusterVersion, GroupId, NodeId, ReplicaId};
 use multiraft::Role;
@@ -28,13 +28,16 @@ impl NodeCore {
         let mut leaders: Vec<_> = self.groups.iter().filter(|(_, g)| g.active).map(claim).collect();
         // Followers of a group at rest wait for its turn as they would for a heartbeat.
         let turns = (self.config.election_timeout.0 / GOSSIP_INTERVAL.0).saturating_sub(2);
+        let turns = usize::try_from(turns).unwrap_or(usize::MAX >> 16);
         let understood = self.metadata.cluster_version >= ClusterVersion::V2;
-        self.raft.let_rest(understood && leaders.len() as u64 <= turns * GOSSIP_LEADERS_MAX as u64);
-        if leaders.len() > GOSSIP_LEADERS_MAX {
+        self.raft.let_rest(understood && leaders.len() <= turns * GOSSIP_LEADERS_MAX);
+        // So many that each has had its turn in time.
+        let named = leaders.len().div_ceil(turns.max(1)).clamp(GOSSIP_LEADERS, GOSSIP_LEADERS_MAX);
+        if leaders.len() > named {
             // In turn: each message continues where the last one ended.
             let start = leaders.partition_point(|claim| claim.group <= self.leaders.gossiped_through);
             leaders.rotate_left(start);
-            leaders.truncate(GOSSIP_LEADERS_MAX);
+            leaders.truncate(named);
             self.leaders.gossiped_through = leaders.last().map_or(GroupId(0), |claim| claim.group);
         }
         for claim in &leaders {

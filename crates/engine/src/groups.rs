@@ -257,7 +257,7 @@ impl NodeCore {
         }
         self.peers.follow(&self.metadata.nodes, &metadata);
         self.metadata = metadata;
-        self.metadata_changed = true;
+        self.shown.changed(false);
         self.partitions_due = true;
     }
 

@@ -105,7 +105,7 @@ impl NodeCore {
     pub(crate) fn recovered(&mut self) {
         if self.stage == Stage::Recovering {
             self.stage = Stage::Running;
-            self.metadata_changed = true;
+            self.shown.changed(false);
             self.partitions_due = true;
             self.effects.push(Effect::Recovered);
         }

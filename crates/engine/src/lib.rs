@@ -38,6 +38,7 @@ mod replay;
 mod requests;
 mod room;
 mod session;
+mod shown;
 mod stats;
 mod status;
 mod superseded;

@@ -475,6 +475,9 @@ impl NodeCore {
         if let Wait::Applied { index, .. } = pending.wait {
             self.requests.applied.remove(&(index, key));
         }
+        if matches!(outcome, Ok(Reply::Done)) {
+            self.shown.read();
+        }
         if let Some(command) = pending.command {
             self.session.settled(command.sequence);
         }

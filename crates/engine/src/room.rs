@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use base::ErrorCode;
+use base::{ErrorCode, Millis, Mono};
 use metadata::Command;
 
 use crate::RequestError;
@@ -20,6 +20,11 @@ use crate::requests::error;
 
 /// An entry that changes no table: the state names its index.
 const INDEX_BYTES: u64 = 16;
+
+/// Between two encodings for no other reason than that something was refused, ...
+const LOOK_INTERVAL: Millis = Millis(5_000);
+/// ... and where something was deleted since.
+const LOOK_AGAIN: Millis = Millis(500);
 
 /// How large a state may be that takes more in, in bytes, if a checkpoint may have that many.
 fn limit(checkpoint_bytes_max: u64) -> u64 {
@@ -40,6 +45,10 @@ pub(crate) struct Room {
     under_way: u64,
     /// Something was refused since the state was last encoded: it is to be known whether that was right.
     refused: bool,
+    /// When it was last encoded for that.
+    looked: Option<Mono>,
+    /// Commands were applied since that may have taken something away.
+    shrunk: bool,
 }
 
 impl Room {
@@ -57,23 +66,28 @@ impl Room {
     /// The entry at `index` was applied; `command`: what it held, and in how many bytes.
     pub fn applied(&mut self, index: u64, command: Option<(&Command, usize)>) {
         self.added += command.map_or(INDEX_BYTES, |(command, bytes)| command.growth_max(bytes));
+        self.shrunk |= command.is_some_and(|(command, _)| !command.fills_state());
         while let Some(first) = self.proposed.first_entry().filter(|first| *first.key() <= index) {
             self.under_way -= first.remove();
         }
     }
 
     /// Whether the state is to be encoded, so that its size is known.
-    pub fn is_due(&self, checkpoint_bytes_max: u64) -> bool {
+    pub fn is_due(&self, checkpoint_bytes_max: u64, now: Mono) -> bool {
         let limit = limit(checkpoint_bytes_max);
         let half_of_the_rest = limit.saturating_sub(self.encoded) / 2;
-        // Where nothing is left there is no need to know it, unless somebody asks.
-        self.added > 0 && (self.refused || self.before + self.added >= half_of_the_rest.max(limit / 64))
+        // Where nothing is left there is no need to know it, unless somebody asks; and he may ask all the time.
+        let interval = if self.shrunk { LOOK_AGAIN } else { LOOK_INTERVAL };
+        let asked = self.refused && self.looked.is_none_or(|at| now.since(at) >= interval);
+        self.added > 0 && (asked || self.before + self.added >= half_of_the_rest.max(limit / 64))
     }
 
     /// The state is being encoded as it is now.
-    pub fn encoding(&mut self) {
+    pub fn encoding(&mut self, now: Mono) {
         self.before += std::mem::take(&mut self.added);
-        self.refused = false;
+        if std::mem::take(&mut self.refused) {
+            (self.looked, self.shrunk) = (Some(now), false);
+        }
     }
 
     /// The state that was being encoded has that many bytes.
@@ -141,7 +155,7 @@ mod tests {
         assert_eq!(room.most(), 500 + 2 * growth);
         room.applied(7, Some((&put, 1_000)));
         assert_eq!(room.most(), 500 + 2 * growth);
-        room.encoding();
+        room.encoding(Mono(0));
         room.applied(9, None);
         assert_eq!((room.most(), room.under_way, room.proposed.len()), (500 + growth + INDEX_BYTES, 0, 0));
         room.encoded(1_600);
@@ -154,19 +168,31 @@ mod tests {
         room.replaced(1_000_000);
         let put = put(100_000);
         let mut applied = 0;
-        while !room.is_due(MAX) {
+        while !room.is_due(MAX, Mono(0)) {
             applied += 1;
             room.applied(applied, Some((&put, 100_000)));
         }
         // Of 3,000,000 bytes 2,000,000 were left, and a put counts with 204,096.
         assert_eq!(applied, 5);
-        room.encoding();
+        room.encoding(Mono(0));
         room.encoded(1_100_000);
-        assert!(!room.is_due(MAX));
+        assert!(!room.is_due(MAX, Mono(0)));
         room.refused = true;
-        assert!(!room.is_due(MAX), "nothing was applied since");
+        assert!(!room.is_due(MAX, Mono(0)), "nothing was applied since");
         room.applied(applied + 1, None);
-        assert!(room.is_due(MAX));
+        assert!(room.is_due(MAX, Mono(0)));
+        // Whoever goes on asking has it encoded again after a while, and not each time.
+        room.encoding(Mono(0));
+        room.encoded(1_100_000);
+        room.refused = true;
+        room.applied(applied + 2, None);
+        let at = |millis: u64| Mono(millis * 1_000_000);
+        assert!(!room.is_due(MAX, at(LOOK_INTERVAL.0 - 1)));
+        assert!(room.is_due(MAX, at(LOOK_INTERVAL.0)));
+        assert!(!room.is_due(MAX, at(LOOK_AGAIN.0)));
+        let delete = Command::DeleteKeys { key: "k".into(), prefix: false, expect: None };
+        room.applied(applied + 3, Some((&delete, 50)));
+        assert!(room.is_due(MAX, at(LOOK_AGAIN.0)));
     }
 
     #[test]
@@ -175,7 +201,7 @@ mod tests {
     fn a_state_that_grew_more_than_was_counted_is_noticed() {
         let mut room = Room::default();
         room.replaced(100);
-        room.encoding();
+        room.encoding(Mono(0));
         room.encoded(101);
     }
 }

@@ -325,6 +325,15 @@ impl Command {
             body => body,
         }
     }
+
+    /// Whether it changes nothing but keys, their leases, and what is known of commands that were carried out.
+    #[must_use]
+    pub fn changes_keys_only(&self) -> bool {
+        matches!(
+            self.body(),
+            Command::PutKey { .. } | Command::DeleteKeys { .. } | Command::GrantLease { .. } | Command::EndLease { .. }
+        )
+    }
 }
 
 /// What a key must be for a command to change it.

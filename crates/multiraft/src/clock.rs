@@ -1,12 +1,12 @@
 //! Ticks from real elapsed time.
 
 use base::limits::TICK;
-use base::simulation::{Mark, Plant, mark, planted};
+use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{Mono, Now};
 
 use crate::TickCounts;
 
-const TICK_NS: u64 = TICK.0 * 1_000_000;
+const TICK_NS: i64 = TICK.0 as i64 * 1_000_000;
 
 /// What a moment means for the groups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,12 +19,17 @@ pub(crate) enum Beat {
     Paused,
 }
 
-/// At most one tick per call and per [`TICK`] of real time. At most one more tick is owed, so that a caller whose timer
-/// jitters keeps the pace; what was missed beyond that is skipped, never replayed in a burst.
+/// What counts as due: a caller who looks twice a tick is at most so far from the moment, early or late. Were an early one
+/// put off to the next look, every heartbeat that comes just before its time would leave half a tick late.
+const EARLY_NS: i64 = TICK_NS / 4;
+
+/// At most one tick per call and, on the whole, per [`TICK`] of real time. At most one more tick is owed, so that a caller
+/// whose timer jitters keeps the pace; what was missed beyond that is skipped, never replayed in a burst.
 #[derive(Debug, Default)]
 pub(crate) struct TickClock {
     last: Option<Mono>,
-    owed_ns: u64,
+    /// Time that passed since the last tick was due: less than nothing after an early one.
+    owed_ns: i64,
     passed: u64,
     skipped_ns: u64,
     pauses: u64,
@@ -37,33 +42,34 @@ impl TickClock {
             return Beat::None;
         };
         self.last = Some(last.max(now.mono));
-        let gap = now.mono.0.saturating_sub(last.0);
+        let gap = i64::try_from(now.mono.0.saturating_sub(last.0)).unwrap_or(i64::MAX / 2);
         if planted(Plant::ReplayMissedTicks) {
             self.owed_ns += gap;
-            let ticks = self.owed_ns / TICK_NS;
-            self.owed_ns %= TICK_NS;
-            return Beat::Ticks(ticks);
+            let ticks = self.owed_ns.max(0) / TICK_NS;
+            self.owed_ns -= ticks * TICK_NS;
+            return Beat::Ticks(ticks.unsigned_abs());
         }
-        if gap > TICK_NS * u64::from(election_ticks) {
-            self.skipped_ns += self.owed_ns + gap;
+        if gap > TICK_NS * i64::from(election_ticks) {
+            self.skipped_ns += (self.owed_ns + gap).unsigned_abs();
             self.pauses += 1;
             self.owed_ns = 0;
             mark(Mark::PausedBeyondElectionTimeout);
             return Beat::Paused;
         }
         let owed = self.owed_ns + gap;
-        if owed < TICK_NS {
+        if owed + EARLY_NS < TICK_NS {
             self.owed_ns = owed;
             return Beat::None;
         }
+        mark_if(Mark::TickedEarly, || owed < TICK_NS);
         self.owed_ns = (owed - TICK_NS).min(TICK_NS);
-        self.skipped_ns += owed - TICK_NS - self.owed_ns;
+        self.skipped_ns += (owed - TICK_NS - self.owed_ns).unsigned_abs();
         self.passed += 1;
         Beat::Ticks(1)
     }
 
     pub(crate) fn counts(&self) -> TickCounts {
-        TickCounts { passed: self.passed, skipped: self.skipped_ns / TICK_NS, pauses: self.pauses }
+        TickCounts { passed: self.passed, skipped: self.skipped_ns / TICK_NS.unsigned_abs(), pauses: self.pauses }
     }
 }
 
@@ -88,11 +94,22 @@ mod tests {
     #[test]
     fn missed_ticks_are_skipped_and_never_come_in_a_burst() {
         let mut times = vec![0, 50, 950];
-        times.extend((951..1000).step_by(3));
+        times.extend((951..985).step_by(3));
         let beats = ticks(&times);
         assert_eq!(beats[..3], [Beat::None, Beat::Ticks(1), Beat::Ticks(1)]);
         let rest = beats[3..].iter().filter(|beat| **beat != Beat::None).count();
         assert!(rest <= 1, "{rest} ticks right after a stall");
+    }
+
+    #[test]
+    fn a_caller_that_looks_twice_a_tick_and_jitters_is_never_half_a_tick_off() {
+        let times: Vec<u64> = (0..=400).map(|n| 100 + n * 25 + [4, 0, 3, 1, 2][n as usize % 5]).collect();
+        let beats = ticks(&times);
+        let ticked: Vec<u64> =
+            times.iter().zip(beats).filter(|(_, beat)| *beat == Beat::Ticks(1)).map(|(time, _)| *time).collect();
+        let gaps: Vec<u64> = ticked.windows(2).map(|two| two[1] - two[0]).collect();
+        assert!(gaps.iter().all(|gap| (45..=55).contains(gap)), "{gaps:?}");
+        assert!((199..=200).contains(&ticked.len()), "{} ticks in 10 s", ticked.len());
     }
 
     #[test]

@@ -393,7 +393,10 @@ impl MultiRaft {
         assert!(round > last, "round {round} follows round {last}");
         let mut out = Output::default();
         let mut groups = Vec::new();
-        for id in std::mem::take(&mut self.dirty) {
+        let dirty = std::mem::take(&mut self.dirty);
+        // About what heartbeats take: where thousands are due at once, a list that grows is copied over and over.
+        out.sends.reserve(2 * dirty.len());
+        for id in dirty {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             if group.drain(round, self.electable, &mut out) {
                 groups.push(id);

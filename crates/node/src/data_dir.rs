@@ -14,12 +14,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base::limits::DATA_DIR_RESERVE_BYTES;
 use base::{ClusterId, ClusterVersion, Incarnation, NodeId, RecoveryId, VersionRange};
 use minicbor::{Decode, Encode};
 use rustix::fs::{FlockOperation, flock};
+use tokio::task::JoinHandle;
 use wire::JoinAccepted;
 
 use crate::error::NodeError;
@@ -94,41 +95,58 @@ impl ClusterRecord {
 /// Keeps the record true while the node runs.
 pub(crate) struct Keeper {
     data: Arc<DataDir>,
-    record: ClusterRecord,
+    /// Held while it is written, so that what is written last is the whole of it.
+    record: Arc<Mutex<ClusterRecord>>,
+    formed: bool,
+    version: ClusterVersion,
 }
 
 impl Keeper {
     pub fn new(data: Arc<DataDir>, record: ClusterRecord) -> Keeper {
-        Keeper { data, record }
+        let (formed, version) = (record.formed, record.cluster_version);
+        Keeper { data, record: Arc::new(Mutex::new(record)), formed, version }
     }
 
     /// Carries out [`engine::Effect::Formed`]; durable on return.
     pub fn formed(&mut self) -> Result<(), String> {
-        if self.record.formed {
+        if std::mem::replace(&mut self.formed, true) {
             return Ok(());
         }
-        self.record.formed = true;
-        self.data.save(&self.record).map_err(|error| error.to_string())
+        save(&self.data, &self.record, |record| record.formed = true).map_err(|error| error.to_string())
     }
 
     /// Carries out [`engine::Effect::Outdone`]. The node ends in any case.
     pub fn outdone(&mut self, by: Incarnation) {
-        self.record.outdone = Some(by);
-        if let Err(error) = self.data.save(&self.record) {
+        if let Err(error) = save(&self.data, &self.record, |record| record.outdone = Some(by)) {
             tracing::warn!(%error, "the record does not say that this data is an older copy");
         }
     }
 
-    /// The cluster is at `active`. The journal knows it too; the record says it before the journal is touched.
-    pub fn at_version(&mut self, active: ClusterVersion) {
-        if active > self.record.cluster_version {
-            self.record.cluster_version = active;
-            match self.data.save(&self.record) {
+    /// The cluster is at `active`. The journal knows it too; the record says it before the journal is touched. It is
+    /// written beside the core, whose heartbeats must not wait for a disk: durable when the task ends that is given back.
+    pub fn at_version(&mut self, active: ClusterVersion) -> Option<JoinHandle<()>> {
+        if active <= self.version {
+            return None;
+        }
+        self.version = active;
+        let (data, record) = (self.data.clone(), self.record.clone());
+        Some(tokio::task::spawn_blocking(move || {
+            match save(&data, &record, |record| record.cluster_version = record.cluster_version.max(active)) {
                 Ok(()) => tracing::info!(version = %active, "the cluster works at this cluster version"),
                 Err(error) => tracing::warn!(%error, version = %active, "the record does not name the cluster version"),
             }
-        }
+        }))
     }
+}
+
+fn save(
+    data: &DataDir,
+    record: &Mutex<ClusterRecord>,
+    change: impl FnOnce(&mut ClusterRecord),
+) -> Result<(), NodeError> {
+    let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+    change(&mut record);
+    data.save(&record)
 }
 
 /// The directory, locked for this process.
@@ -383,12 +401,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_a_newer_muster_wrote_is_refused_and_left_as_it_is() {
+    #[tokio::test]
+    async fn what_a_newer_muster_wrote_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().expect("a directory");
         let data = Arc::new(DataDir::open(dir.path()).expect("opens"));
         let mut keeper = Keeper::new(data.clone(), record());
-        keeper.at_version(ClusterVersion(3));
+        keeper.at_version(ClusterVersion(3)).expect("it is newer").await.expect("it does not panic");
         let kept = data.load().expect("readable").expect("there");
         let can = |max: u16| VersionRange { min: ClusterVersion(1), max: ClusterVersion(max) };
         assert!(data.check_version(&kept, can(3)).is_ok());

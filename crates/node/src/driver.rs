@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::RequestId;
-use base::limits::{DRIVER_QUESTIONS_MAX, EVENTS_PER_FLUSH_MAX};
+use base::limits::EVENTS_PER_FLUSH_MAX;
 use engine::{Effect, Event, NodeCore, Reply, RequestError, TaskLine};
 
 use metadata::Metadata;
@@ -13,6 +13,7 @@ use runtime::{CancellationToken, Clock, Supervisor};
 use tokio::sync::{mpsc, oneshot, watch};
 use transport::{Inbox, Incoming, PeerLink, Transport};
 
+use crate::beside::Beside;
 use crate::data_dir::Keeper;
 use crate::disk::Disk;
 use crate::handle::{Asked, NodeHandle, Views};
@@ -24,8 +25,6 @@ use crate::partition_reads;
 /// does not put off those after it.
 const TICK: Duration = Duration::from_millis(25);
 
-/// Works that the core has done beside it at once: one checkpoint is encoded or decoded at a time.
-const WORKS_MAX: usize = 4;
 /// Requests taken before one flush, so that however many there are, what peers send in bulk gets its turn.
 const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
 
@@ -87,12 +86,14 @@ pub(crate) struct Driver {
     /// Answers to questions that the core asked of this driver.
     answers: Vec<Event>,
     handle: NodeHandle,
-    /// What was read for others, or worked beside the core, on their way back to the core, which asks no more at once than there is room for.
-    read_answers: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    /// Keys changed since the cluster's state was last shown.
+    unshown: bool,
+    /// What was read for others, or worked, beside the core.
+    beside: Beside,
 }
 
 impl Driver {
-    pub fn new(core: NodeCore, handle: NodeHandle, sources: Sources, sinks: Sinks) -> Driver {
+    pub fn new(core: NodeCore, handle: NodeHandle, sources: Sources, sinks: Sinks, beside: Beside) -> Driver {
         Driver {
             core,
             sources,
@@ -102,7 +103,8 @@ impl Driver {
             vm_backlog: VecDeque::new(),
             answers: Vec::new(),
             handle,
-            read_answers: mpsc::channel(DRIVER_QUESTIONS_MAX + WORKS_MAX),
+            unshown: false,
+            beside,
         }
     }
 
@@ -117,19 +119,22 @@ impl Driver {
                 biased;
                 () = stop.cancelled() => return End::Stopped,
                 _ = tick.tick() => due = true,
-                Some(incoming) = self.sources.control.recv() => self.take_incoming(incoming),
+                // Before the peers, who may always have something to say: a disk that is not heard seems to be stuck.
                 Some(event) = self.sources.disk.recv() => self.core.handle(Clock.now(), event),
+                Some(incoming) = self.sources.control.recv() => self.take_incoming(incoming),
                 Some(event) = self.sources.vms.recv() => self.core.handle(Clock.now(), event),
                 Some(asked) = self.sources.requests.recv() => self.take_request(asked),
-                Some(event) = self.read_answers.1.recv() => self.core.handle(Clock.now(), event),
+                Some(event) = self.beside.next() => self.core.handle(Clock.now(), event),
                 Some(incoming) = self.sources.bulk.recv() => self.take_incoming(incoming),
+                () = self.sinks.views.looked_at() => {}
             }
             let began = Instant::now();
             while taken < EVENTS_PER_FLUSH_MAX && began.elapsed() < TURN && self.take_one(&mut requests_left) {
                 taken += 1;
             }
             // A loop that never waits never lets the timer fire either: leaders would miss their heartbeats.
-            if due || ticked.elapsed() >= TICK {
+            due |= ticked.elapsed() >= TICK;
+            if due {
                 ticked = Instant::now();
                 self.count_waiting();
                 self.core.handle(Clock.now(), Event::Tick);
@@ -142,6 +147,9 @@ impl Driver {
                 if let Err(end) = self.turn() {
                     return end;
                 }
+            }
+            if self.unshown && (due || self.sinks.views.is_looked_at()) {
+                self.show_metadata();
             }
             self.sinks.disk.hand_over();
             self.pass_on_vm_actions();
@@ -166,10 +174,10 @@ impl Driver {
     fn take_one(&mut self, requests_left: &mut usize) -> bool {
         if let Some(event) = self.answers.pop() {
             self.core.handle(Clock.now(), event);
-        } else if let Some(incoming) = self.sources.control.try_recv() {
-            self.take_incoming(incoming);
         } else if let Ok(event) = self.sources.disk.try_recv() {
             self.core.handle(Clock.now(), event);
+        } else if let Some(incoming) = self.sources.control.try_recv() {
+            self.take_incoming(incoming);
         } else if let Ok(event) = self.sources.vms.try_recv() {
             self.core.handle(Clock.now(), event);
         } else if *requests_left > 0
@@ -203,15 +211,6 @@ impl Driver {
         self.core.handle(Clock.now(), event);
     }
 
-    /// Has something that takes long done beside the core.
-    fn work(&self, work: engine::Work) {
-        let answers = self.read_answers.0.clone();
-        tokio::task::spawn_blocking(move || {
-            // The core may be gone by now.
-            let _ = answers.blocking_send(Event::Worked(work.carry_out()));
-        });
-    }
-
     fn take_request(&mut self, asked: Asked) {
         self.next_request += 1;
         let id = RequestId(self.next_request);
@@ -238,7 +237,8 @@ impl Driver {
             }
             Effect::Unpublish { group } => self.sinks.views.remove(group),
             Effect::Leaders(changed) => self.sinks.views.set_leaders(changed),
-            Effect::Metadata(metadata) => self.publish_metadata(*metadata),
+            Effect::Metadata { at_once: true } => self.show_metadata(),
+            Effect::Metadata { at_once: false } => self.unshown = true,
             Effect::Members { members, departed } => self.connect(members, departed),
             Effect::Vm(action) => {
                 self.vm_backlog.push_back(action);
@@ -249,14 +249,14 @@ impl Driver {
                 self.answers.push(Event::Answered { ticket, outcome });
             }
             Effect::ReadPartition { ticket, read } => {
-                let (handle, answers) = (self.handle.clone(), self.read_answers.0.clone());
+                let (handle, answers) = (self.handle.clone(), self.beside.answers());
                 tokio::spawn(async move {
                     let outcome = partition_reads::read(&handle, read).await.map(Reply::PartitionBatches);
                     // Only a driver that has ended does not take it.
                     let _ = answers.send(Event::Answered { ticket, outcome }).await;
                 });
             }
-            Effect::Work(work) => self.work(work),
+            Effect::Work(work) => self.beside.work(work),
             Effect::Formed => self.sinks.record.formed().map_err(End::Fatal)?,
             Effect::Recovered => {
                 if let Some(recovered) = self.sinks.recovered.take() {
@@ -293,9 +293,11 @@ impl Driver {
         }
     }
 
-    fn publish_metadata(&mut self, metadata: Metadata) {
+    fn show_metadata(&mut self) {
+        self.unshown = false;
+        let metadata = self.core.metadata().clone();
         self.sinks.transport.set_cluster_version(metadata.cluster_version);
-        self.sinks.record.at_version(metadata.cluster_version);
+        drop(self.sinks.record.at_version(metadata.cluster_version));
         self.sinks.transport.set_latest(metadata.sessions.values().map(|session| (session.node, session.incarnation)));
         self.sinks.metadata.send_replace(Arc::new(metadata));
         self.sinks.views.changed();

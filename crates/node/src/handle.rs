@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use base::{ClusterId, ErrorCode, GroupId, Millis, Mono, NodeId};
@@ -9,7 +10,7 @@ use engine::{LeaderInfo, Reply, Request, RequestError, Target};
 use kafka::PartitionReader;
 use metadata::Metadata;
 use runtime::Clock;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// Requests handed over and not yet seen by the core; above it they are answered "busy".
 pub(crate) const REQUEST_QUEUE: usize = 8_192;
@@ -28,6 +29,10 @@ pub(crate) struct Views {
     pub place: OnceLock<(NodeId, ClusterId)>,
     /// Counts changes of metadata and leaders.
     pub changes: watch::Sender<u64>,
+    /// How many wait for the next state of the cluster.
+    looking: AtomicUsize,
+    /// Wakes the core when the first one does.
+    looks: Notify,
     leaders: RwLock<BTreeMap<GroupId, LeaderInfo>>,
     readers: RwLock<BTreeMap<GroupId, Arc<PartitionReader>>>,
 }
@@ -37,6 +42,8 @@ impl Default for Views {
         Views {
             place: OnceLock::new(),
             changes: watch::Sender::new(0),
+            looking: AtomicUsize::new(0),
+            looks: Notify::new(),
             leaders: RwLock::default(),
             readers: RwLock::default(),
         }
@@ -47,6 +54,25 @@ impl Views {
     /// Metadata or leaders changed.
     pub fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Has the cluster's states shown as they come, until the guard is dropped.
+    pub fn look(self: &Arc<Views>) -> Looking {
+        // While somebody looks, each turn of the core shows what is new: one more need not wake it.
+        if self.looking.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.looks.notify_one();
+        }
+        Looking(self.clone())
+    }
+
+    /// Whether somebody waits for the next state of the cluster.
+    pub fn is_looked_at(&self) -> bool {
+        self.looking.load(Ordering::SeqCst) > 0
+    }
+
+    /// Returns when somebody begins to.
+    pub async fn looked_at(&self) {
+        self.looks.notified().await;
     }
 
     pub fn set_leaders(&self, changed: Vec<LeaderInfo>) {
@@ -78,6 +104,15 @@ impl Views {
 
     fn leader(&self, group: GroupId) -> Option<LeaderInfo> {
         self.leaders.read().unwrap_or_else(PoisonError::into_inner).get(&group).copied()
+    }
+}
+
+/// Somebody waits for the next state of the cluster.
+pub(crate) struct Looking(Arc<Views>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.looking.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -137,10 +172,22 @@ impl NodeHandle {
         self.request(target, Clock.now().mono.plus(within), request)
     }
 
-    /// The cluster's state, as far as this node has applied it.
+    /// The cluster's state, as far as this node has applied it: of now, or, where keys changed that no read was answered with,
+    /// of up to a tick ago.
     #[must_use]
     pub fn metadata(&self) -> Arc<Metadata> {
         self.metadata.borrow().clone()
+    }
+
+    /// The first state that the core gives out with more than `applied` in it; `None`: the node is stopping.
+    pub(crate) async fn metadata_after(&self, applied: u64) -> Option<Arc<Metadata>> {
+        let mut view = self.metadata.clone();
+        let later = |metadata: &Arc<Metadata>| metadata.applied > applied;
+        if let Some(there) = Some(view.borrow().clone()).filter(later) {
+            return Some(there);
+        }
+        let _looking = self.views.look();
+        view.wait_for(later).await.ok().map(|metadata| metadata.clone())
     }
 
     /// Who leads a group, if this node knows, and the highest term it knows of.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, ReplicaId};
 use engine::{Reply, Request, Target};
-use metadata::{Command, CommandResult, Metadata};
+use metadata::{Command, CommandResult};
 use tokio::sync::{mpsc, oneshot};
 use wire::{HelloAck, JoinAccepted, JoinRequest, Refusal};
 
@@ -63,11 +63,10 @@ async fn accepted(
     node: NodeId,
     meta_replica: ReplicaId,
 ) -> Result<JoinAccepted, Refusal> {
-    // The reply comes when this node has applied the command; its view is published right after.
-    let mut view = handle.metadata.clone();
-    let published = view.wait_for(|metadata: &std::sync::Arc<Metadata>| metadata.applied >= index);
-    let metadata = match tokio::time::timeout(Duration::from_secs(2), published).await {
-        Ok(Ok(metadata)) => metadata.clone(),
+    // The reply comes when this node has applied the command.
+    let shown = handle.metadata_after(index.saturating_sub(1));
+    let metadata = match tokio::time::timeout(Duration::from_secs(2), shown).await {
+        Ok(Some(metadata)) => metadata,
         _ => {
             let reason = "this node is stopping: ask another member".to_owned();
             return Err(Refusal::new(ErrorCode::ShuttingDown, reason));

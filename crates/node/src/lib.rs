@@ -11,6 +11,7 @@
 //!  NodeHandle ────▶└────────────────────────────────────────┘────▶ replies
 //! ```
 
+mod beside;
 mod config;
 mod console;
 mod data_dir;

@@ -68,10 +68,9 @@ impl Core for NodeHandle {
     }
 
     fn metadata_after(&self, applied: u64) -> BoxFuture<'static, Arc<Metadata>> {
-        let mut view = self.metadata.clone();
+        let handle = self.clone();
         Box::pin(async move {
-            let later = view.wait_for(|metadata| metadata.applied > applied).await.ok().map(|m| m.clone());
-            match later {
+            match handle.metadata_after(applied).await {
                 Some(metadata) => metadata,
                 // The node is stopping: there is no later state.
                 None => std::future::pending().await,

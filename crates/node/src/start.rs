@@ -17,6 +17,7 @@ use transport::{Identity, Local, Transport, TransportConfig};
 use vmm::{Vmm, VmmConfig};
 use wire::{Member, NodeAddress};
 
+use crate::beside::Beside;
 use crate::config::Config;
 use crate::console;
 use crate::data_dir::{ClusterRecord, DataDir, Keeper};
@@ -480,10 +481,11 @@ fn start_core(
 ) -> Result<oneshot::Receiver<End>, NodeError> {
     let failed = |error: std::io::Error| NodeError::Start { what: "the core's thread", reason: error.to_string() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let beside = Beside::start().map_err(failed)?;
     let (ended, end) = oneshot::channel();
     spawn_priority_thread("core", -5, move || {
         let core = NodeCore::new(config, Clock.now());
-        let mut driver = Driver::new(core, handle, sources, sinks);
+        let mut driver = Driver::new(core, handle, sources, sinks, beside);
         // A panic is a broken invariant: the node stops rather than going on with half a decision.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(driver.run(stop))));
         let broken = |panic: Box<dyn std::any::Any + Send>| format!("a broken invariant: {}", panic_text(&*panic));

@@ -30,7 +30,8 @@ pub trait Core: Send + Sync {
         deadline: Mono,
         request: Request,
     ) -> BoxFuture<'static, Result<Reply, RequestError>>;
-    /// The cluster's state, as far as this node has applied it.
+    /// The cluster's state, as far as this node has applied it. Keys that changed within the last 25 ms may be missing, unless a
+    /// [`Request::Barrier`] was answered since.
     fn metadata(&self) -> Arc<Metadata>;
     /// The same, once an index beyond `applied` has been applied; pending until then.
     fn metadata_after(&self, applied: u64) -> BoxFuture<'static, Arc<Metadata>>;

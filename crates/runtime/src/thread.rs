@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
-/// Starts a thread named `name` that tries to lower its nice value to `nice` (-20..=19) and then runs `body`.
+/// Starts a thread named `name` that tries to set its nice value to `nice` (-20..=19) and then runs `body`. Raising it is
+/// always granted.
 ///
 /// # Errors
 /// If the thread cannot be made. A nice value that was not granted is no error; it is logged once.

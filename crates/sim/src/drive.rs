@@ -70,15 +70,11 @@ impl World {
         marks
     }
 
-    /// What clients and readers see of one flush comes after what the checkers must know of it.
+    /// What the checkers must know of one flush comes before what clients and readers see of it.
     fn carry_out(&mut self, node: NodeIx, effects: Vec<Effect>) {
         let order = |effect: &Effect| match effect {
             Effect::Role { .. } | Effect::Applied { .. } => 0,
-            Effect::Publish { .. } | Effect::Unpublish { .. } => 1,
-            Effect::Reply { .. } => 3,
-            // It has told everybody by then.
-            Effect::Fatal(_) | Effect::Departed { .. } => 4,
-            _ => 2,
+            _ => 1,
         };
         let mut effects = effects;
         if !effects.is_sorted_by_key(order) {
@@ -145,7 +141,9 @@ impl World {
                 self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
-            Effect::Metadata(_) | Effect::Warning(_) | Effect::Outdone { .. } => {}
+            Effect::Metadata { at_once: true } => self.nodes[node].show(),
+            Effect::Metadata { at_once: false } => self.nodes[node].unshown = true,
+            Effect::Warning(_) | Effect::Outdone { .. } => {}
             Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),
             Effect::Work(work) => self.work(node, work),
@@ -591,7 +589,7 @@ fn show_effect(effect: &Effect) -> String {
             let (high, epoch, reset) = (update.high_watermark, update.leader_epoch, update.reset);
             format!("-> publish {group} to {high} epoch {epoch:?} reset {reset} {}", batches.join(" "))
         }
-        Effect::Metadata(state) => format!("-> metadata at {}", state.applied),
+        Effect::Metadata { at_once } => format!("-> metadata, at once: {at_once}"),
         Effect::Members { members, departed } => {
             let ids: Vec<_> = members.iter().map(|it| it.node).collect();
             format!("-> members {ids:?}, {} departed", departed.len())

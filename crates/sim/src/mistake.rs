@@ -143,7 +143,7 @@ impl SimConfig {
         let faults = match mistake {
             Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
             // Nothing is lost: that answers do not fit each other is all that shows it.
-            Mistake::Code(Plant::CommandsAnsweredBeforeCommit) => FaultSet::none(),
+            Mistake::Code(Plant::CommandsAnsweredBeforeCommit | Plant::ReadsNotShown) => FaultSet::none(),
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
             Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),

@@ -63,6 +63,10 @@ pub struct SimNode {
     pub members: Vec<Member>,
     /// Who leads what, as its core said.
     pub leaders: BTreeMap<GroupId, LeaderInfo>,
+    /// The cluster's state as this process showed it last.
+    pub shown: Metadata,
+    /// It is to be shown with the next tick.
+    pub unshown: bool,
     pub disk: VirtualDisk,
     pub host: VmHost,
     pub clock: Clock,
@@ -155,6 +159,8 @@ impl SimNode {
             known: BTreeSet::new(),
             members: Vec::new(),
             leaders: BTreeMap::new(),
+            shown: Metadata::default(),
+            unshown: false,
             disk: VirtualDisk::new(salt(1)),
             host: VmHost::new(salt(2)),
             clock: {
@@ -260,6 +266,12 @@ impl SimNode {
         }
     }
 
+    /// Those who look see what the core has applied.
+    pub fn show(&mut self) {
+        self.unshown = false;
+        self.shown = self.core.as_ref().map(NodeCore::metadata).cloned().unwrap_or_default();
+    }
+
     /// The process is gone, and what it had in memory with it.
     pub fn stop(&mut self) {
         self.core = None;
@@ -269,6 +281,7 @@ impl SimNode {
         self.awake = false;
         self.recovered = false;
         self.leaders.clear();
+        (self.shown, self.unshown) = (Metadata::default(), false);
         self.known_departed.clear();
     }
 }

@@ -335,7 +335,7 @@ impl World {
     fn judge_plain(&mut self, pending: &Pending, outcome: &Outcome) {
         match outcome {
             Outcome::Ok(Reply::Done) => {
-                let applied = self.nodes[pending.node].core.as_ref().map_or(0, |core| core.metadata().applied);
+                let applied = self.nodes[pending.node].shown.applied;
                 let verdict = self.checks.states.barrier(pending.node, applied, pending.floor);
                 self.check("read points are linearizable", verdict);
             }

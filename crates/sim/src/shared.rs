@@ -1,6 +1,6 @@
 //! Names that clients contend for: all of them make, delete and look at the same few topics, VMs and keys. A look is a read
-//! point (`Barrier`) and then the node's own table, at the moment of the answer. Which answers fit together is judged in
-//! `check/names.rs`.
+//! point (`Barrier`) and then the table that the node shows, at the moment of the answer. Which answers fit together is judged
+//! in `check/names.rs`.
 
 use base::{ErrorCode, TopicId};
 use compute::VmSpec;
@@ -101,7 +101,7 @@ impl World {
             _ => {}
         }
         let looked = matches!(outcome, Outcome::Ok(Reply::Done));
-        let state = self.nodes[node].core.as_ref().map(engine::NodeCore::metadata).filter(|_| looked);
+        let state = Some(&self.nodes[node].shown).filter(|_| looked);
         match (asked, shared) {
             (Asked::Topic(id), Shared::Topic { name, what }) => {
                 let told = state.map(|state| Names::topic_in(state, name)).or_else(|| told_topic(*what, outcome));

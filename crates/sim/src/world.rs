@@ -390,6 +390,9 @@ impl World {
         self.queue.after(TICK + us(self.random.between(0, 500)), Ev::Tick { node, boot });
         if self.nodes[node].runs() {
             self.watch_contact(node);
+            if self.nodes[node].unshown {
+                self.nodes[node].show();
+            }
             self.tell(node, Event::Tick);
         }
     }

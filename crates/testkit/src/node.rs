@@ -1,5 +1,6 @@
 //! One node under test: where it is, how it is started, stopped, killed and asked.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -281,6 +282,23 @@ impl Node {
             }
         }
         found
+    }
+
+    /// The highest term of each group on any node that answers this one.
+    ///
+    /// # Errors
+    /// If this one does not answer.
+    pub fn terms(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let body = self.api().get("/v1/groups")?.ok()?;
+        let mut terms = BTreeMap::new();
+        let nodes = body["nodes"].as_array().context("no list of nodes")?;
+        for group in nodes.iter().filter_map(|node| node["groups"].as_array()).flatten() {
+            let name = group["name"].as_str().unwrap_or_default().to_owned();
+            let term = group["term"].as_u64().with_context(|| format!("no term in {group}"))?;
+            let highest = terms.entry(name).or_insert(term);
+            *highest = term.max(*highest);
+        }
+        Ok(terms)
     }
 
     /// What it wrote to standard error, over all its starts.

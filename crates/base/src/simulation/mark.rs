@@ -7,6 +7,8 @@ super::table! {
         // multiraft: time and elections
         PausedBeyondElectionTimeout "paused-beyond-election-timeout"
             "A process found that it stood still for longer than an election timeout.",
+        TickedEarly "ticked-early"
+            "A tick was given some milliseconds before its time, which the next look would have missed by more.",
         SteppedDownAfterPause "stepped-down-after-pause"
             "A replica that led or campaigned before its process stood still gave that up.",
         CampaignDeferred "campaign-deferred"

@@ -103,6 +103,8 @@ super::table! {
             "A produce request without sequences is tried again though it may have been carried out.",
         AnsweredBeforeApplied "answered-before-applied"
             "A node passes on an answer whose effect it has not applied itself.",
+        ReadsNotShown "reads-not-shown"
+            "Whoever asks for a read point is answered before the keys that he must see are shown.",
         RequestNamesReused "request-names-reused"
             "A restarted process names its requests as the process before did.",
         MembershipLostOnRestart "membership-lost-on-restart"

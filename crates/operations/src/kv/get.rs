@@ -24,7 +24,7 @@ pub(crate) fn operation() -> Operation<Ports> {
     Operation::new("kv.get", "Show what a key holds", (Method::Get, "/v1/kv/{key}"), run)
         .docs(
             "Linearizable: sees every change that was acknowledged before the call, through whichever node. With \
-             --stale this node answers at once from what it has applied. Bytes that are no text are shown in base64.",
+             --stale this node answers at once from what it has applied, but for the last 25 ms. Bytes that are no text are shown in base64.",
         )
         .examples(&[
             Example { command: "muster kv get app/color", says: "the value and nothing else" },

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use testkit::Cluster;
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, terms, wait_whole};
+use crate::look::{PATIENCE, in_folder, wait_whole};
 use crate::options::Options;
 
 /// From the start of the first process until every member sees every member ready.
@@ -24,7 +24,7 @@ pub fn run(options: &Options, figures: &mut Figures) {
             cluster.wait_ready(PATIENCE)?;
             let took = start.elapsed();
             wait_whole(&cluster.nodes[0])?;
-            let terms = terms(&cluster.nodes[0])?;
+            let terms = cluster.nodes[0].terms()?;
             let highest_now = terms.values().max().copied().context("no groups")?;
             times.push(took);
             highest.push(highest_now as f64);

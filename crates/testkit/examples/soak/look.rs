@@ -31,20 +31,6 @@ pub fn in_folder(name: &str, figures: &mut Figures, body: impl FnOnce(&Folder, &
 /// In what the kernel counts CPU time.
 const TICK_MS: u64 = 10;
 
-/// The highest term of each group on any node that answers.
-pub fn terms(node: &Node) -> anyhow::Result<BTreeMap<String, u64>> {
-    let body = node.api().get("/v1/groups")?.ok()?;
-    let mut terms = BTreeMap::new();
-    let nodes = body["nodes"].as_array().context("no list of nodes")?;
-    for group in nodes.iter().filter_map(|node| node["groups"].as_array()).flatten() {
-        let name = group["name"].as_str().unwrap_or_default().to_owned();
-        let term = group["term"].as_u64().with_context(|| format!("no term in {group}"))?;
-        let highest = terms.entry(name).or_insert(term);
-        *highest = term.max(*highest);
-    }
-    Ok(terms)
-}
-
 /// Groups whose term rose: from, to.
 pub fn risen(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<(String, u64, u64)> {
     let both = after.iter().filter_map(|(name, now)| Some((name, before.get(name)?, now)));

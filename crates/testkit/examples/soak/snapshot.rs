@@ -15,7 +15,7 @@ use testkit::{Cluster, Load, LoadPlan, Node, Outcome, Start, wait_until};
 use crate::counts::{Moment, Span, heartbeats, scrape, turns};
 use crate::dataset::DataSet;
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, let_pass, node_id, risen, terms, wait_home, wait_sparing, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, let_pass, node_id, risen, wait_home, wait_sparing, wait_whole};
 use crate::options::Options;
 
 /// The store takes 256 MiB, and the load's own keys and each key's overhead (some 26 MiB) lie beside the data set.
@@ -24,7 +24,7 @@ const FILL_MIB_MAX: usize = 220;
 const QUIET: Duration = Duration::from_secs(30);
 /// So many entries of `__meta` lie between what the node has and the others' checkpoints. They keep 1,000 behind one.
 const FAR_BEHIND: u64 = 3_000;
-/// Until the others' logs do not reach back: some 10,000 puts, behind a checkpoint that each of them writes.
+/// Until the others' logs do not reach back: some 30,000 puts, behind a checkpoint that each of them writes.
 const AWAY_MAX: Duration = Duration::from_secs(900);
 /// A node that has not caught up by then will not.
 const BACK_PATIENCE: Duration = Duration::from_secs(300);
@@ -66,11 +66,11 @@ fn behind(cluster: &mut Cluster, data: &DataSet, figures: &mut Figures) -> anyho
         Load::start_at(&others.map(|other| &cluster.nodes[other]), plan())?
     };
     let mut scene = Scene { cluster: &mut *cluster, figures: &mut *figures, at, others, windows: Vec::new() };
-    let before = terms(&scene.cluster.nodes[others[0]])?;
+    let before = scene.cluster.nodes[others[0]].terms()?;
     scene.quiet()?;
     scene.comes_back(data)?;
     scene.is_killed_on_the_way()?;
-    let risen = risen(&before, &terms(&scene.cluster.nodes[others[0]])?);
+    let risen = risen(&before, &scene.cluster.nodes[others[0]].terms()?);
     let seen = format!("{} groups, risen: {risen:?}", before.len());
     scene.figures.verdict("snapshot: no elections while leaders live", risen.is_empty(), &seen);
     let killed = scene.source_is_killed()?;

@@ -12,7 +12,7 @@ use testkit::{Cluster, Folder, Load, LoadPlan, Process};
 
 use crate::counts::{Moment, Span, heartbeats, turns};
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, let_pass, machine_time, risen, terms, wait_home, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, let_pass, machine_time, risen, wait_home, wait_whole};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -41,13 +41,13 @@ pub fn run(options: &Options, figures: &mut Figures) {
 }
 
 fn starved(cluster: &mut Cluster, folder: &Folder, options: &Options, figures: &mut Figures) -> anyhow::Result<()> {
-    let (before, start) = (terms(&cluster.nodes[0])?, Moment::now(cluster)?);
+    let (before, start) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     let load = Load::start(cluster, plan())?;
     let burners = (0..options.burners).map(|number| burner(number, folder)).collect::<anyhow::Result<Vec<_>>>()?;
     let (idle, all) = machine_time()?;
     let booted = saturate(cluster, options)?;
     let now = machine_time()?;
-    let (after, end) = (terms(&cluster.nodes[0])?, Moment::now(cluster)?);
+    let (after, end) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     drop(burners);
     let outcome = load.stop()?;
 

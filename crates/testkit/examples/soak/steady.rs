@@ -8,7 +8,7 @@ use testkit::{Cluster, Load, LoadPlan, Node};
 
 use crate::counts::{Moment, Span, heartbeats};
 use crate::figures::{Figures, Limit};
-use crate::look::{cpu_time, in_folder, judge, let_pass, risen, terms, wait_whole};
+use crate::look::{cpu_time, in_folder, judge, let_pass, risen, wait_whole};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -34,7 +34,7 @@ fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Fi
     };
     let load = Load::start(cluster, plan)?;
     wait_whole(&cluster.nodes[0])?;
-    let (before, began_at) = (terms(&cluster.nodes[0])?, Moment::now(cluster)?);
+    let (before, began_at) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     let (booted, stop) = (AtomicUsize::new(0), AtomicBool::new(!vms));
     let pids: Vec<u32> = cluster.nodes.iter().filter_map(Node::pid).collect();
     let cpu = || pids.iter().map(|pid| cpu_time(*pid)).sum::<anyhow::Result<Duration>>();
@@ -48,7 +48,7 @@ fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Fi
     });
     passed?;
     let share = (cpu()? - used).as_secs_f64() / began.elapsed().as_secs_f64();
-    let (risen, ended_at) = (risen(&before, &terms(&cluster.nodes[0])?), Moment::now(cluster)?);
+    let (risen, ended_at) = (risen(&before, &cluster.nodes[0].terms()?), Moment::now(cluster)?);
     let outcome = load.stop()?;
     let (keys, records) = outcome.acknowledged();
     let rate = |count: f64| count / began.elapsed().as_secs_f64();

@@ -6,9 +6,7 @@ use anyhow::ensure;
 use serde_json::json;
 use testkit::{Cluster, Folder, Signal, Start, holds_for, wait_until};
 
-use crate::support::{
-    PATIENCE, machine_alone, machine_shared, terms, wait_caught_up, wait_home, wait_tolerant, wait_voters,
-};
+use crate::support::{PATIENCE, machine_alone, machine_shared, wait_caught_up, wait_home, wait_tolerant, wait_voters};
 
 /// From `kill -9` of a leader to the next accepted write.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(5);
@@ -86,9 +84,9 @@ fn a_frozen_leader_is_replaced_and_thaws_as_a_follower() {
         }
         // What it led before goes back to it.
         wait_home(&cluster.nodes[survivor].kcat(), &["t", "muster.events"])?;
-        let first = terms(&cluster.nodes[survivor])?;
+        let first = cluster.nodes[survivor].terms()?;
         holds_for(Duration::from_secs(2), || {
-            let now = terms(&cluster.nodes[survivor])?;
+            let now = cluster.nodes[survivor].terms()?;
             ensure!(now == first, "the thawed node disturbs: terms were {first:?} and are {now:?}");
             Ok(())
         })

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use testkit::{Cluster, Folder, Start, holds_for};
 
-use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_alone, machine_shared, numbered, terms, wait_voters};
+use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_alone, machine_shared, numbered, wait_voters};
 
 /// From the start of the first process until every member sees every member ready.
 const HEALTHY_LIMIT: Duration = Duration::from_secs(5);
@@ -24,11 +24,11 @@ fn three_nodes_are_healthy_in_under_five_seconds_without_an_election_too_many() 
         ensure!(took < HEALTHY_LIMIT, "three nodes were healthy only after {took:?}");
 
         cluster.meta_leader(PATIENCE)?;
-        let first = terms(&cluster.nodes[0])?;
+        let first = cluster.nodes[0].terms()?;
         ensure!(first.values().all(|term| *term <= TERM_MAX), "terms after a cold start: {first:?}");
         // Left alone, nothing changes.
         holds_for(Duration::from_secs(3), || {
-            let now = terms(&cluster.nodes[0])?;
+            let now = cluster.nodes[0].terms()?;
             let grown = now.iter().find(|(name, term)| first.get(*name).is_some_and(|before| before != *term));
             ensure!(grown.is_none(), "an election in a healthy cluster: {grown:?} was {first:?}");
             Ok(())

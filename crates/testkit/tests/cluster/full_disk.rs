@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use testkit::{Cluster, Folder, Node, SmallDisk, holds_for, wait_until};
 
-use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_shared, numbered, terms, wait_voters};
+use crate::support::{PATIENCE, borrowed, ensure_exactly, machine_shared, numbered, wait_voters};
 
 /// Room for a few segments of the journal.
 const DISK_MIB: u32 = 384;
@@ -112,13 +112,13 @@ fn wait_leads_nothing(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
 
 /// For longer than it takes until leadership leaves a full disk.
 fn leadership_stays(cluster: &Cluster) -> anyhow::Result<()> {
-    let before = terms(&cluster.nodes[0])?;
+    let before = cluster.nodes[0].terms()?;
     holds_for(Duration::from_secs(6), || {
         let leaders = leaders(&cluster.nodes[0].api().get("/v1/status")?.ok()?);
         ensure!(leaders.iter().all(|leader| !leader.is_empty()), "a group has no leader: {leaders:?}");
         Ok(())
     })?;
-    let after = terms(&cluster.nodes[0])?;
+    let after = cluster.nodes[0].terms()?;
     ensure!(before == after, "the terms were {before:?} and are {after:?}");
     Ok(())
 }

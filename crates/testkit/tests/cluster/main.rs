@@ -16,6 +16,7 @@ mod kv;
 mod main_job;
 mod metrics;
 mod recover;
+mod saturated;
 mod shaken;
 mod single_node;
 mod support;

@@ -61,12 +61,6 @@ fn entries(body: &Value) -> Option<Vec<(&Value, &Value)>> {
     Some(entries)
 }
 
-/// The highest term of each group.
-pub fn terms(node: &Node) -> anyhow::Result<BTreeMap<String, u64>> {
-    let highest = |replicas: &[Replica]| replicas.iter().map(|replica| replica.term).max().unwrap_or_default();
-    Ok(groups(node)?.into_iter().map(|(name, replicas)| (name, highest(&replicas))).collect())
-}
-
 /// Waits until `name` has applied, in each of its groups, all that is committed there now.
 pub fn wait_caught_up(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let witness = cluster.running().find(|node| node.name != name).context("nobody else runs")?;
