@@ -7,7 +7,7 @@ use testkit::{Cluster, Folder, Load, LoadPlan, wait_until};
 
 use crate::support::{PATIENCE, machine_alone, wait_home, wait_tolerant, wait_voters};
 
-const LOADED: Duration = Duration::from_secs(15);
+const LOADED: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_cluster_without_a_core_to_spare_elects_nobody() {
