@@ -123,7 +123,7 @@ pub const LEASE_TTL_MAX: Millis = Millis(7 * 24 * 3_600_000);
 /// One frame between peers.
 pub const PEER_FRAME_BYTES_MAX: usize = 32 << 20;
 /// Messages queued for one peer on one channel; above it bulk messages are dropped (Raft sends again).
-pub const PEER_QUEUE_MAX: usize = 4_096;
+pub const PEER_QUEUE_MAX: usize = 16_384;
 /// One hello or join frame, before the other side is known.
 pub const HELLO_FRAME_BYTES_MAX: usize = 64 << 10;
 /// Bytes of messages queued for one peer on the bulk channel, over all its streams.

@@ -12,6 +12,7 @@ use wire::{Channel, PeerMessage, RaftMessage};
 use crate::balance::Balance;
 use crate::checkpoints::Checkpoints;
 use crate::directory::{Leaders, Peers};
+use crate::disk_watch::DiskWatch;
 use crate::groups::Group;
 use crate::journal_events::Reads;
 use crate::leases::Leases;
@@ -94,6 +95,7 @@ pub struct NodeCore {
     pub(crate) twin: Twin,
     pub(crate) disk_full: bool,
     /// Since when, to the tick, or since it was last looked for somebody to lead instead.
+    pub(crate) disk_watch: DiskWatch,
     pub(crate) disk_full_since: Option<base::Mono>,
     /// This process handed its leaderships away, to stop: it takes none until then.
     pub(crate) abstains_until: Option<base::Mono>,
@@ -142,6 +144,7 @@ impl NodeCore {
             superseded: Superseded::default(),
             twin: Twin::default(),
             disk_full: false,
+            disk_watch: DiskWatch::default(),
             disk_full_since: None,
             abstains_until: None,
             effects: Vec::new(),
@@ -195,6 +198,9 @@ impl NodeCore {
         }
         if self.stage == Stage::Running {
             self.after_changes();
+        }
+        if std::mem::take(&mut self.leaders.gossip_due) {
+            self.gossip_now();
         }
         self.publish();
         self.collect_sends();

@@ -230,6 +230,8 @@ pub(crate) struct Leaders {
     checked: Option<Mono>,
     /// When gossip was last sent.
     pub gossiped: Option<Mono>,
+    /// A leadership is to be told at once.
+    pub gossip_due: bool,
     /// The last group named in it, if there were too many for one message.
     pub gossiped_through: GroupId,
 }

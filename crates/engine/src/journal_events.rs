@@ -160,22 +160,23 @@ impl NodeCore {
 
     /// What a disk does to leadership.
     ///
-    /// A round that has been outstanding for longer than an election timeout is a stuck disk: leadership goes
-    /// elsewhere, and this node does not campaign until the disk moves again.
+    /// A disk that has made nothing durable for an election timeout, while a round was outstanding, is stuck: leadership
+    /// goes elsewhere, and this node does not campaign until the disk moves again. So is one that takes three times as
+    /// long for a round, though it moves. Whatever is between says more of a core with too much to do than of its disk, and
+    /// to hand everything over then would be more work still.
     ///
     /// A full disk takes no writes, but others may: leadership goes to voters that have space, and only to such, so that
     /// where every disk is full the leaders stay, and reads go on. For the same reason it may be won again. Disks on the
     /// brink do not move it to and fro: the one must have been full for a while, and the other have had space for longer.
     pub(crate) fn watch_disk(&mut self) {
-        let waited = self.journal.oldest_pending_since().map_or(Millis(0), |since| self.now.mono.since(since));
-        let stuck = waited > self.config.election_timeout && !planted(Plant::StuckDiskIgnored);
-        let abstains = self.abstains_until.is_some_and(|until| self.now.mono < until);
+        let (now, patience) = (self.now.mono, self.config.election_timeout);
+        let stuck = self.disk_watch.is_stuck(&self.journal, patience, now) && !planted(Plant::StuckDiskIgnored);
+        let abstains = self.abstains_until.is_some_and(|until| now < until);
         self.raft.set_electable(!stuck && !abstains);
-        if stuck {
+        if stuck && self.disk_watch.hands_over(now) {
             mark(Mark::DiskStuck);
             self.hand_over_leaderships();
         }
-        let now = self.now.mono;
         self.disk_full_since = self.disk_full.then(|| self.disk_full_since.unwrap_or(now));
         if self.disk_full_since.is_some_and(|since| now.since(since) > self.config.election_timeout) {
             self.disk_full_since = Some(now);

@@ -23,6 +23,7 @@ mod balance;
 mod checkpoints;
 mod core;
 mod directory;
+mod disk_watch;
 mod gossip;
 mod groups;
 mod journal_events;

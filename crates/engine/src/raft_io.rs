@@ -245,7 +245,8 @@ impl NodeCore {
         }
         self.unpublished.insert(group);
         self.leaders.learn(group, term, Some(me));
-        self.gossip_now();
+        // With this flush, however many groups get their leader in it.
+        self.leaders.gossip_due = true;
     }
 
     /// Moves every leadership to the voter that is furthest, because this node stops or its disk is stuck.

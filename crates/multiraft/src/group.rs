@@ -449,8 +449,13 @@ impl Group {
     fn one_ready(&mut self, write: &mut Option<Write>, out: &mut Output) {
         let mut ready = self.raw.ready();
         let number = ready.number();
-        let mut messages = ready.take_messages();
-        messages.extend(ready.take_persisted_messages());
+        // Only one of them is ever not empty: a leader's, or what others promise.
+        let (mut messages, persisted) = (ready.take_messages(), ready.take_persisted_messages());
+        if messages.is_empty() {
+            messages = persisted;
+        } else {
+            messages.extend(persisted);
+        }
         let committed = ready.take_committed_entries();
         for read in ready.take_read_states() {
             let context = Bytes::from(read.request_ctx);
@@ -591,7 +596,7 @@ impl Group {
 
     /// What waited for the disk and need not wait any longer.
     fn release(&mut self, out: &mut Output) {
-        if self.held.is_empty() {
+        if self.held.iter().all(|(gate, _)| *gate > self.durable_seq) {
             return;
         }
         let term = self.raw.raft.term;

@@ -278,6 +278,10 @@ impl MultiRaft {
     /// Hands leadership to another voter, if this replica leads. Until it is done, or an election timeout has passed,
     /// proposals answer `Busy`.
     pub fn transfer_leader(&mut self, group: GroupId, to: ReplicaId) {
+        let under_way = |replica: &Group| replica.raw.raft.lead_transferee == Some(to.0);
+        if self.groups.get(&group).is_some_and(|replica| under_way(replica)) {
+            return; // The crate would ignore it, and the group would be looked at for nothing.
+        }
         let Some(replica) = self.touch(group) else { return };
         replica.wake();
         let voter = replica.membership.voters.contains(&to) && to.0 != replica.replica;

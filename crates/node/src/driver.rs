@@ -31,6 +31,12 @@ const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
 /// How long events are taken before one flush: many small ones, or a few large ones, must not hold up a heartbeat.
 const TURN: Duration = Duration::from_millis(10);
 
+/// ... and at most as long as the last flush took: who flushes all the time takes in too little.
+const TURN_MAX: Duration = Duration::from_millis(40);
+
+/// One event of so many is of what peers send in bulk, if there is any: without their acknowledgements nothing ends.
+const BULK_EVERY: usize = 4;
+
 /// Why the core's thread ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -113,6 +119,7 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut ticked = Instant::now();
+        let mut flushed = Duration::ZERO;
         loop {
             let (mut taken, mut requests_left, mut due) = (1, REQUESTS_PER_FLUSH_MAX, false);
             tokio::select! {
@@ -129,7 +136,8 @@ impl Driver {
                 () = self.sinks.views.looked_at() => {}
             }
             let began = Instant::now();
-            while taken < EVENTS_PER_FLUSH_MAX && began.elapsed() < TURN && self.take_one(&mut requests_left) {
+            let turn = flushed.clamp(TURN, TURN_MAX);
+            while taken < EVENTS_PER_FLUSH_MAX && began.elapsed() < turn && self.take_one(taken, &mut requests_left) {
                 taken += 1;
             }
             // A loop that never waits never lets the timer fire either: leaders would miss their heartbeats.
@@ -139,9 +147,11 @@ impl Driver {
                 self.count_waiting();
                 self.core.handle(Clock.now(), Event::Tick);
             }
+            let taking = began.elapsed();
             if let Err(end) = self.turn() {
                 return end;
             }
+            flushed = began.elapsed() - taking;
             if let Some(event) = self.answers.pop() {
                 self.core.handle(Clock.now(), event);
                 if let Err(end) = self.turn() {
@@ -171,11 +181,15 @@ impl Driver {
     }
 
     /// Takes one more event of those that wait, in the order of their urgency.
-    fn take_one(&mut self, requests_left: &mut usize) -> bool {
+    fn take_one(&mut self, taken: usize, requests_left: &mut usize) -> bool {
         if let Some(event) = self.answers.pop() {
             self.core.handle(Clock.now(), event);
         } else if let Ok(event) = self.sources.disk.try_recv() {
             self.core.handle(Clock.now(), event);
+        } else if taken.is_multiple_of(BULK_EVERY)
+            && let Some(incoming) = self.sources.bulk.try_recv()
+        {
+            self.take_incoming(incoming);
         } else if let Some(incoming) = self.sources.control.try_recv() {
             self.take_incoming(incoming);
         } else if let Ok(event) = self.sources.vms.try_recv() {
