@@ -760,4 +760,16 @@ pub(super) mod tests {
         core.requests_tick();
         assert_eq!(refusals(&mut core), [(1, ErrorCode::Busy), (2, ErrorCode::NoLeader)]);
     }
+
+    #[test]
+    fn who_waited_for_a_leader_in_vain_is_told_what_is_known_of_the_group() {
+        let mut core = core();
+        core.peers.heard(NodeId(2), at(400).mono);
+        core.take_request(RequestId(1), at(1_000).mono, Target::Leader(GroupId(7)), Request::ReadPoint);
+        core.now = at(1_000);
+        core.requests_tick();
+        let [Effect::Reply { outcome: Err(told), .. }] = &core.effects[..] else { panic!("{:?}", core.effects) };
+        let expected = "no leader known for group 7, of which this node has no replica; node 2 heard 600 ms ago";
+        assert_eq!((told.code, told.message.as_str()), (ErrorCode::NoLeader, expected));
+    }
 }
