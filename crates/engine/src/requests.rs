@@ -747,6 +747,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn more_requests_than_may_wait_are_refused_and_those_that_wait_are_answered_at_their_deadline() {
+        let mut core = core();
+        let (most, target) = (REQUESTS_PENDING_MAX as u64, Target::Leader(GroupId::META));
+        for id in 1..=most + 1 {
+            core.take_request(RequestId(id), at(1_000).mono, target, Request::ReadPoint);
+        }
+        assert_eq!(refusals(&mut core), [(most + 1, ErrorCode::Busy)]);
+        core.now = at(1_000);
+        core.requests_tick();
+        let each: Vec<_> = (1..=most).map(|id| (id, ErrorCode::NoLeader)).collect();
+        assert!(refusals(&mut core) == each, "each that waited is answered, once");
+        core.take_request(RequestId(most + 2), at(2_000).mono, target, Request::ReadPoint);
+        assert!(core.effects.is_empty() && core.requests.pending.len() == 1, "{:?}", core.effects);
+    }
+
+    #[test]
     fn who_was_busy_until_the_deadline_is_told_of_as_busy() {
         let mut core = core();
         let target = Target::Leader(GroupId::META);
