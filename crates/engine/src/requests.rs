@@ -700,7 +700,7 @@ pub(super) mod tests {
     }
 
     /// A core that takes requests; it has no replica of anything.
-    pub(super) fn core() -> NodeCore {
+    pub(crate) fn core() -> NodeCore {
         let config = CoreConfig {
             me: Member { node: NodeId(1), ..Member::default() },
             cluster: ClusterId([1; 16]),
