@@ -190,6 +190,28 @@ fn a_checkpoint_larger_than_a_message_comes_in_parts() {
 }
 
 #[test]
+fn a_part_that_is_lost_is_asked_for_again_and_no_other_is() {
+    const PART: usize = 200;
+    let mut joiner = Joiner::start();
+    joiner.offer(5, 100);
+    let whole = checkpoint(100);
+    joiner.hear(part(100, &whole, 0..PART));
+    assert_eq!(joiner.asked_for(), [0, PART as u64]);
+    joiner.pass(500);
+    assert_eq!(joiner.asked_for(), [] as [u64; 0], "it may still come");
+    joiner.pass(50);
+    assert_eq!(joiner.asked_for(), [PART as u64]);
+    for start in (PART..whole.len()).step_by(PART) {
+        assert_eq!(joiner.core.metadata().applied, 0, "a part of a state is none");
+        joiner.hear(part(100, &whole, start..whole.len().min(start + PART)));
+    }
+    assert_eq!((joiner.core.metadata().applied, joiner.stopped.as_deref()), (100, None));
+    assert_eq!(joiner.core.metadata().encode(), whole);
+    let others: Vec<u64> = (2 * PART as u64..whole.len() as u64).step_by(PART).collect();
+    assert_eq!(joiner.asked_for(), others, "each of the others once");
+}
+
+#[test]
 fn a_checkpoint_damaged_on_its_way_is_refused_and_pulled_anew() {
     let mut joiner = Joiner::start();
     joiner.offer(5, 100);
