@@ -249,3 +249,54 @@ impl NodeCore {
         hosts.into_values().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base::{ClusterId, ReplicaId, TopicId, VersionRange, Wall};
+    use metadata::{CommandEnvelope, Metadata, NodeRecord};
+    use wire::Member;
+
+    use super::*;
+    use crate::requests::tests::core;
+
+    fn apply(core: &mut NodeCore, command: Command) {
+        let index = core.metadata.applied + 1;
+        core.metadata.apply(index, &CommandEnvelope::new(None, Wall(0), command));
+    }
+
+    /// Two more nodes came to one that has all replicas of so many partitions.
+    fn of_three_nodes(partitions: u32) -> NodeCore {
+        let mut core = core();
+        let member = Member { versions: VersionRange::BINARY, ..Member::default() };
+        core.metadata = Metadata::bootstrap(ClusterId([1; 16]), member, Wall(0));
+        let (name, topic_id) = ("many".into(), TopicId([2; 16]));
+        let config = Vec::new();
+        apply(&mut core, Command::CreateTopic { name, topic_id, partitions, replication_factor: None, config });
+        let first = core.metadata.nodes.get(&NodeId(1)).expect("the founder").clone();
+        for id in [2, 3] {
+            let member = Member { node: NodeId(id), ..first.member.clone() };
+            let record = NodeRecord { member, meta_replica: ReplicaId(id), ..first.clone() };
+            core.metadata.nodes.insert(NodeId(id), record);
+        }
+        core
+    }
+
+    #[test]
+    fn no_more_replicas_are_made_at_once_than_the_bound() {
+        let mut core = of_three_nodes(100);
+        let nodes = [1, 2, 3].map(NodeId);
+        let planned = core.plan_replicas(&nodes);
+        assert!(core.metadata.partitions.len() > REPLICAS_BUILDING_MAX && planned.len() == REPLICAS_BUILDING_MAX);
+        for command in planned {
+            apply(&mut core, command);
+        }
+        assert!(core.plan_replicas(&nodes).is_empty(), "as many are being made as may be");
+        let made = |p: &PartitionRecord| p.replicas.iter().find(|r| !r.voter).map(|r| (p.group, r.replica));
+        let building: Vec<_> = core.metadata.partitions.values().filter_map(made).collect();
+        assert_eq!(building.len(), REPLICAS_BUILDING_MAX);
+        for (group, replica) in building.into_iter().take(10) {
+            apply(&mut core, Command::ReplicaVoter { group, replica, demoted: false });
+        }
+        assert_eq!(core.plan_replicas(&nodes).len(), 10, "one for each that is ready");
+    }
+}

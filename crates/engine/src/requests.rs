@@ -700,7 +700,7 @@ pub(super) mod tests {
     }
 
     /// A core that takes requests; it has no replica of anything.
-    pub(super) fn core() -> NodeCore {
+    pub(crate) fn core() -> NodeCore {
         let config = CoreConfig {
             me: Member { node: NodeId(1), ..Member::default() },
             cluster: ClusterId([1; 16]),
@@ -747,6 +747,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn more_requests_than_may_wait_are_refused_and_those_that_wait_are_answered_at_their_deadline() {
+        let mut core = core();
+        let (most, target) = (REQUESTS_PENDING_MAX as u64, Target::Leader(GroupId::META));
+        for id in 1..=most + 1 {
+            core.take_request(RequestId(id), at(1_000).mono, target, Request::ReadPoint);
+        }
+        assert_eq!(refusals(&mut core), [(most + 1, ErrorCode::Busy)]);
+        core.now = at(1_000);
+        core.requests_tick();
+        let each: Vec<_> = (1..=most).map(|id| (id, ErrorCode::NoLeader)).collect();
+        assert!(refusals(&mut core) == each, "each that waited is answered, once");
+        core.take_request(RequestId(most + 2), at(2_000).mono, target, Request::ReadPoint);
+        assert!(core.effects.is_empty() && core.requests.pending.len() == 1, "{:?}", core.effects);
+    }
+
+    #[test]
     fn who_was_busy_until_the_deadline_is_told_of_as_busy() {
         let mut core = core();
         let target = Target::Leader(GroupId::META);
@@ -759,5 +775,17 @@ pub(super) mod tests {
         core.now = at(1_000);
         core.requests_tick();
         assert_eq!(refusals(&mut core), [(1, ErrorCode::Busy), (2, ErrorCode::NoLeader)]);
+    }
+
+    #[test]
+    fn who_waited_for_a_leader_in_vain_is_told_what_is_known_of_the_group() {
+        let mut core = core();
+        core.peers.heard(NodeId(2), at(400).mono);
+        core.take_request(RequestId(1), at(1_000).mono, Target::Leader(GroupId(7)), Request::ReadPoint);
+        core.now = at(1_000);
+        core.requests_tick();
+        let [Effect::Reply { outcome: Err(told), .. }] = &core.effects[..] else { panic!("{:?}", core.effects) };
+        let expected = "no leader known for group 7, of which this node has no replica; node 2 heard 600 ms ago";
+        assert_eq!((told.code, told.message.as_str()), (ErrorCode::NoLeader, expected));
     }
 }

@@ -8,6 +8,7 @@ use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, RequestId, TopicId, W
 use common::{LoneNode, config};
 use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
 use engine::{CoreConfig, Event, Formation, Reply};
+use journal::DiskError;
 use metadata::{Command, CommandResult, token_hash};
 use sim::disk::VirtualDisk;
 use wire::{Capabilities, CheckpointPull, Member, NodeAddress, PeerMessage};
@@ -63,6 +64,31 @@ fn a_join_is_answered_when_it_is_committed_and_not_before() {
         panic!("{:?}", founder.replies)
     };
     assert!(admitted(result) && founder.core.metadata().nodes.contains_key(&NodeId(2)), "{result:?}");
+}
+
+#[test]
+fn a_write_that_fails_ends_the_node_and_nobody_is_told_of_success() {
+    let mut founder = founder();
+    founder.disk_stuck = true;
+    founder.command(1, create_vm("web", 128));
+    assert!(founder.replies.is_empty() && founder.stopped.is_none(), "{:?}", founder.replies);
+
+    founder.disk_error = Some(DiskError::Io("the disk is broken".into()));
+    founder.disk_stuck = false;
+    founder.settle();
+    let last_words = founder.last_words();
+    assert!(last_words.ends_with("failed: the disk is broken"), "{last_words}");
+    let [(RequestId(1), Err(told))] = &founder.replies[..] else { panic!("{:?}", founder.replies) };
+    assert!(told.code == ErrorCode::ShuttingDown && told.message.contains(last_words), "{told}");
+    let applied = founder.core.metadata().vm("web");
+    assert!(applied.is_none() && founder.actions.is_empty(), "{applied:?}");
+
+    // Behind its end nothing is carried out any more.
+    founder.disk_error = None;
+    founder.command(2, Command::RevokeToken { token_id: 9 });
+    founder.pass(1_000);
+    let [_, (RequestId(2), Err(told))] = &founder.replies[..] else { panic!("{:?}", founder.replies) };
+    assert_eq!(told.code, ErrorCode::ShuttingDown);
 }
 
 /// What it sends to somebody who pulls the checkpoint that it was born with: bytes of it, if any.

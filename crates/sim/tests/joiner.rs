@@ -6,10 +6,13 @@ mod common;
 use std::ops::Range;
 
 use base::simulation::{Plant, with_plant};
-use base::{ClusterId, ClusterVersion, GroupId, Incarnation, Millis, NodeId, ReplicaId, VersionRange, Wall};
+use base::{
+    ClusterId, ClusterVersion, ErrorCode, GroupId, Incarnation, Millis, NodeId, ReplicaId, RequestId, VersionRange,
+    Wall,
+};
 use bytes::Bytes;
 use common::{CLUSTER, LoneNode as Joiner, config};
-use engine::{CoreConfig, Event, Formation, Request};
+use engine::{CoreConfig, Event, Formation, Request, Target};
 use metadata::{Command, CommandEnvelope, Metadata, ReplicaRecord};
 use multiraft::Role;
 use sim::disk::VirtualDisk;
@@ -184,6 +187,28 @@ fn a_checkpoint_larger_than_a_message_comes_in_parts() {
     let asked = joiner.asked_for();
     let each: Vec<u64> = (0..whole.len() as u64).step_by(PART).collect();
     assert!(each.len() > 2 && asked == each, "{asked:?} of {}", whole.len());
+}
+
+#[test]
+fn a_part_that_is_lost_is_asked_for_again_and_no_other_is() {
+    const PART: usize = 200;
+    let mut joiner = Joiner::start();
+    joiner.offer(5, 100);
+    let whole = checkpoint(100);
+    joiner.hear(part(100, &whole, 0..PART));
+    assert_eq!(joiner.asked_for(), [0, PART as u64]);
+    joiner.pass(500);
+    assert_eq!(joiner.asked_for(), [] as [u64; 0], "it may still come");
+    joiner.pass(50);
+    assert_eq!(joiner.asked_for(), [PART as u64]);
+    for start in (PART..whole.len()).step_by(PART) {
+        assert_eq!(joiner.core.metadata().applied, 0, "a part of a state is none");
+        joiner.hear(part(100, &whole, start..whole.len().min(start + PART)));
+    }
+    assert_eq!((joiner.core.metadata().applied, joiner.stopped.as_deref()), (100, None));
+    assert_eq!(joiner.core.metadata().encode(), whole);
+    let others: Vec<u64> = (2 * PART as u64..whole.len() as u64).step_by(PART).collect();
+    assert_eq!(joiner.asked_for(), others, "each of the others once");
 }
 
 #[test]
@@ -382,6 +407,27 @@ fn a_node_registers_however_late_a_leader_comes() {
         _ => false,
     };
     assert!(joiner.sent.iter().any(registers), "it gave up: {:?}", joiner.sent);
+}
+
+#[test]
+fn who_waited_for_a_leader_in_vain_is_told_of_term_vote_voters_and_who_was_heard() {
+    let mut joiner = installed();
+    // Its leader is silent, then wants to be one again, and is silent once more.
+    joiner.pass(10_000);
+    joiner.raft(RaftMessage { log_term: 1, index: 100, ..message(RaftMessageKind::Vote, 2) });
+    let heard = joiner.now.mono;
+    joiner.pass(10_000);
+    let (id, deadline) = (RequestId(7), joiner.now.mono.plus(Millis(2_000)));
+    let target = Target::Leader(GroupId::META);
+    joiner.tell(Event::Request { id, deadline, target, request: Request::ReadPoint });
+    while joiner.replies.is_empty() && joiner.now.mono < deadline {
+        joiner.pass(1);
+    }
+    let [(RequestId(7), Err(told))] = &joiner.replies[..] else { panic!("{:?}", joiner.replies) };
+    let silence = joiner.now.mono.since(heard);
+    let expected =
+        format!("no leader yet for group 0: term 2, voted for replica 1, voters [1]; node 1 heard {silence} ago");
+    assert_eq!((told.code, &told.message), (ErrorCode::NoLeader, &expected));
 }
 
 #[test]

@@ -135,6 +135,9 @@ fn frames_of_peers() {
     fixtures.all_covered(&messages());
     frame(&mut fixtures, V1, "Two", messages().into_iter().skip(1).take(2).collect());
     frame(&mut fixtures, V1, "None", vec![]);
+    let claim = LeaderClaim { group: GroupId(7), term: 3, replica: ReplicaId(9), rests: Some(true) };
+    let gossip = Gossip { incarnation: Incarnation(4), leaders: vec![claim], meta_applied: 12, disk_full: None };
+    frame(&mut fixtures, V1, "GossipOfOneAtRest", vec![PeerMessage::Gossip(gossip)]);
     for kind in kinds() {
         fixtures.value(V1, &format!("{kind:?}"), &raft_message(kind));
     }

@@ -4,7 +4,7 @@
 use base::{ClusterId, GroupId, Incarnation, Millis, Now, RequestId, limits};
 use compute::VmAction;
 use engine::{CoreConfig, Effect, Event, Formation, NodeCore, Reply, Request, RequestError, Target};
-use journal::OpId;
+use journal::{DiskError, OpId};
 use metadata::Command;
 use sim::disk::VirtualDisk;
 use wire::{Member, PeerMessage};
@@ -48,6 +48,8 @@ pub struct LoneNode {
     pub actions: Vec<VmAction>,
     /// While it is, what the disk was asked for does not end.
     pub disk_stuck: bool,
+    /// While it is, whatever the disk was asked for ends with this error.
+    pub disk_error: Option<DiskError>,
     under_way: Vec<OpId>,
 }
 
@@ -65,6 +67,7 @@ impl LoneNode {
             replies: Vec::new(),
             actions: Vec::new(),
             disk_stuck: false,
+            disk_error: None,
             under_way: Vec::new(),
         }
     }
@@ -107,6 +110,7 @@ impl LoneNode {
             works.into_iter().for_each(|work| self.core.handle(self.now, Event::Worked(work.carry_out())));
             for op in ended {
                 let result = self.disk.complete(op).expect("under way");
+                let result = self.disk_error.clone().map_or(result, Err);
                 self.core.handle(self.now, Event::Disk { op, result });
             }
         }
