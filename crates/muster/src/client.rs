@@ -4,14 +4,17 @@ use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
 use base::ErrorCode;
-use doors::http::request_for;
-use ops::{OpError, Spec};
+use data_encoding::HEXLOWER;
+use doors::http::{HttpCall, request_for};
+use doors::rest::IDEMPOTENCY_HEADER;
+use ops::{Idempotency, OpError, Spec};
 use serde_json::Value;
 
 /// One line of a stream, at most; items are bounded by the API itself.
 const LINE_BYTES_MAX: u64 = 4 << 20;
 /// How long a call may take beyond the deadline that it asked for.
 const GRACE: Duration = Duration::from_secs(5);
+const MAYBE_DONE: &str = "what was asked for may still have been done: look before you ask again";
 
 /// The API of one node.
 pub(crate) struct Client {
@@ -44,34 +47,26 @@ impl Client {
         Client { agent: config.into(), address }
     }
 
-    /// Carries out an operation there. The input must be valid.
+    /// Carries out an operation there. The input must be valid. What must not be done twice goes under a key of its own.
     pub(crate) fn call(&self, spec: &Spec, input: &Value) -> Result<Answer, OpError> {
         let call = request_for(spec, input);
-        let request = ureq::http::Request::builder()
-            .method(call.method)
-            .uri(format!("http://{}{}", self.address, call.target))
-            .header("content-type", "application/json");
-        let bad = |error: ureq::http::Error| {
-            OpError::new(
-                ErrorCode::InvalidArgument,
-                format!("`{}` is not the address of an API: {error}", self.address),
-            )
-            .hint("write --api HOST:PORT")
-        };
+        let key = key_for(spec)?;
+        match self.ask(spec, &call, key.as_deref()) {
+            // A cluster that is still at cluster version 1 keeps no keys: it refused, and nothing was done.
+            Err(error) if key.is_some() && error.code == ErrorCode::UnsupportedVersion => self.ask(spec, &call, None),
+            answer => answer,
+        }
+    }
+
+    /// Asks once more if the connection breaks before the answer and the key makes that harmless.
+    fn ask(&self, spec: &Spec, call: &HttpCall, key: Option<&str>) -> Result<Answer, OpError> {
         let wait = Duration::from_millis(spec.limits.deadline.0) + GRACE;
-        let response = match call.body {
-            Some(body) => {
-                let request = request.body(body.to_string()).map_err(bad)?;
-                let request = self.agent.configure_request(request).timeout_recv_response(Some(wait)).build();
-                self.agent.run(request)
+        let response = match self.send(call, key, wait) {
+            Err(error) if key.is_some() && broke_off(&error) => {
+                self.send(call, key, wait).map_err(|_| self.no_answer(&error).hint(MAYBE_DONE))?
             }
-            None => {
-                let request = request.body(()).map_err(bad)?;
-                let request = self.agent.configure_request(request).timeout_recv_response(Some(wait)).build();
-                self.agent.run(request)
-            }
+            sent => sent.map_err(|error| self.no_answer(&error))?,
         };
-        let response = response.map_err(|error| self.no_answer(&error))?;
         let status = response.status();
         if status.is_success() && spec.streams {
             return Ok(Answer::Items(Items { lines: BufReader::new(response.into_body().into_reader()), over: false }));
@@ -94,6 +89,32 @@ impl Client {
         }
     }
 
+    /// Sends a request, and waits for the head of the answer.
+    fn send(
+        &self,
+        call: &HttpCall,
+        key: Option<&str>,
+        wait: Duration,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let mut request = ureq::http::Request::builder()
+            .method(call.method)
+            .uri(format!("http://{}{}", self.address, call.target))
+            .header("content-type", "application/json");
+        if let Some(key) = key {
+            request = request.header(IDEMPOTENCY_HEADER, key);
+        }
+        match &call.body {
+            Some(body) => {
+                let request = request.body(body.to_string())?;
+                self.agent.run(self.agent.configure_request(request).timeout_recv_response(Some(wait)).build())
+            }
+            None => {
+                let request = request.body(())?;
+                self.agent.run(self.agent.configure_request(request).timeout_recv_response(Some(wait)).build())
+            }
+        }
+    }
+
     fn no_answer(&self, error: &ureq::Error) -> OpError {
         let refused = match error {
             ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
@@ -102,13 +123,17 @@ impl Client {
         };
         let address = &self.address;
         match error {
+            ureq::Error::Http(error) => {
+                OpError::new(ErrorCode::InvalidArgument, format!("`{address}` is not the address of an API: {error}"))
+                    .hint("write --api HOST:PORT")
+            }
             _ if refused => OpError::new(
                 ErrorCode::Unreachable,
                 format!("no node answers at {address}: start one with `muster up`, or name one with --api"),
             ),
             ureq::Error::Timeout(_) => {
                 OpError::new(ErrorCode::DeadlineExceeded, format!("the node at {address} did not answer in time"))
-                    .hint("what was asked for may still have been done: look before you ask again")
+                    .hint(MAYBE_DONE)
             }
             _ => OpError::new(ErrorCode::Unreachable, format!("the node at {address} cannot be asked: {error}"))
                 .hint("name another with --api"),
@@ -153,6 +178,25 @@ impl Iterator for Items {
             },
         }
     }
+}
+
+/// A new key for a call that would be done again, or fail, if it were sent twice; `None` for any other.
+fn key_for(spec: &Spec) -> Result<Option<String>, OpError> {
+    if spec.idempotency != Idempotency::Keyed || spec.streams {
+        return Ok(None);
+    }
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        OpError::new(ErrorCode::Internal, format!("the operating system gives no random bytes: {error}"))
+    })?;
+    Ok(Some(HEXLOWER.encode(&bytes)))
+}
+
+/// Whether the connection was there and ended before the answer: the call may have been carried out.
+fn broke_off(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ureq::Error::Io(error) = error else { return false };
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// A failure as the API writes it.

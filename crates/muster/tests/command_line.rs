@@ -1,7 +1,8 @@
 //! The built binary, as people call it: help, mistakes, exit codes, a node that is not there.
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -86,6 +87,44 @@ fn where_no_node_answers_it_says_so_and_ends_with_1() {
     assert_eq!(error["error"]["code"], "unreachable");
     let strange = muster(&["status", "--api", "not an address"]);
     assert_eq!(strange.status.code(), Some(1));
+}
+
+/// Takes one request, to its end, and gives its connection and its key.
+fn request_at(listener: &TcpListener) -> (TcpStream, Option<String>) {
+    let (stream, _) = listener.accept().unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap());
+    let (mut key, mut length) = (None, 0);
+    loop {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let line = line.trim_end().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        match line.split_once(": ") {
+            Some(("idempotency-key", value)) => key = Some(value.to_owned()),
+            Some(("content-length", value)) => length = value.parse().unwrap(),
+            _ => {}
+        }
+    }
+    lines.read_exact(&mut vec![0; length]).unwrap();
+    (stream, key)
+}
+
+#[test]
+fn a_call_whose_connection_breaks_is_sent_again_under_its_key() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let calls = std::thread::spawn(move || muster(&["topic", "delete", "orders", "--api", &address]));
+    let (first, key) = request_at(&listener);
+    drop(first);
+    let (mut second, again) = request_at(&listener);
+    let problem = r#"{"code":"not_found","detail":"there is no topic `orders`"}"#;
+    let head = "HTTP/1.1 404 Not Found\r\ncontent-type: application/problem+json\r\nconnection: close\r\n";
+    write!(second, "{head}content-length: {}\r\n\r\n{problem}", problem.len()).unwrap();
+    assert!(key.is_some(), "it had none");
+    assert_eq!(key, again);
+    assert!(text(&calls.join().unwrap().stderr).contains("there is no topic `orders`"));
 }
 
 #[test]
