@@ -10,6 +10,8 @@ use crate::support::{PATIENCE, machine_alone, machine_shared, wait_home, wait_to
 
 /// Without an accepted write while a leader hands over; a machine that does other things takes its own time.
 const HANDOVER_MAX: Duration = Duration::from_millis(500);
+/// Followers that were not handed anything elect somebody after so long at the earliest.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// From the start of all nodes until every group is led.
 const LED_MAX: Duration = Duration::from_secs(10);
 /// How long a request to a minority may wait.
@@ -68,6 +70,37 @@ fn hand_over(cluster: &Cluster) -> anyhow::Result<(Instant, Instant)> {
     let ended = Instant::now();
     other.post(&format!("/v1/nodes/{name}/resume"), &json!({}))?.ok()?;
     Ok((began, ended))
+}
+
+#[test]
+fn a_leader_that_is_stopped_hands_over_first() {
+    let _machine = machine_alone();
+    Folder::scenario("stopped", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let load = Load::start(&cluster, LoadPlan::moderate())?;
+        wait_voters(&cluster.nodes[0], "load", 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        let began = Instant::now();
+        cluster.nodes[leader].stop()?;
+        let stopped = Instant::now();
+        // Had nobody been handed anything, it is only now that nothing is accepted.
+        wait_until(PATIENCE, "another node leads, an election timeout later", || {
+            ensure!(stopped.elapsed() >= ELECTION_TIMEOUT, "it stopped just now");
+            ensure!(cluster.meta_leader(PATIENCE)? != leader, "{} leads still", cluster.nodes[leader].name);
+            Ok(())
+        })?;
+        let ended = Instant::now();
+        cluster.nodes[leader].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let outcome = load.stop()?;
+        ensure!(outcome.failures().is_empty(), "{:?}", outcome.failures());
+        let gap = outcome.longest_gap(began, ended);
+        ensure!(gap < HANDOVER_MAX, "for {gap:?} nothing was accepted while a leader stopped");
+        outcome.verify(&cluster)
+    });
 }
 
 #[test]
