@@ -108,6 +108,21 @@ impl Kcat {
         run("kcat", &arguments, file_of(&input)?, self.limit)
     }
 
+    /// Produces a record to a partition that must not take it, acks=all, and gives the reason that kcat names.
+    ///
+    /// # Errors
+    /// If the record is delivered within `limit`, or no reason is named.
+    pub fn refused(&self, topic: &str, partition: i64, key: &str, limit: Duration) -> anyhow::Result<String> {
+        let (partition, timeout) = (partition.to_string(), format!("message.timeout.ms={}", limit.as_millis()));
+        let record = [(key.as_bytes(), &b"no"[..])];
+        let said = self.try_produce(topic, record, &[], &["-p", &partition, "-X", &timeout])?;
+        let text = said.text();
+        let delivered = said.status.success() && !text.contains("Delivery failed");
+        ensure!(!delivered, "partition {partition} of {topic} took a record:\n{text}");
+        let reason = text.lines().find(|line| line.contains("Delivery failed") || line.contains("ERROR"));
+        reason.map(str::to_owned).with_context(|| format!("kcat could not produce, and does not say why: {text:?}"))
+    }
+
     /// Every record of `topic` (all partitions) from its beginning to its present end, in the order of arrival.
     ///
     /// # Errors

@@ -70,6 +70,16 @@ impl Cuts {
         self.one_way(other, one)
     }
 
+    /// What Kafka's clients send does not reach `node` any more; what its peers and callers of its API send does.
+    ///
+    /// # Errors
+    /// If nft refuses.
+    pub fn clients_of(&self, node: &Node) -> anyhow::Result<()> {
+        let port = node.kafka.port().to_string();
+        let rule = ["input", "tcp", "dport", &port, "counter", "drop"];
+        nft(&["add", "rule"], TABLE, &rule)
+    }
+
     /// Everybody reaches everybody again.
     ///
     /// # Errors

@@ -50,6 +50,7 @@ fn ensure_counted(scrape: &Scrape, leads_meta: bool) -> anyhow::Result<()> {
     ensure!(value("muster_core_answered")? == 1.0 && value("muster_ready")? == 1.0, "it is not ready");
     ensure!(scrape.value("muster_raft_groups", &[("state", "all")])? >= 4.0, "it has few groups");
     ensure_elected(scrape, leads_meta)?;
+    ensure_queues(scrape)?;
     ensure!(value("muster_journal_sync_seconds_count")? >= 1.0, "it synced nothing");
     ensure!(value("muster_raft_ticks_total")? >= 10.0, "time stands still");
     ensure!(scrape.sum("muster_peer_connected", &[]) == 2.0, "it is not connected to two peers");
@@ -68,6 +69,24 @@ fn ensure_counted(scrape: &Scrape, leads_meta: bool) -> anyhow::Result<()> {
     );
     ensure!(scrape.value("muster_task_running", &[("task", "listeners/api")])? == 1.0, "the API's task does not run");
     ensure!(scrape.sum("muster_build_info", &[]) == 1.0 && value("muster_metrics_refused_total")? == 0.0, "build info");
+    Ok(())
+}
+
+/// What tells a node that does not keep up. How much it is depends on the machine; that it is told does not.
+fn ensure_queues(scrape: &Scrape) -> anyhow::Result<()> {
+    let value = |name: &str| scrape.value(name, &[]);
+    ensure!(value("muster_raft_ticks_skipped_total")? >= 0.0, "the ticks that were skipped");
+    let (unapplied, most) = (value("muster_raft_unapplied_entries")?, value("muster_raft_unapplied_entries_max")?);
+    ensure!(most >= 0.0 && most <= unapplied, "{unapplied} entries are not applied, of one group {most}");
+    let kinds = ["requests", "requests_waiting", "proposals", "rounds", "log_reads", "questions", "outbox"];
+    for kind in kinds {
+        ensure!(scrape.value("muster_core_queue_depth", &[("queue", kind)])? >= 0.0, "the depth of {kind}");
+    }
+    ensure!(scrape.series("muster_core_queue_depth", &[]).count() == kinds.len(), "there is a queue of another kind");
+    for source in ["control", "bulk", "disk", "vms"] {
+        ensure!(scrape.value("muster_core_events_queued", &[("source", source)])? >= 0.0, "the events of {source}");
+    }
+    ensure!(value("muster_core_requests_queued")? >= 0.0, "the requests that wait for the core");
     Ok(())
 }
 

@@ -4,16 +4,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use testkit::{Api, Cluster, Cuts, Folder, Kcat, Load, LoadPlan, Outcome, Start, enter_own_network, wait_until};
+use testkit::{Api, Cluster, Cuts, Folder, Kcat, Load, LoadPlan, Node, Outcome, Start, enter_own_network, wait_until};
 
 use crate::support::{PATIENCE, machine_alone, machine_shared, wait_home, wait_tolerant, wait_voters};
 
 /// Without an accepted write while a leader hands over; a machine that does other things takes its own time.
 const HANDOVER_MAX: Duration = Duration::from_millis(500);
+/// Followers that were not handed anything elect somebody after so long at the earliest.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// From the start of all nodes until every group is led.
 const LED_MAX: Duration = Duration::from_secs(10);
 /// How long a request to a minority may wait.
 const REFUSED_WITHIN: Duration = Duration::from_secs(2);
+/// Of a topic that is there before anything is cut. Who leads others already gets fewer of its partitions; of so many each
+/// node leads one.
+const PARTITIONS: u32 = 6;
+const TOPIC: &str = "minority";
 
 #[test]
 fn nothing_acknowledged_is_lost_while_leaders_die_hand_over_and_restart() {
@@ -67,6 +73,37 @@ fn hand_over(cluster: &Cluster) -> anyhow::Result<(Instant, Instant)> {
 }
 
 #[test]
+fn a_leader_that_is_stopped_hands_over_first() {
+    let _machine = machine_alone();
+    Folder::scenario("stopped", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let load = Load::start(&cluster, LoadPlan::moderate())?;
+        wait_voters(&cluster.nodes[0], "load", 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        let began = Instant::now();
+        cluster.nodes[leader].stop()?;
+        let stopped = Instant::now();
+        // Had nobody been handed anything, it is only now that nothing is accepted.
+        wait_until(PATIENCE, "another node leads, an election timeout later", || {
+            ensure!(stopped.elapsed() >= ELECTION_TIMEOUT, "it stopped just now");
+            ensure!(cluster.meta_leader(PATIENCE)? != leader, "{} leads still", cluster.nodes[leader].name);
+            Ok(())
+        })?;
+        let ended = Instant::now();
+        cluster.nodes[leader].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let outcome = load.stop()?;
+        ensure!(outcome.failures().is_empty(), "{:?}", outcome.failures());
+        let gap = outcome.longest_gap(began, ended);
+        ensure!(gap < HANDOVER_MAX, "for {gap:?} nothing was accepted while a leader stopped");
+        outcome.verify(&cluster)
+    });
+}
+
+#[test]
 fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()> {
     let _machine = machine_shared();
     let test = "shaken::a_leader_that_is_cut_off_accepts_nothing_and_says_why";
@@ -77,14 +114,19 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
         let mut cluster = Cluster::start(folder, 3)?;
         wait_tolerant(&cluster.nodes[0])?;
         let cuts = Cuts::none()?;
+        let topic = json!({ "name": TOPIC, "partitions": PARTITIONS, "replication_factor": 3 });
+        cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
+        wait_voters(&cluster.nodes[0], TOPIC, 3)?;
         let load = Load::start(&cluster, LoadPlan { deadline: Duration::from_secs(30), ..LoadPlan::moderate() })?;
         wait_voters(&cluster.nodes[0], "load", 3)?;
         let mut moments = Vec::new();
         // Once from all and to all, once so that it is heard, and hears nobody.
         for both_ways in [true, false] {
             wait_tolerant(&cluster.nodes[0])?;
+            wait_home(&cluster.nodes[0].kcat(), &[TOPIC])?;
             let at = cluster.meta_leader(PATIENCE)?;
             let [alone, one, two] = [at, (at + 1) % 3, (at + 2) % 3].map(|at| &cluster.nodes[at]);
+            let (id, partition) = wait_until(PATIENCE, "it leads a partition", || led_by(alone))?;
             for other in [one, two] {
                 cuts.one_way(other, alone)?;
                 if both_ways {
@@ -92,16 +134,21 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
                 }
             }
             moments.push(Instant::now());
-            wait_until(PATIENCE, "the others follow another leader", || {
+            wait_until(PATIENCE, "the others follow other leaders", || {
                 for node in [one, two] {
+                    let led = node.kcat().partitions(TOPIC)?.get(&partition).map(|(leader, _)| *leader);
+                    ensure!(led.is_some_and(|by| by >= 0 && by != id), "{} says that {led:?} leads", node.name);
                     let leader = node.api().get("/v1/status")?.ok()?["meta"]["leader"].clone();
                     ensure!(leader.is_string() && leader != alone.name.as_str(), "{} follows {leader}", node.name);
                 }
                 Ok(())
             })?;
-            refused(alone.api, &alone.kcat())?;
+            // Its client is to find no way to those who can take the record.
+            [one, two].into_iter().try_for_each(|other| cuts.clients_of(other))?;
+            refused(alone, partition)?;
             cuts.heal()?;
             cluster.wait_ready(PATIENCE)?;
+            nothing_of_it_is_there(&cluster, partition)?;
         }
         wait_tolerant(&cluster.nodes[0])?;
         let outcome = load.stop()?;
@@ -112,15 +159,39 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
     Ok(())
 }
 
-fn refused(api: std::net::SocketAddr, kcat: &Kcat) -> anyhow::Result<()> {
-    let answer = Api::with_deadline(api, REFUSED_WITHIN).put("/v1/kv/minority", &json!({ "value": "no" }))?;
+/// A node's id, and the partition that it leads.
+fn led_by(node: &Node) -> anyhow::Result<(i64, i64)> {
+    let members = node.members()?;
+    let me = members.iter().find(|member| member["name"] == node.name.as_str());
+    let id = me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id in {members:?}"))?;
+    let partitions = node.kcat().partitions(TOPIC)?;
+    let led = partitions.iter().find(|(_, (leader, _))| *leader == id).map(|(partition, _)| *partition);
+    Ok((id, led.with_context(|| format!("{} leads none of {partitions:?}", node.name))?))
+}
+
+fn refused(node: &Node, partition: i64) -> anyhow::Result<()> {
+    let answer = Api::with_deadline(node.api, REFUSED_WITHIN).put("/v1/kv/minority", &json!({ "value": "no" }))?;
     let reason = answer.body["detail"].as_str().unwrap_or_default();
     let says_why = ["leader", "majority", "did not answer"].iter().any(|word| reason.contains(word));
     ensure!(answer.status >= 500 && says_why, "a node that is cut off answered {answer:?}");
-    // Of a topic that is not there yet: to make it takes a majority.
-    let timeout = format!("message.timeout.ms={}", REFUSED_WITHIN.as_millis());
-    let produced = kcat.produce("minority", [(&b"k"[..], &b"no"[..])], &[], &["-X", &timeout]);
-    ensure!(produced.is_err(), "a node that is cut off made a topic");
+    node.kcat().refused(TOPIC, partition, "minority", REFUSED_WITHIN).context("of a node that is cut off")?;
+    Ok(())
+}
+
+/// The others led already when it was asked, so that what it was given can be in no log that counts.
+fn nothing_of_it_is_there(cluster: &Cluster, partition: i64) -> anyhow::Result<()> {
+    let partition = partition.to_string();
+    wait_until(PATIENCE, "the partition takes records again", || {
+        let extra = ["-p", &partition, "-X", "message.timeout.ms=4000"];
+        cluster.nodes[0].kcat().produce(TOPIC, [(&b"whole"[..], &b"yes"[..])], &[], &extra)
+    })?;
+    for node in &cluster.nodes {
+        let records = node.kcat().consume(TOPIC)?;
+        let alien = records.iter().find(|record| record.key != b"whole");
+        ensure!(alien.is_none() && !records.is_empty(), "{} gives {} records, {alien:?}", node.name, records.len());
+        let key = node.api().get("/v1/kv/minority")?;
+        ensure!(key.status == 404, "{} refused the key, and it is there: {key:?}", node.name);
+    }
     Ok(())
 }
 
