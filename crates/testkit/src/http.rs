@@ -10,6 +10,8 @@ use ureq::Agent;
 
 /// In which a call says how long the node may take.
 const DEADLINE_HEADER: &str = "muster-deadline-ms";
+/// In which a call says which other call it repeats.
+const KEY_HEADER: &str = "idempotency-key";
 /// By so much an answer may come late that the node gives at its deadline.
 const ON_THE_WAY: Duration = Duration::from_millis(1_000);
 /// Longest time that one call may take.
@@ -22,6 +24,8 @@ pub struct Api {
     agent: Agent,
     /// As said to the node.
     deadline_ms: Option<String>,
+    /// As said to the node.
+    idempotency_key: Option<String>,
 }
 
 /// What the API said.
@@ -62,7 +66,7 @@ impl Api {
     #[must_use]
     pub fn with_limit(address: SocketAddr, limit: Duration) -> Self {
         let config = Agent::config_builder().timeout_global(Some(limit)).http_status_as_error(false).build();
-        Api { address, agent: config.into(), deadline_ms: None }
+        Api { address, agent: config.into(), deadline_ms: None, idempotency_key: None }
     }
 
     /// As [`Api::at`], and the node too is to give up after `deadline`: it says why then.
@@ -72,12 +76,18 @@ impl Api {
         Api { deadline_ms, ..Self::with_limit(address, deadline + ON_THE_WAY) }
     }
 
+    /// The same client, whose calls all carry this Idempotency-Key.
+    #[must_use]
+    pub fn with_key(self, key: &str) -> Self {
+        Api { idempotency_key: Some(key.to_owned()), ..self }
+    }
+
     /// GET.
     ///
     /// # Errors
     /// If there is no answer.
     pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
-        let answer = self.within_deadline(self.agent.get(self.url(path))).call();
+        let answer = self.with_headers(self.agent.get(self.url(path))).call();
         Self::read(answer).with_context(|| format!("GET {}", self.url(path)))
     }
 
@@ -97,7 +107,7 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
-        let request = self.within_deadline(self.agent.post(self.url(path))).header("content-type", "application/json");
+        let request = self.with_headers(self.agent.post(self.url(path))).header("content-type", "application/json");
         Self::read(request.send(body.to_string())).with_context(|| format!("POST {}", self.url(path)))
     }
 
@@ -106,7 +116,7 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn put(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
-        let request = self.within_deadline(self.agent.put(self.url(path))).header("content-type", "application/json");
+        let request = self.with_headers(self.agent.put(self.url(path))).header("content-type", "application/json");
         Self::read(request.send(body.to_string())).with_context(|| format!("PUT {}", self.url(path)))
     }
 
@@ -127,15 +137,16 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn delete(&self, path: &str) -> anyhow::Result<Answer> {
-        let answer = self.within_deadline(self.agent.delete(self.url(path))).call();
+        let answer = self.with_headers(self.agent.delete(self.url(path))).call();
         Self::read(answer).with_context(|| format!("DELETE {}", self.url(path)))
     }
 
-    fn within_deadline<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        match &self.deadline_ms {
-            Some(deadline) => request.header(DEADLINE_HEADER, deadline),
+    fn with_headers<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        let headers = [(DEADLINE_HEADER, &self.deadline_ms), (KEY_HEADER, &self.idempotency_key)];
+        headers.into_iter().fold(request, |request, (name, value)| match value {
+            Some(value) => request.header(name, value),
             None => request,
-        }
+        })
     }
 
     fn url(&self, path: &str) -> String {

@@ -20,10 +20,10 @@ const CUT: Duration = Duration::from_secs(5);
 const HEALED: Duration = Duration::from_secs(30);
 /// An election timeout after which a leader that is not heard gives up, and some time for the next.
 const LED_BY_ANOTHER: Duration = Duration::from_secs(20);
-/// Of a topic that is there before anything is cut. Who leads others already gets fewer of its partitions; of so many each
-/// node leads one.
-const PARTITIONS: u32 = 6;
+/// Is there before anything is cut.
 const TOPIC: &str = "minority";
+/// Whoever leads other partitions already gets fewer of the topic's; of so many, each node leads one.
+const PARTITIONS: u32 = 6;
 
 /// What is cut, seen from the leader of `__meta`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

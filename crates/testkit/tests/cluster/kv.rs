@@ -122,6 +122,50 @@ fn a_key_with_a_time_goes_and_one_whose_lease_is_kept_stays_over_a_change_of_lea
 }
 
 #[test]
+fn a_call_that_is_repeated_through_another_node_is_carried_out_once() {
+    let _machine = machine_shared();
+    Folder::scenario("repeated", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let asked = cluster.meta_leader(PATIENCE)?;
+        let other = (asked + 1) % 3;
+        let (lease, swap) = (json!({ "ttl_s": 600 }), json!({ "value": "first", "revision": 0 }));
+        let grant = |node: &Node, key: &str| node.api().with_key(key).post("/v1/leases", &lease)?.ok();
+        let cas = |node: &Node, key: &str| node.api().with_key(key).post("/v1/kv/once/cas", &swap);
+        let granted = grant(&cluster.nodes[asked], "grant-1")?;
+        let swapped = cas(&cluster.nodes[asked], "cas-1")?.ok()?;
+        put(&cluster.nodes[other], &["once", "later"])?;
+
+        // Whoever was asked knows nothing of it any more, and whoever is asked now never did.
+        cluster.nodes[asked].kill()?;
+        let again = wait_until(PATIENCE, "there is a leader again", || grant(&cluster.nodes[other], "grant-1"))?;
+        repeated(&granted, &again)?;
+        repeated(&swapped, &cas(&cluster.nodes[other], "cas-1")?.ok()?)?;
+        cluster.nodes[asked].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        repeated(&granted, &grant(&cluster.nodes[asked], "grant-1")?)?;
+        repeated(&swapped, &cas(&cluster.nodes[asked], "cas-1")?.ok()?)?;
+
+        let node = &cluster.nodes[other];
+        let leases = node.api().get("/v1/leases")?.ok()?;
+        ensure!(leases["leases"].as_array().is_some_and(|leases| leases.len() == 1), "one was granted: {leases}");
+        let key = node.api().get("/v1/kv/once")?.ok()?;
+        ensure!(key["value"] == "later" && key["version"] == 2, "a repeated call changed it again: {key}");
+        // Under another key they are other calls.
+        let another = grant(node, "grant-2")?;
+        ensure!(another["lease"] != granted["lease"], "{another} is what was granted before");
+        let refused = cas(node, "cas-2")?;
+        ensure!((400..500).contains(&refused.status), "the key is there: {refused:?}");
+        Ok(())
+    });
+}
+
+fn repeated(first: &Value, again: &Value) -> anyhow::Result<()> {
+    ensure!(first == again, "the first call gave {first}, its repetition {again}");
+    Ok(())
+}
+
+#[test]
 fn a_lock_has_one_holder_and_goes_to_whoever_waits_longest() {
     let _machine = machine_shared();
     Folder::scenario("locks", |folder| {

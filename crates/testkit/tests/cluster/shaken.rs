@@ -16,10 +16,10 @@ const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 const LED_MAX: Duration = Duration::from_secs(10);
 /// How long a request to a minority may wait.
 const REFUSED_WITHIN: Duration = Duration::from_secs(2);
-/// Of a topic that is there before anything is cut. Who leads others already gets fewer of its partitions; of so many each
-/// node leads one.
-const PARTITIONS: u32 = 6;
+/// Is there before anything is cut.
 const TOPIC: &str = "minority";
+/// Whoever leads other partitions already gets fewer of the topic's; of so many, each node leads one.
+const PARTITIONS: u32 = 6;
 
 #[test]
 fn nothing_acknowledged_is_lost_while_leaders_die_hand_over_and_restart() {
