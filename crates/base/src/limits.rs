@@ -12,6 +12,14 @@ pub const HEARTBEAT_INTERVAL: Millis = Millis(150);
 pub const HEARTBEAT_LATE_AFTER: Millis = Millis(50);
 /// Least election timeout; the greatest is twice this.
 pub const ELECTION_TIMEOUT_MIN: Millis = Millis(1000);
+/// Largest heartbeat interval that a node can be told: some must leave before a group rests.
+pub const HEARTBEAT_INTERVAL_MAX: Millis = Millis(500);
+/// Largest least election timeout that a node can be told: a leadership that does not get to its next leader is given up
+/// after this long, before it is handed on again. None is below [`ELECTION_TIMEOUT_MIN`], on which groups at rest rely, whose
+/// heartbeats are the gossip's.
+pub const ELECTION_TIMEOUT_TOLD_MAX: Millis = Millis(5_000);
+/// So many heartbeats fit into the least election timeout, or a lost one or two would end a leadership.
+pub const HEARTBEATS_PER_ELECTION_MIN: u64 = 4;
 /// A node that handed its leaderships away takes none for this long; by then it has stopped, or did not mean to.
 pub const STEP_DOWN_HOLD: Millis = Millis(5_000);
 /// Bytes of entries in one append message.

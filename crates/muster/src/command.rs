@@ -221,6 +221,13 @@ fn node_flags(command: Command) -> Command {
             .arg(Arg::new("cluster-version-max").long("cluster-version-max").value_name("VERSION").help(
                 "Act as an older muster that can no cluster version above this: holds back what a new one brings",
             ))
+            .arg(Arg::new("heartbeat-interval-ms").long("heartbeat-interval-ms").value_name("MS").help(
+                "Time between heartbeats, 50 to 500; the same on all members [default: 150]",
+            ))
+            .arg(Arg::new("election-timeout-ms").long("election-timeout-ms").value_name("MS").help(
+                "Time without a leader until one is elected, once to twice this; 1000 to 5000, four heartbeats at least, and the \
+                 same on all members [default: 1000]",
+            ))
             .arg(parent_arg()),
     )
     .arg(advertise("kafka", "What Kafka clients are told to connect to"))

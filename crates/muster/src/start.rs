@@ -71,6 +71,14 @@ fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
         let version = node::parse_cluster_version("--cluster-version-max", text);
         config.cluster_version_max = Some(version.map_err(anyhow::Error::msg)?);
     }
+    if let Some(text) = args.get_one::<String>("heartbeat-interval-ms") {
+        let interval = node::parse_heartbeat_interval("--heartbeat-interval-ms", text);
+        config.heartbeat_interval = interval.map_err(anyhow::Error::msg)?;
+    }
+    if let Some(text) = args.get_one::<String>("election-timeout-ms") {
+        let timeout = node::parse_election_timeout("--election-timeout-ms", text);
+        config.election_timeout = timeout.map_err(anyhow::Error::msg)?;
+    }
     config.peers = args.get_many::<SocketAddr>("peer").into_iter().flatten().copied().collect();
     config.kernel = args.get_one::<PathBuf>("kernel").cloned();
     Ok(config)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use base::{ClusterVersion, VersionRange};
+use base::{ClusterVersion, Millis, VersionRange, limits};
 use toml::de::{DeArray, DeTable, DeValue};
 use wire::JoinToken;
 
@@ -43,10 +43,14 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// While this node leads the cluster: how long another one is silent until its replicas are made anew elsewhere;
     /// [`base::limits::NODE_LOST_AFTER`] if not given.
-    pub node_lost_after: Option<base::Millis>,
+    pub node_lost_after: Option<Millis>,
     /// The node acts as one that can no cluster version above this, so that a new one is not activated yet; the binary's
     /// own if not given.
     pub cluster_version_max: Option<ClusterVersion>,
+    /// Between heartbeats of a leader; the same on all members.
+    pub heartbeat_interval: Millis,
+    /// Least election timeout; the same on all members.
+    pub election_timeout: Millis,
 }
 
 /// A configuration that cannot be used: what is wrong, where, and what to write instead.
@@ -77,6 +81,8 @@ impl Config {
             kernel: None,
             node_lost_after: None,
             cluster_version_max: None,
+            heartbeat_interval: limits::HEARTBEAT_INTERVAL,
+            election_timeout: limits::ELECTION_TIMEOUT_MIN,
         }
     }
 
@@ -158,6 +164,8 @@ impl Config {
             "api_advertise" => self.api_advertise = Some(valid_advertise(key, value)?.to_owned()),
             "node_lost_after" => self.node_lost_after = Some(parse_duration(key, value)?),
             "cluster_version_max" => self.cluster_version_max = Some(parse_cluster_version(key, value)?),
+            "heartbeat_interval_ms" => self.heartbeat_interval = parse_heartbeat_interval(key, value)?,
+            "election_timeout_ms" => self.election_timeout = parse_election_timeout(key, value)?,
             "join" => self.join = Some(value.parse().map_err(|error| format!("join: {error}"))?),
             _ => return Err(unknown_key(key)),
         }
@@ -193,6 +201,22 @@ impl Config {
         Ok(())
     }
 
+    /// Whether enough heartbeats fit into an election timeout.
+    ///
+    /// # Errors
+    /// Says how long the election timeout must be.
+    pub(crate) fn check_pace(&self) -> Result<(), String> {
+        let (interval, timeout) = (self.heartbeat_interval.0, self.election_timeout.0);
+        let least = interval * limits::HEARTBEATS_PER_ELECTION_MIN;
+        if timeout >= least {
+            return Ok(());
+        }
+        Err(format!(
+            "an election timeout of {timeout} ms is too short for heartbeats every {interval} ms: it must be {least} ms at \
+             least"
+        ))
+    }
+
     /// The cluster versions that the node can, as it is told.
     #[must_use]
     pub fn versions(&self) -> VersionRange {
@@ -221,6 +245,8 @@ const KEYS: &[&str] = &[
     "kernel",
     "node_lost_after",
     "cluster_version_max",
+    "heartbeat_interval_ms",
+    "election_timeout_ms",
 ];
 
 const PEERS_EXPECTED: &str = "peers must be a list of addresses and ports, such as peers = [\"10.0.0.2:7401\"]";
@@ -244,6 +270,8 @@ fn example(key: &str) -> &'static str {
         "kernel" => "\"/boot/vmlinuz\"",
         "node_lost_after" => "\"10m\"",
         "cluster_version_max" => "\"1\"",
+        "heartbeat_interval_ms" => "\"150\"",
+        "election_timeout_ms" => "\"1000\"",
         _ => "\"muster1_...\"",
     }
 }
@@ -256,6 +284,32 @@ pub fn parse_cluster_version(what: &str, text: &str) -> Result<ClusterVersion, S
     let binary = VersionRange::BINARY;
     let version = text.parse().ok().filter(|version| binary.contains(*version));
     version.ok_or_else(|| format!("{what} {text:?}: this muster can cluster versions {binary}"))
+}
+
+/// The time between heartbeats, in milliseconds.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn parse_heartbeat_interval(what: &str, text: &str) -> Result<Millis, String> {
+    parse_ticks(what, text, limits::TICK, limits::HEARTBEAT_INTERVAL_MAX)
+}
+
+/// The least election timeout, in milliseconds.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn parse_election_timeout(what: &str, text: &str) -> Result<Millis, String> {
+    parse_ticks(what, text, limits::ELECTION_TIMEOUT_MIN, limits::ELECTION_TIMEOUT_TOLD_MAX)
+}
+
+fn parse_ticks(what: &str, text: &str, least: Millis, most: Millis) -> Result<Millis, String> {
+    let tick = limits::TICK.0;
+    let fits = |ms: &u64| ms.is_multiple_of(tick) && (least.0..=most.0).contains(ms);
+    let ms = text.parse::<u64>().ok().filter(fits);
+    ms.map(Millis).ok_or_else(|| {
+        let (least, most) = (least.0, most.0);
+        format!("{what} must be a number of milliseconds, {least} to {most}, and a multiple of {tick}, is {text:?}")
+    })
 }
 
 /// A node's name: a DNS label (RFC 1123).
@@ -275,7 +329,7 @@ pub fn valid_name(name: &str) -> Result<&str, String> {
 ///
 /// # Errors
 /// With a sentence that says what is wrong.
-pub fn parse_duration(key: &str, text: &str) -> Result<base::Millis, String> {
+pub fn parse_duration(key: &str, text: &str) -> Result<Millis, String> {
     let split = text.len() - text.chars().last().map_or(0, char::len_utf8);
     let (number, unit) = text.split_at(split);
     let seconds = match unit {
@@ -285,7 +339,7 @@ pub fn parse_duration(key: &str, text: &str) -> Result<base::Millis, String> {
         _ => 0,
     };
     match number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds * 1_000)) {
-        Some(ms) if ms > 0 => Ok(base::Millis(ms)),
+        Some(ms) if ms > 0 => Ok(Millis(ms)),
         _ => Err(format!("{key} must be a number of seconds, minutes or hours, such as \"30s\", \"10m\" or \"2h\"")),
     }
 }
@@ -383,6 +437,27 @@ mod tests {
             assert!(error.starts_with("/etc/muster/node.toml:"), "{broken:?}: {error}");
         }
         assert!(parse("colour = \"x\"").unwrap_err().contains("the keys are data_dir, name"));
+    }
+
+    #[test]
+    fn heartbeats_and_elections_keep_the_pace_that_the_rest_relies_on() {
+        let told = |text: &str| parse(text).and_then(|config| config.check_pace().map(|()| config));
+        let config = told("heartbeat_interval_ms = \"500\"\nelection_timeout_ms = \"2000\"").unwrap();
+        assert_eq!((config.heartbeat_interval, config.election_timeout), (Millis(500), Millis(2_000)));
+        let config = told("").unwrap();
+        let defaults = (limits::HEARTBEAT_INTERVAL, limits::ELECTION_TIMEOUT_MIN);
+        assert_eq!((config.heartbeat_interval, config.election_timeout), defaults);
+        let refused = told("heartbeat_interval_ms = \"300\"").unwrap_err();
+        assert!(refused.ends_with("it must be 1200 ms at least"), "{refused}");
+        for (key, values) in [
+            ("heartbeat_interval_ms", ["0", "75", "550", "1s"]),
+            ("election_timeout_ms", ["950", "1025", "5050", ""]),
+        ] {
+            for value in values {
+                let refused = told(&format!("{key} = \"{value}\"")).unwrap_err();
+                assert!(refused.contains("and a multiple of 50"), "{refused}");
+            }
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::limits::{
-    CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, ELECTION_TIMEOUT_MIN, HEARTBEAT_INTERVAL, META_CHECKPOINT_ENTRIES,
-    META_CHECKPOINT_KEEP_ENTRIES, WAL_SEGMENT_BYTES,
+    CHECKPOINT_BYTES_MAX, CHECKPOINT_CHUNK_BYTES, META_CHECKPOINT_ENTRIES, META_CHECKPOINT_KEEP_ENTRIES,
+    WAL_SEGMENT_BYTES,
 };
 use base::{ClusterId, Millis, NodeId, VersionRange};
 use engine::{CoreConfig, NodeCore, Reply, Request, Target};
@@ -218,7 +218,7 @@ impl Node {
     /// # Errors
     /// See [`NodeError`]; nothing is left running.
     pub async fn start(config: Config) -> Result<Node, NodeError> {
-        config.check_reach().map_err(NodeError::Config)?;
+        config.check_reach().and_then(|()| config.check_pace()).map_err(NodeError::Config)?;
         let ground = Ground::lay(&config)?;
         let listeners = Listeners::bind(&config, ground.handle.clone(), &ground.registry).await?;
         let identity = Identity::load_or_create(&ground.data.identity())?;
@@ -448,8 +448,8 @@ fn core_config(config: &Config, me: Member, record: &ClusterRecord) -> CoreConfi
         incarnation: record.incarnation,
         seed: record.seed,
         segment_bytes: WAL_SEGMENT_BYTES,
-        election_timeout: ELECTION_TIMEOUT_MIN,
-        heartbeat_interval: HEARTBEAT_INTERVAL,
+        election_timeout: config.election_timeout,
+        heartbeat_interval: config.heartbeat_interval,
         checkpoint_entries: META_CHECKPOINT_ENTRIES,
         checkpoint_keep_entries: META_CHECKPOINT_KEEP_ENTRIES,
         checkpoint_part_bytes: CHECKPOINT_CHUNK_BYTES,
