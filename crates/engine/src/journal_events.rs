@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base::limits::LOG_READS_FOR_OTHERS_MAX;
 use base::simulation::{Mark, Plant, mark, planted};
-use base::{GroupId, Millis, NodeId};
+use base::{GroupId, NodeId};
 use journal::{CheckpointPart, Output, ReadError};
 use wire::Entry;
 

@@ -449,10 +449,9 @@ mod tests {
         assert_eq!((config.heartbeat_interval, config.election_timeout), defaults);
         let refused = told("heartbeat_interval_ms = \"300\"").unwrap_err();
         assert!(refused.ends_with("it must be 1200 ms at least"), "{refused}");
-        for (key, values) in [
-            ("heartbeat_interval_ms", ["0", "75", "550", "1s"]),
-            ("election_timeout_ms", ["950", "1025", "5050", ""]),
-        ] {
+        for (key, values) in
+            [("heartbeat_interval_ms", ["0", "75", "550", "1s"]), ("election_timeout_ms", ["950", "1025", "5050", ""])]
+        {
             for value in values {
                 let refused = told(&format!("{key} = \"{value}\"")).unwrap_err();
                 assert!(refused.contains("and a multiple of 50"), "{refused}");
