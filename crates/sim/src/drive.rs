@@ -141,8 +141,7 @@ impl World {
                 self.check("clients hear of one leader per term, in order", verdict);
                 self.nodes[node].leaders.extend(news.into_iter().map(|info| (info.group, info)));
             }
-            Effect::Metadata { at_once: true } => self.nodes[node].show(),
-            Effect::Metadata { at_once: false } => self.nodes[node].unshown = true,
+            Effect::Metadata { at_once } => self.nodes[node].changed(at_once),
             Effect::Warning(_) | Effect::Outdone { .. } => {}
             Effect::Members { members, departed } => self.members_told(node, members, departed),
             Effect::Vm(action) => self.vm_action(node, &action),

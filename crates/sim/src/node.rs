@@ -266,6 +266,14 @@ impl SimNode {
         }
     }
 
+    /// The core says that its state changed: what need not be seen at once is shown with the next tick.
+    pub fn changed(&mut self, at_once: bool) {
+        self.unshown = true;
+        if at_once {
+            self.show();
+        }
+    }
+
     /// Those who look see what the core has applied.
     pub fn show(&mut self) {
         self.unshown = false;
