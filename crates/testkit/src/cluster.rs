@@ -165,6 +165,30 @@ impl Cluster {
         })
     }
 
+    /// Waits until all nodes but the one at `at` follow another leader than that one: of `__meta`, and of a partition of
+    /// `topic` that it led under its id ([`Node::leads`]).
+    ///
+    /// # Errors
+    /// If that does not come about before `limit`, with what was seen instead.
+    pub fn wait_led_by_others(
+        &self,
+        at: usize,
+        topic: &str,
+        (id, partition): (i64, i64),
+        limit: Duration,
+    ) -> anyhow::Result<()> {
+        let name = self.nodes[at].name.as_str();
+        wait_until(limit, &format!("all but {name} follow another leader than {name}"), || {
+            for node in self.nodes.iter().filter(|node| node.name != name) {
+                let leader = node.api().get("/v1/status")?.ok()?["meta"]["leader"].clone();
+                ensure!(leader.is_string() && leader != name, "{} follows {leader}", node.name);
+                let led = node.kcat().partitions(topic)?.get(&partition).map(|(leader, _)| *leader);
+                ensure!(led.is_some_and(|by| by >= 0 && by != id), "{} says that {led:?} leads", node.name);
+            }
+            Ok(())
+        })
+    }
+
     /// kcat, knowing every node.
     #[must_use]
     pub fn kcat(&self) -> Kcat {

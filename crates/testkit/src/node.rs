@@ -231,6 +231,27 @@ impl Node {
         body["nodes"].as_array().cloned().with_context(|| format!("no list of nodes in {body}"))
     }
 
+    /// Its id, as it says itself.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub fn id(&self) -> anyhow::Result<i64> {
+        let members = self.members()?;
+        let me = members.iter().find(|member| member["name"] == self.name.as_str());
+        me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id of {} in {members:?}", self.name))
+    }
+
+    /// Its id, and a partition of `topic` that it leads as the first replica: nobody takes that from a node that is well.
+    ///
+    /// # Errors
+    /// If it leads none.
+    pub fn leads(&self, topic: &str) -> anyhow::Result<(i64, i64)> {
+        let (id, partitions) = (self.id()?, self.kcat().partitions(topic)?);
+        let led = partitions.iter().find(|(_, (leader, all))| *leader == id && all.first() == Some(leader));
+        let led = led.map(|(partition, _)| *partition);
+        Ok((id, led.with_context(|| format!("of {topic}, {} leads none of {partitions:?}", self.name))?))
+    }
+
     /// Runs the command line against this node.
     ///
     /// # Errors

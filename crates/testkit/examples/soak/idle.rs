@@ -7,7 +7,7 @@ use serde_json::json;
 use testkit::{Cluster, Kcat, Start, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, cost, in_folder, let_pass, node_id, strays, wait_home};
+use crate::look::{PATIENCE, cost, in_folder, let_pass, strays, wait_home};
 use crate::options::Options;
 
 const TOPIC: &str = "idle";
@@ -50,7 +50,7 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     let (mut away, mut home) = (Vec::new(), Vec::new());
     for at in 0..3 {
         let witness = cluster.nodes[(at + 1) % 3].kcat();
-        let id = node_id(&cluster.nodes[at])?;
+        let id = cluster.nodes[at].id()?;
         let moment = Instant::now();
         cluster.nodes[at].kill()?;
         away.push(wait_led(&witness, Some(id), moment)?);

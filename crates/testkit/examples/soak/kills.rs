@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use testkit::{Cluster, Kcat, Load, LoadPlan, Start};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, node_id, wait_home, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, wait_home, wait_whole};
 use crate::options::Options;
 
 const ACCEPTED: Limit = Limit { median: Some(Duration::from_secs(2)), max: Some(Duration::from_secs(4)) };
@@ -33,7 +33,7 @@ fn killed(cluster: &mut Cluster, kills: usize, figures: &mut Figures) -> anyhow:
         let survivors: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
         wait_whole(&cluster.nodes[survivors[0]])?;
         // Mostly it leads a partition too; not if it was killed a few times before, and gets none back for a while.
-        let id = node_id(&cluster.nodes[leader])?;
+        let id = cluster.nodes[leader].id()?;
         let partitions = cluster.nodes[survivors[0]].kcat().partitions(TOPIC)?;
         let lost = partitions.iter().find(|(_, (leads, _))| *leads == id).map(|(partition, _)| *partition);
         let moment = Instant::now();

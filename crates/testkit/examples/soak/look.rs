@@ -81,13 +81,6 @@ pub fn strays(kcat: &Kcat, topic: &str, killed: Option<i64>) -> anyhow::Result<(
     Ok((none, elsewhere))
 }
 
-/// A node's id, as it says itself.
-pub fn node_id(node: &Node) -> anyhow::Result<i64> {
-    let members = node.members()?;
-    let me = members.iter().find(|member| member["name"] == node.name.as_str());
-    me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id in {members:?}"))
-}
-
 /// Waits until every partition is led by its first replica.
 pub fn wait_home(kcat: &Kcat, topic: &str, limit: Duration) -> anyhow::Result<Duration> {
     let start = Instant::now();

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Node, Outcome, enter_own_network, wait_until};
+use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Outcome, enter_own_network, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, node_id, wait_home, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, wait_whole};
 use crate::options::Options;
 
 const ACCEPTED: Duration = Duration::from_secs(4);
@@ -20,9 +20,8 @@ const CUT: Duration = Duration::from_secs(5);
 const HEALED: Duration = Duration::from_secs(30);
 /// An election timeout after which a leader that is not heard gives up, and some time for the next.
 const LED_BY_ANOTHER: Duration = Duration::from_secs(20);
-/// Is there before anything is cut.
-const TOPIC: &str = "minority";
-/// Whoever leads other partitions already gets fewer of the topic's; of so many, each node leads one.
+/// Of the topic that is made for a cut. Whoever is to lead more partitions already gets fewer of them; of so many, each node
+/// leads one.
 const PARTITIONS: u32 = 6;
 
 /// What is cut, seen from the leader of `__meta`.
@@ -48,9 +47,6 @@ pub fn run(options: &Options, figures: &mut Figures) {
         Ok(false) => in_folder("soak-partitions", figures, |folder, figures| {
             let mut cluster = Cluster::start(folder, 3)?;
             wait_whole(&cluster.nodes[0])?;
-            let topic = json!({ "name": TOPIC, "partitions": PARTITIONS, "replication_factor": 3 });
-            cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
-            wait_whole(&cluster.nodes[0])?;
             KINDS.iter().try_for_each(|(kind, says)| cut(&mut cluster, *kind, says, options.cuts, figures))
         }),
         outside => {
@@ -67,10 +63,8 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
     let (mut moments, mut healed, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=times {
         wait_whole(&cluster.nodes[0])?;
-        wait_home(&cluster.nodes[0].kcat(), TOPIC, PATIENCE)?;
-        let led = wait_until(PATIENCE, "each node leads a partition", || {
-            cluster.nodes.iter().map(led_by).collect::<anyhow::Result<Vec<_>>>()
-        })?;
+        let topic = format!("minority-{kind:?}-{round}");
+        let led = each_leads(cluster, &topic)?;
         let leader = cluster.meta_leader(PATIENCE)?;
         let moment = Instant::now();
         apply(&cuts, cluster, kind, leader)?;
@@ -80,14 +74,14 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
             Kind::AllApart => vec![0, 1, 2],
         };
         if let [alone] = minority[..] {
-            another_leads(cluster, alone, led[alone])?;
+            cluster.wait_led_by_others(alone, &topic, led[alone], LED_BY_ANOTHER)?;
         }
         wait_until(PATIENCE, "all have noticed", || {
             ensure!(moment.elapsed() >= CUT, "not yet");
             Ok(())
         })?;
         for at in &minority {
-            reasons.push(refused(&cuts, cluster, *at, kind, led[*at].1)?);
+            reasons.push(refused(&cuts, cluster, *at, kind, (&topic, led[*at].1))?);
         }
         cuts.heal()?;
         let whole = Instant::now();
@@ -95,7 +89,7 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
         wait_whole(&cluster.nodes[0])?;
         healed.push(whole.elapsed());
         moments.push((moment, whole));
-        nothing_of_it_is_there(cluster, kind, led[leader].1)?;
+        nothing_of_it_is_there(cluster, kind, (&topic, led[leader].1))?;
         // A client that waits longer and longer between its attempts gets to make one before the next cut.
         wait_until(PATIENCE, "it stays whole for a while", || {
             ensure!(whole.elapsed() >= CUT * 2, "not yet");
@@ -133,33 +127,28 @@ fn apply(cuts: &Cuts, cluster: &Cluster, kind: Kind, leader: usize) -> anyhow::R
     }
 }
 
-/// A node's id, and the partition that it leads.
-fn led_by(node: &Node) -> anyhow::Result<(i64, i64)> {
-    let (id, partitions) = (node_id(node)?, node.kcat().partitions(TOPIC)?);
-    let led = partitions.iter().find(|(_, (leader, _))| *leader == id).map(|(partition, _)| *partition);
-    Ok((id, led.with_context(|| format!("{} leads none of {partitions:?}", node.name))?))
+/// Makes a topic of which each node leads a partition; by node, its id and the partition. Not one topic for all cuts: a new
+/// partition is led by its first replica at once, while a node that was cut off over and over gets back what it led later
+/// each time (crates/engine/src/balance.rs).
+fn each_leads(cluster: &Cluster, topic: &str) -> anyhow::Result<Vec<(i64, i64)>> {
+    let made = json!({ "name": topic, "partitions": PARTITIONS, "replication_factor": 3 });
+    cluster.nodes[0].api().post("/v1/topics", &made)?.ok()?;
+    wait_whole(&cluster.nodes[0])?;
+    wait_until(PATIENCE, "each node leads a partition", || cluster.nodes.iter().map(|node| node.leads(topic)).collect())
 }
 
-/// Of `__meta`, and of a partition that it led.
-fn another_leads(cluster: &Cluster, alone: usize, (id, partition): (i64, i64)) -> anyhow::Result<()> {
-    let (alone, others) = (&cluster.nodes[alone], [(alone + 1) % 3, (alone + 2) % 3]);
-    wait_until(LED_BY_ANOTHER, "those who reach each other follow another leader", || {
-        for at in others {
-            let status = cluster.nodes[at].api().get("/v1/status")?.ok()?;
-            let leader = status["meta"]["leader"].as_str().context("no leader")?.to_owned();
-            ensure!(leader != alone.name, "{} follows {leader}", cluster.nodes[at].name);
-            let led = cluster.nodes[at].kcat().partitions(TOPIC)?.get(&partition).map(|(leader, _)| *leader);
-            ensure!(led.is_some_and(|by| by >= 0 && by != id), "{} says {led:?} leads", cluster.nodes[at].name);
-        }
-        Ok(())
-    })
-}
-
-/// A node without a majority refuses a key and a record; the reason that it gives.
-fn refused(cuts: &Cuts, cluster: &Cluster, at: usize, kind: Kind, partition: i64) -> anyhow::Result<String> {
-    let (node, name) = (&cluster.nodes[at], format!("minority-{kind:?}"));
+/// A node without a majority refuses a key, and a record for a partition that it led; the reason that it gives. Key and
+/// record are named after the topic.
+fn refused(
+    cuts: &Cuts,
+    cluster: &Cluster,
+    at: usize,
+    kind: Kind,
+    (topic, partition): (&str, i64),
+) -> anyhow::Result<String> {
+    let node = &cluster.nodes[at];
     let api = Api::with_deadline(node.api, REFUSED_WITHIN);
-    let answer = api.put(&format!("/v1/kv/{name}"), &json!({ "value": "no" }))?;
+    let answer = api.put(&format!("/v1/kv/{topic}"), &json!({ "value": "no" }))?;
     ensure!(answer.status >= 500, "{} has no majority, and answered {answer:?}", node.name);
     let reason = answer.body["detail"].as_str().or(answer.body["message"].as_str()).unwrap_or_default().to_owned();
     let telling = ["leader", "majority", "heard", "did not answer"].iter().any(|word| reason.contains(word));
@@ -168,29 +157,29 @@ fn refused(cuts: &Cuts, cluster: &Cluster, at: usize, kind: Kind, partition: i64
     if kind != Kind::AllApart {
         [(at + 1) % 3, (at + 2) % 3].into_iter().try_for_each(|other| cuts.clients_of(&cluster.nodes[other]))?;
     }
-    let said = node.kcat().refused(TOPIC, partition, &name, REFUSED_WITHIN);
+    let said = node.kcat().refused(topic, partition, topic, REFUSED_WITHIN);
     let said = said.with_context(|| format!("{} has no majority", node.name))?;
     Ok(format!("{} {reason}; {said}", answer.status))
 }
 
 /// Where others led already when the minority was asked, what it was given can be in no log that counts. Where all were
 /// apart, nobody was elected meanwhile: what is in a leader's log may be committed yet, although nobody was told so.
-fn nothing_of_it_is_there(cluster: &Cluster, kind: Kind, partition: i64) -> anyhow::Result<()> {
+fn nothing_of_it_is_there(cluster: &Cluster, kind: Kind, (topic, partition): (&str, i64)) -> anyhow::Result<()> {
     if kind == Kind::AllApart {
         return Ok(());
     }
-    let (name, partition) = (format!("minority-{kind:?}"), partition.to_string());
+    let partition = partition.to_string();
     wait_until(PATIENCE, "the partition takes records again", || {
         let extra = ["-p", &partition, "-X", "message.timeout.ms=4000"];
-        cluster.nodes[0].kcat().produce(TOPIC, [(&b"whole"[..], &b"yes"[..])], &[], &extra)
+        cluster.nodes[0].kcat().produce(topic, [(&b"whole"[..], &b"yes"[..])], &[], &extra)
     })?;
     for node in &cluster.nodes {
-        let records = node.kcat().consume(TOPIC)?;
-        let alien = records.iter().find(|record| record.key == name.as_bytes());
+        let records = node.kcat().consume(topic)?;
+        let alien = records.iter().find(|record| record.key == topic.as_bytes());
         ensure!(alien.is_none() && !records.is_empty(), "{} gives {} records, {alien:?}", node.name, records.len());
         // Who is not heard, and hears, knows the new leader: what it sent there may arrive when the cut ends, and the
         // caller was told only that nobody answered.
-        let key = node.api().get(&format!("/v1/kv/{name}"))?;
+        let key = node.api().get(&format!("/v1/kv/{topic}"))?;
         ensure!(key.status == 404 || kind == Kind::Mute, "{} refused the key, and it is there: {key:?}", node.name);
     }
     Ok(())

@@ -15,7 +15,7 @@ use testkit::{Cluster, Load, LoadPlan, Node, Outcome, Start, wait_until};
 use crate::counts::{Moment, Span, heartbeats, scrape, turns};
 use crate::dataset::DataSet;
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, let_pass, node_id, risen, wait_home, wait_sparing, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, let_pass, risen, wait_home, wait_sparing, wait_whole};
 use crate::options::Options;
 
 /// The store takes 256 MiB, and the load's own keys and each key's overhead (some 26 MiB) lie beside the data set.
@@ -112,7 +112,7 @@ fn bystander(cluster: &Cluster) -> anyhow::Result<usize> {
     let partitions = kcat.partitions(EVENTS)?;
     let homes: Vec<i64> = partitions.values().filter_map(|(_, replicas)| replicas.first().copied()).collect();
     for at in (0..cluster.nodes.len()).filter(|at| *at != leader) {
-        if !homes.contains(&node_id(&cluster.nodes[at])?) {
+        if !homes.contains(&cluster.nodes[at].id()?) {
             return Ok(at);
         }
     }

@@ -126,7 +126,7 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
             wait_home(&cluster.nodes[0].kcat(), &[TOPIC])?;
             let at = cluster.meta_leader(PATIENCE)?;
             let [alone, one, two] = [at, (at + 1) % 3, (at + 2) % 3].map(|at| &cluster.nodes[at]);
-            let (id, partition) = wait_until(PATIENCE, "it leads a partition", || led_by(alone))?;
+            let led = wait_until(PATIENCE, "it leads a partition", || alone.leads(TOPIC))?;
             for other in [one, two] {
                 cuts.one_way(other, alone)?;
                 if both_ways {
@@ -134,21 +134,13 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
                 }
             }
             moments.push(Instant::now());
-            wait_until(PATIENCE, "the others follow other leaders", || {
-                for node in [one, two] {
-                    let led = node.kcat().partitions(TOPIC)?.get(&partition).map(|(leader, _)| *leader);
-                    ensure!(led.is_some_and(|by| by >= 0 && by != id), "{} says that {led:?} leads", node.name);
-                    let leader = node.api().get("/v1/status")?.ok()?["meta"]["leader"].clone();
-                    ensure!(leader.is_string() && leader != alone.name.as_str(), "{} follows {leader}", node.name);
-                }
-                Ok(())
-            })?;
+            cluster.wait_led_by_others(at, TOPIC, led, PATIENCE)?;
             // Its client is to find no way to those who can take the record.
             [one, two].into_iter().try_for_each(|other| cuts.clients_of(other))?;
-            refused(alone, partition)?;
+            refused(alone, led.1)?;
             cuts.heal()?;
             cluster.wait_ready(PATIENCE)?;
-            nothing_of_it_is_there(&cluster, partition)?;
+            nothing_of_it_is_there(&cluster, led.1)?;
         }
         wait_tolerant(&cluster.nodes[0])?;
         let outcome = load.stop()?;
@@ -157,16 +149,6 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
         outcome.verify(&cluster)
     });
     Ok(())
-}
-
-/// A node's id, and the partition that it leads.
-fn led_by(node: &Node) -> anyhow::Result<(i64, i64)> {
-    let members = node.members()?;
-    let me = members.iter().find(|member| member["name"] == node.name.as_str());
-    let id = me.and_then(|member| member["id"].as_i64()).with_context(|| format!("no id in {members:?}"))?;
-    let partitions = node.kcat().partitions(TOPIC)?;
-    let led = partitions.iter().find(|(_, (leader, _))| *leader == id).map(|(partition, _)| *partition);
-    Ok((id, led.with_context(|| format!("{} leads none of {partitions:?}", node.name))?))
 }
 
 fn refused(node: &Node, partition: i64) -> anyhow::Result<()> {
@@ -211,9 +193,7 @@ fn leaders_go_back_to_their_first_replicas() {
         let topic = json!({ "name": "many", "partitions": 30, "replication_factor": 3 });
         cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
         wait_home(&cluster.nodes[0].kcat(), &["many"])?;
-        let members = cluster.nodes[1].members()?;
-        let id = members.iter().find(|member| member["name"] == cluster.nodes[1].name.as_str());
-        let id = id.and_then(|member| member["id"].as_i64()).context("node2 has no id")?;
+        let id = cluster.nodes[1].id()?;
         cluster.nodes[1].kill()?;
         wait_led(&cluster.nodes[0].kcat(), Some(id))?;
         cluster.nodes[1].start(&Start::Up)?;
