@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -106,6 +106,19 @@ impl Kcat {
         headers.iter().for_each(|header| arguments.extend(["-H", *header]));
         arguments.extend(extra);
         run("kcat", &arguments, file_of(&input)?, self.limit)
+    }
+
+    /// The command that produces each line that it reads to a partition, acks=all, and says so of each that was
+    /// acknowledged.
+    pub(crate) fn line_producer(&self, topic: &str, partition: i64, settings: &[String]) -> Command {
+        let (mut command, partition) = (Command::new("kcat"), partition.to_string());
+        command.args(["-P", "-b", &self.brokers, "-t", topic, "-p", &partition, "-X", "acks=all"]);
+        for setting in settings {
+            command.args(["-X", setting]);
+        }
+        // It speaks of deliveries from the second on.
+        command.args(["-v", "-v"]);
+        command
     }
 
     /// Produces a record to a partition that must not take it, acks=all, and gives the reason that kcat names.

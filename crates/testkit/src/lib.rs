@@ -20,6 +20,7 @@ mod node;
 mod ports;
 mod process;
 mod small_disk;
+mod trickle;
 mod wait;
 
 pub use binary::muster_binary;
@@ -34,4 +35,5 @@ pub use node::{Node, Start};
 pub use ports::{free_port, tcp_is_closed};
 pub use process::{Finished, Process, Signal, run};
 pub use small_disk::SmallDisk;
+pub use trickle::{Trickle, Trickled};
 pub use wait::{holds_for, wait_until};

@@ -182,10 +182,7 @@ impl Outcome {
     /// The longest time without an acknowledged key between two moments.
     #[must_use]
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
-        let all = self.writers.iter().flat_map(|it| &it.acknowledged).map(|it| it.at);
-        let mut times: Vec<Instant> = all.filter(|at| (from..to).contains(at)).chain([from, to]).collect();
-        times.sort_unstable();
-        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        longest_gap(self.writers.iter().flat_map(|it| &it.acknowledged).map(|it| it.at), from, to)
     }
 
     /// How long each acknowledged key took, retries included.
@@ -200,4 +197,11 @@ impl Outcome {
         let all = self.writers.iter().flat_map(|it| it.acknowledged.iter().zip(&it.took));
         all.filter(|(key, _)| (from..to).contains(&key.at)).map(|(_, took)| *took).collect()
     }
+}
+
+/// The longest time between two moments in which none of the others lies.
+pub(crate) fn longest_gap(all: impl Iterator<Item = Instant>, from: Instant, to: Instant) -> Duration {
+    let mut times: Vec<Instant> = all.filter(|at| (from..to).contains(at)).chain([from, to]).collect();
+    times.sort_unstable();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }

@@ -35,6 +35,12 @@ pub const EXCEPTIONS: &[Exception] = &[
     },
     Exception {
         rule: "sleep-in-test",
+        path: "crates/testkit/src/trickle.rs",
+        item: "sleep(",
+        reason: "it is a client that rests between two records; nothing is judged by it",
+    },
+    Exception {
+        rule: "sleep-in-test",
         path: "crates/transport/tests/common/mod.rs",
         item: "sleep(",
         reason: "it polls a condition under a deadline, as testkit does, which is blocking and above it",
