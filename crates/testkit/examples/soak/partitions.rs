@@ -60,7 +60,7 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
     let cuts = Cuts::none()?;
     let plan = LoadPlan { topic: format!("cut-{kind:?}"), deadline: Duration::from_secs(40), ..LoadPlan::moderate() };
     let load = Load::start(cluster, plan)?;
-    let (mut moments, mut healed, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut moments, mut healed, mut reasons, mut asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=times {
         wait_whole(&cluster.nodes[0])?;
         let topic = format!("minority-{kind:?}-{round}");
@@ -90,6 +90,7 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
         healed.push(whole.elapsed());
         moments.push((moment, whole));
         nothing_of_it_is_there(cluster, kind, (&topic, led[leader].1))?;
+        asked.push((topic, led[leader].1));
         // A client that waits longer and longer between its attempts gets to make one before the next cut.
         wait_until(PATIENCE, "it stays whole for a while", || {
             ensure!(whole.elapsed() >= CUT * 2, "not yet");
@@ -98,6 +99,8 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
         eprintln!("   {says}, {round} of {times}: {:?}", reasons.last());
     }
     let outcome = load.stop()?;
+    // Nor did anything come late.
+    asked.iter().try_for_each(|(topic, partition)| nothing_of_it_is_there(cluster, kind, (topic, *partition)))?;
     figures.times(
         &format!("{says}: to the next key that is put"),
         accepted(&outcome, kind, &moments)?,
