@@ -1,5 +1,7 @@
 //! What nodes are told at their start: that it takes effect, and that the others get to know what concerns them.
 
+use std::io::Read;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -105,6 +107,58 @@ fn a_node_that_does_not_keep_the_pace_of_the_others_is_named_until_it_does() {
         for node in &cluster.nodes {
             ensure!(warnings(node)? == json!([]), "{} still warns: {}", node.name, warnings(node)?);
         }
+        Ok(())
+    });
+}
+
+/// Waits until everybody shows the first node with this relay, and the second one with none.
+fn wait_relay(cluster: &Cluster, relay: &Value) -> anyhow::Result<()> {
+    wait_until(PATIENCE, &format!("everybody knows that the relay of node1 is {relay}"), || {
+        for node in &cluster.nodes {
+            let members = node.members()?;
+            let shown = |name: &str| members.iter().find(|member| member["name"] == name).map(|it| &it["relay"]);
+            let right = shown("node1") == Some(relay) && shown("node2") == Some(&Value::Null);
+            ensure!(right, "{} shows {members:?}", node.name);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_with_a_relay_calls_it_and_the_others_know_of_it() {
+    let _machine = machine_shared();
+    Folder::scenario("relay", |folder| {
+        let relay = TcpListener::bind("127.0.0.1:0")?;
+        relay.set_nonblocking(true)?;
+        let url = format!("http://{}", relay.local_addr()?);
+        let mut cluster = Cluster::prepare(folder, 2)?;
+        cluster.nodes[0].arguments = vec!["--relay-url".into(), url.clone()];
+        cluster.form()?;
+        wait_until(PATIENCE, "the relay is called", || {
+            let (mut call, _) = relay.accept()?;
+            call.set_nonblocking(false)?;
+            call.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut start = [0; 10];
+            call.read_exact(&mut start)?;
+            ensure!(start == *b"GET /ping ", "it was asked for {:?}", String::from_utf8_lossy(&start));
+            Ok(())
+        })?;
+        // That this one does not answer is no reason for a node not to work.
+        cluster.wait_ready(PATIENCE)?;
+        wait_relay(&cluster, &json!(url))?;
+
+        cluster.nodes[0].stop()?;
+        cluster.nodes[0].arguments.clear();
+        cluster.nodes[0].start(&Start::Up)?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_relay(&cluster, &Value::Null)?;
+
+        let mut stranger = Node::new("stranger", folder.path())?;
+        stranger.arguments = vec!["--relay-url".into(), "relay.example.org".into()];
+        let ended = stranger.start_again(&Start::Up)?;
+        let says =
+            "--relay-url: relay \"relay.example.org\" is not the URL of a relay, such as https://relay.example.org";
+        ensure!(!ended.status.success() && ended.text().contains(says), "{}:\n{}", ended.status, ended.text());
         Ok(())
     });
 }
