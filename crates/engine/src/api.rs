@@ -11,7 +11,7 @@ use journal::{DiskDone, DiskError, DiskOp, OpId};
 use metadata::{Command, CommandResult};
 use minicbor::{Decode, Encode};
 use multiraft::Role;
-use wire::{Channel, Entry, JoinAccepted, Member, PeerMessage};
+use wire::{Channel, Entry, JoinAccepted, Member, Pace, PeerMessage};
 
 use crate::{Work, Worked};
 
@@ -380,6 +380,9 @@ pub struct NodeStatus {
     #[n(26)]
     #[cbor(default)]
     pub release: String,
+    /// How fast its groups beat and elect. An older one does not say.
+    #[n(27)]
+    pub pace: Option<Pace>,
 }
 
 /// One group as one node sees it.

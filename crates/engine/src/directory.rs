@@ -7,7 +7,7 @@ use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{GroupId, Incarnation, Millis, Mono, NodeId, ReplicaId};
 use imbl::OrdMap;
 use metadata::{Metadata, NodeRecord};
-use wire::{Member, Members};
+use wire::{Member, Members, Pace};
 
 use crate::LeaderInfo;
 
@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     pub space: Space,
     /// The process that said so: a new one begins anew.
     pub space_of: Incarnation,
+    /// What it said last of how fast its groups beat and elect.
+    pub pace: Option<Pace>,
 }
 
 /// What is known of the space on a peer's disk.
@@ -147,6 +149,11 @@ impl Peers {
             (Some(false), _) => Space::Since { first: now, last: now },
         };
         peer.space_of = incarnation;
+    }
+
+    /// A node said how fast its groups beat and elect; whether that is news.
+    pub fn pace_told(&mut self, node: NodeId, pace: Pace) -> bool {
+        self.known.entry(node).or_default().pace.replace(pace) != Some(pace)
     }
 
     /// Has said lately, and for [`DISK_SPACE_TRUSTED_AFTER`], that its disk has space.
@@ -407,6 +414,17 @@ mod tests {
         peers.set_connected(node, Some(Incarnation(2)));
         peers.heard(node, back.plus(Millis(200)));
         assert_eq!(peers.heard_for(node, back.plus(Millis(200))), Some(Millis(0)), "another process");
+    }
+
+    #[test]
+    fn what_a_node_says_of_its_pace_is_news_once_and_again_when_it_changes_or_the_node_came_anew() {
+        let (mut peers, before) = (Peers::default(), table(10, &[1, 2]));
+        let pace = |ms: u64| Pace { heartbeat_interval: Millis(ms), election_timeout: Millis(1_000) };
+        let news = [150, 150, 200, 200, 150].map(|ms| peers.pace_told(NodeId(2), pace(ms)));
+        assert_eq!(news, [true, false, true, false, true]);
+        assert!(peers.pace_told(NodeId(3), pace(150)), "of another node");
+        peers.follow(&before.nodes, &table(11, &[1]));
+        assert!(peers.pace_told(NodeId(2), pace(150)), "it was no member meanwhile");
     }
 
     #[test]

@@ -4,8 +4,9 @@ use base::limits::{GOSSIP_INTERVAL, GOSSIP_LEADERS, GOSSIP_LEADERS_MAX};
 use base::simulation::{Mark, Plant, mark_if, planted};
 use base::{ClusterVersion, GroupId, NodeId, ReplicaId};
 use multiraft::Role;
-use wire::{Channel, Gossip, LeaderClaim, Members, PeerMessage};
+use wire::{Channel, Gossip, LeaderClaim, Members, Pace, PeerMessage};
 
+use crate::Effect;
 use crate::core::{NodeCore, Stage};
 
 impl NodeCore {
@@ -53,11 +54,28 @@ impl NodeCore {
             meta_applied: self.metadata.applied,
             // A disk that is stuck, or a node about to stop, is no better place for a leader than a full disk.
             disk_full: Some(self.disk_full || !self.raft.is_electable()),
+            pace: Some(self.pace()),
         };
         let me = self.me();
         let nodes: Vec<_> = self.peers.nodes().filter(|node| *node != me).collect();
         for node in nodes {
             self.send(node, Channel::Control, PeerMessage::Gossip(gossip.clone()));
+        }
+    }
+
+    /// How fast this node's groups beat and elect.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace { heartbeat_interval: self.config.heartbeat_interval, election_timeout: self.config.election_timeout }
+    }
+
+    /// Says, once, that another node has another pace than this one.
+    fn compare_pace(&mut self, with: NodeId, theirs: Pace) {
+        let mine = self.pace();
+        if self.peers.pace_told(with, theirs) && theirs != mine {
+            self.effects.push(Effect::Warning(format!(
+                "node {with} has {theirs}, this node {mine}: start all nodes with the same --heartbeat-interval-ms and \
+                 --election-timeout-ms, or leaders that are alive may be replaced"
+            )));
         }
     }
 
@@ -80,6 +98,9 @@ impl NodeCore {
             self.send(from, Channel::Control, PeerMessage::Members(members));
         }
         self.peers.disk_told(from, gossip.incarnation, gossip.disk_full, self.now.mono);
+        if let Some(pace) = gossip.pace {
+            self.compare_pace(from, pace);
+        }
         for claim in gossip.leaders.iter().take(GOSSIP_LEADERS_MAX) {
             // Of a partition that was deleted, somebody who has not heard of it yet may still speak.
             let deleted = !self.groups.contains_key(&claim.group)

@@ -42,6 +42,7 @@ impl NodeCore {
             versions: self.config.me.versions,
             cluster_version: self.metadata.cluster_version,
             release: self.config.me.capabilities.version.clone(),
+            pace: Some(self.pace()),
         }
     }
 

@@ -5,7 +5,7 @@ mod fixtures;
 
 use std::collections::BTreeMap;
 
-use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, NodeId, ReplicaId, VersionRange};
+use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, Millis, NodeId, ReplicaId, VersionRange};
 use bytes::Bytes;
 use engine::{
     Acks, GroupView, NodeStatus, PartitionBatches, Produce, ReadLog, ReadPartition, Reply, Request, RequestError,
@@ -13,6 +13,7 @@ use engine::{
 };
 use fixtures::Fixtures;
 use metadata::{Command, CommandResult};
+use wire::Pace;
 
 const V1: ClusterVersion = ClusterVersion::V1;
 const V2: ClusterVersion = ClusterVersion::V2;
@@ -77,6 +78,7 @@ fn status() -> NodeStatus {
         versions: VersionRange { min: V1, max: V1 },
         cluster_version: V1,
         release: "0.1.0".into(),
+        pace: None,
     }
 }
 
@@ -108,6 +110,9 @@ fn replies() {
         _ => V1,
     };
     fixtures.each(since, &replies);
+    let pace = Pace { heartbeat_interval: Millis(300), election_timeout: Millis(2_000) };
+    let status = NodeStatus { pace: Some(pace), ..NodeStatus::default() };
+    fixtures.value(V1, "StatusWithPace", &Reply::Status(Box::new(status)));
     let error = RequestError { code: ErrorCode::NotLeader, message: "no".into(), leader: Some(NodeId(2)) };
     fixtures.value(V1, "RequestError", &error);
     fixtures.finish();

@@ -215,6 +215,9 @@ fn node_flags(command: Command) -> Command {
                          given several times",
                     ),
             )
+            .arg(Arg::new("relay-url").long("relay-url").value_name("URL").help(
+                "Be reachable by this iroh relay too, and reach others by theirs; such as https://relay.example.org [default: none]",
+            ))
             .arg(Arg::new("node-lost-after").long("node-lost-after").value_name("TIME").help(
                 "While it leads: make a silent node's replicas anew elsewhere after this long, such as 10m [default: 10m]",
             ))

@@ -79,6 +79,9 @@ fn from_flags(args: &ArgMatches) -> anyhow::Result<Config> {
         let timeout = node::parse_election_timeout("--election-timeout-ms", text);
         config.election_timeout = timeout.map_err(anyhow::Error::msg)?;
     }
+    if let Some(text) = args.get_one::<String>("relay-url") {
+        config.relay = Some(node::valid_relay("--relay-url", text).map_err(anyhow::Error::msg)?.to_owned());
+    }
     config.peers = args.get_many::<SocketAddr>("peer").into_iter().flatten().copied().collect();
     config.kernel = args.get_one::<PathBuf>("kernel").cloned();
     Ok(config)

@@ -39,6 +39,8 @@ pub struct Config {
     /// Where other members may be, besides where the cluster's table has them: for nodes that all moved at once, none of
     /// which finds another by the table.
     pub peers: Vec<SocketAddr>,
+    /// URL of an iroh relay, by which this node can be reached too, and which lets it reach others by theirs.
+    pub relay: Option<String>,
     /// Kernel of the built-in image, instead of one that is fetched on demand.
     pub kernel: Option<PathBuf>,
     /// While this node leads the cluster: how long another one is silent until its replicas are made anew elsewhere;
@@ -78,6 +80,7 @@ impl Config {
             labels: BTreeMap::new(),
             join: None,
             peers: Vec::new(),
+            relay: None,
             kernel: None,
             node_lost_after: None,
             cluster_version_max: None,
@@ -162,6 +165,7 @@ impl Config {
             "peer_listen" => self.peer_listen = address()?,
             "kafka_advertise" => self.kafka_advertise = Some(valid_advertise(key, value)?.to_owned()),
             "api_advertise" => self.api_advertise = Some(valid_advertise(key, value)?.to_owned()),
+            "relay_url" => self.relay = Some(valid_relay(key, value)?.to_owned()),
             "node_lost_after" => self.node_lost_after = Some(parse_duration(key, value)?),
             "cluster_version_max" => self.cluster_version_max = Some(parse_cluster_version(key, value)?),
             "heartbeat_interval_ms" => self.heartbeat_interval = parse_heartbeat_interval(key, value)?,
@@ -242,6 +246,7 @@ const KEYS: &[&str] = &[
     "labels",
     "join",
     "peers",
+    "relay_url",
     "kernel",
     "node_lost_after",
     "cluster_version_max",
@@ -267,6 +272,7 @@ fn example(key: &str) -> &'static str {
         "peer_listen" => "\"10.0.0.1:7401\"",
         "kafka_advertise" => "\"kafka.example.org:9092\"",
         "api_advertise" => "\"node1.example.org:7400\"",
+        "relay_url" => "\"https://relay.example.org\"",
         "kernel" => "\"/boot/vmlinuz\"",
         "node_lost_after" => "\"10m\"",
         "cluster_version_max" => "\"1\"",
@@ -370,6 +376,14 @@ pub fn valid_advertise<'a>(key: &str, value: &'a str) -> Result<&'a str, String>
         return Err(format!("{key} must be host:port, such as {like}"));
     }
     Ok(value)
+}
+
+/// The URL of a relay. `key` is the flag or the key of a file that it was given with.
+///
+/// # Errors
+/// With a sentence that says what is wrong.
+pub fn valid_relay<'a>(key: &str, value: &'a str) -> Result<&'a str, String> {
+    transport::check_relay(value).map(|()| value).map_err(|error| format!("{key}: {error}"))
 }
 
 /// The first label of a host name as a node name; `node` if nothing usable is left.
@@ -483,6 +497,35 @@ mod tests {
         assert_eq!(told("kafka_listen = \"10.0.0.1:9092\""), Ok(()));
         let flag = valid_advertise("--kafka-advertise", "host").unwrap_err();
         assert_eq!(flag, "--kafka-advertise must be host:port, such as \"kafka.example.org:9092\"");
+    }
+
+    #[test]
+    fn a_relay_is_named_by_scheme_host_and_port_alone_and_there_is_none_unless_it_is() {
+        let told = |url: &str| parse(&format!("relay_url = \"{url}\"")).map(|config| config.relay);
+        for url in
+            ["https://relay.example.org", "https://relay.example.org:8443/", "http://10.0.0.9:3340", "http://[::1]"]
+        {
+            assert_eq!(told(url), Ok(Some(url.to_owned())));
+        }
+        assert_eq!(parse("").unwrap().relay, None);
+        for (url, expect) in [
+            ("relay.example.org", "relative URL without a base"),
+            ("", "relative URL without a base"),
+            ("https://", "empty host"),
+            ("relay.example.org:443", "it begins with relay.example.org: and not with https: or http:"),
+            ("wss://relay.example.org", "it begins with wss: and not with https: or http:"),
+            ("https://relay.example.org/relay", "leave out everything but scheme, host and port"),
+            ("https://relay.example.org/?token=a", "leave out everything but scheme, host and port"),
+            ("https://me:secret@relay.example.org", "leave out everything but scheme, host and port"),
+        ] {
+            let refused = told(url).unwrap_err();
+            let begins = format!(
+                "/etc/muster/node.toml:1: relay_url: relay \"{url}\" is not the URL of a relay, such as \
+                 https://relay.example.org: "
+            );
+            assert!(refused.starts_with(&begins) && refused.ends_with(expect), "{refused}");
+        }
+        assert!(valid_relay("--relay-url", "x").unwrap_err().starts_with("--relay-url: relay \"x\" is not"));
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Node {
         let transport_config = TransportConfig {
             identity: identity.clone(),
             listen: config.peer_listen,
-            relay: None,
+            relay: config.relay.clone(),
             hints: config.peers.clone(),
         };
         let bound = Transport::bind(transport_config, &ground.supervisor, &ground.registry);
@@ -243,7 +243,7 @@ impl Node {
             address: NodeAddress {
                 endpoint: identity.endpoint(),
                 direct: transport.listen_addrs().iter().map(ToString::to_string).collect(),
-                relay_url: None,
+                relay_url: config.relay.clone(),
                 kafka: config.kafka_advertise.clone().unwrap_or_else(|| listeners.kafka_address.to_string()),
                 api: config.api_advertise.clone().unwrap_or_else(|| listeners.api_address.to_string()),
             },

@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use metadata::{Command, CommandEnvelope, Metadata};
 use ops::{Clock, Ended, Invocation, LoopbackOnly, Observer, OpError, Output, Pipeline, Record};
 use serde_json::Value;
-use wire::{Capabilities, Member, NodeAddress};
+use wire::{Capabilities, Member, NodeAddress, Pace};
 
 use crate::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, Images, LineStream, Ports, Random, TaskView, Tasks};
 
@@ -29,6 +29,7 @@ pub(crate) enum Mood {
 struct State {
     metadata: Metadata,
     moods: BTreeMap<NodeId, Mood>,
+    paces: BTreeMap<NodeId, Pace>,
     waiting: Vec<(u64, oneshot::Sender<Arc<Metadata>>)>,
     leader: Option<NodeId>,
 }
@@ -57,7 +58,13 @@ impl World {
         apply(&mut metadata, Command::RevokeToken { token_id: 1 });
         let moods = (1..=nodes).map(|node| (NodeId(node), Mood::Ready)).collect();
         Arc::new(World {
-            state: Mutex::new(State { metadata, moods, waiting: Vec::new(), leader: Some(NodeId(1)) }),
+            state: Mutex::new(State {
+                metadata,
+                moods,
+                paces: BTreeMap::new(),
+                waiting: Vec::new(),
+                leader: Some(NodeId(1)),
+            }),
             hurry: true.into(),
             records: Mutex::default(),
         })
@@ -65,6 +72,11 @@ impl World {
 
     pub fn mood(&self, node: u64, mood: Mood) {
         self.state.lock().unwrap().moods.insert(NodeId(node), mood);
+    }
+
+    /// A node says from now on how fast its groups beat and elect.
+    pub fn pace(&self, node: u64, pace: Pace) {
+        self.state.lock().unwrap().paces.insert(NodeId(node), pace);
     }
 
     pub fn no_leader(&self) {
@@ -205,6 +217,7 @@ impl State {
             meta_applied: self.metadata.applied,
             groups: groups.map(|group| self.view(node, group)).collect(),
             meta_voters: self.metadata.nodes.keys().copied().collect(),
+            pace: self.paces.get(&node).copied(),
             ..NodeStatus::default()
         };
         ready(Ok(Reply::Status(Box::new(status)))).boxed()

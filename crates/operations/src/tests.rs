@@ -1,8 +1,9 @@
 //! Every operation against real tables and nodes that do not always answer.
 
-use base::ErrorCode;
+use base::{ErrorCode, Millis};
 use compute::VmReportEvent;
 use serde_json::{Value, json};
+use wire::Pace;
 
 use crate::testing::{Mood, World};
 
@@ -97,6 +98,23 @@ fn the_status_says_at_which_version_the_cluster_is_and_whether_it_is_held_there(
     assert_eq!(world.value("cluster.release", json!({})).unwrap(), json!({ "active": 2, "held_at": null }));
     let version = &world.value("cluster.status", json!({})).unwrap()["version"];
     assert_eq!(*version, json!({ "active": 2, "possible": 2, "held_at": null, "waits_for": [] }));
+}
+
+#[test]
+fn the_status_warns_of_nodes_that_do_not_keep_one_pace_and_says_which() {
+    let world = World::new(4);
+    let pace = |interval, timeout| Pace { heartbeat_interval: Millis(interval), election_timeout: Millis(timeout) };
+    // The fourth one is older and does not say.
+    (1..=3).for_each(|node| world.pace(node, pace(150, 1_000)));
+    assert_eq!(world.value("cluster.status", json!({})).unwrap()["warnings"], json!([]));
+    assert!(!world.shown("cluster.status", json!({})).contains("warning"));
+    world.pace(2, pace(300, 2_000));
+    let warning = "the nodes do not keep one pace: node1, node3 with heartbeats every 150 ms and an election timeout of \
+                   1000 ms; node2 with heartbeats every 300 ms and an election timeout of 2000 ms; start all with the same \
+                   --heartbeat-interval-ms and --election-timeout-ms, or leaders that are alive may be replaced";
+    assert_eq!(world.value("cluster.status", json!({})).unwrap()["warnings"], json!([warning]));
+    let shown = world.shown("cluster.status", json!({}));
+    assert!(shown.contains(&format!("\nwarning: {warning}\n")), "{shown}");
 }
 
 #[test]

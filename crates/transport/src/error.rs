@@ -69,8 +69,8 @@ pub enum TransportError {
         /// What iroh says.
         reason: String,
     },
-    /// The relay is not a URL.
-    #[error("relay \"{url}\" is not a URL such as https://relay.example: {reason}")]
+    /// The relay is not the URL of one.
+    #[error("relay \"{url}\" is not the URL of a relay, such as https://relay.example.org: {reason}")]
     Relay {
         /// As configured.
         url: String,

@@ -47,7 +47,7 @@ pub use inbox::{Inbox, Incoming};
 pub use link::PeerLink;
 pub use peer::PeerStatus;
 pub use roster::{Departed, Local, Members};
-pub use transport::{Inboxes, RefusalRecord, Transport, TransportConfig};
+pub use transport::{Inboxes, RefusalRecord, Transport, TransportConfig, check_relay};
 
 /// The application protocol in TLS's ALPN. Versions are told apart in the hello, where a refusal can carry a reason.
 pub const ALPN: &[u8] = b"muster/peer";

@@ -51,8 +51,8 @@ pub struct TransportConfig {
     pub identity: Identity,
     /// Where to listen, UDP. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// A relay (URL) for peers that cannot reach each other; None: direct addresses only, and no traffic to anybody
-    /// but peers.
+    /// A relay (URL) by which this node can be reached too, and which lets it reach others by theirs. None: direct addresses
+    /// only, and no traffic to anybody but peers.
     pub relay: Option<String>,
     /// Where members may be as well, if they are not found where the table of members has them.
     pub hints: Vec<SocketAddr>,
@@ -406,8 +406,26 @@ async fn bind_endpoint(
     }
 }
 
+/// Whether `url` names a relay: scheme, host and maybe port, since it is asked for paths of its own. Every member learns it,
+/// so nothing secret belongs into it.
+///
+/// # Errors
+/// [`TransportError::Relay`], with what is wrong.
+pub fn check_relay(url: &str) -> Result<(), TransportError> {
+    parse_relay(url).map(drop)
+}
+
 fn parse_relay(url: &str) -> Result<RelayUrl, TransportError> {
-    url.parse().map_err(|error| TransportError::Relay { url: url.to_owned(), reason: format!("{error}") })
+    let wrong = |reason: String| TransportError::Relay { url: url.to_owned(), reason };
+    let relay = url.parse::<RelayUrl>().map_err(|error| wrong(format!("{error:#}")))?;
+    if !matches!(relay.scheme(), "http" | "https") {
+        return Err(wrong(format!("it begins with {}: and not with https: or http:", relay.scheme())));
+    }
+    let user = !relay.username().is_empty() || relay.password().is_some();
+    if user || relay.path() != "/" || relay.query().is_some() || relay.fragment().is_some() {
+        return Err(wrong("leave out everything but scheme, host and port".to_owned()));
+    }
+    Ok(relay)
 }
 
 /// Windows stay at their defaults except where they are smaller: stream windows of 8 MiB and more break connections.

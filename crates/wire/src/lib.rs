@@ -24,7 +24,7 @@ pub use hello::{
 };
 pub use member::{Capabilities, Member, NodeAddress};
 pub use peer::{
-    Channel, CheckpointChunk, CheckpointPull, Forward, ForwardReply, Gossip, LeaderClaim, Members, PeerFrame,
+    Channel, CheckpointChunk, CheckpointPull, Forward, ForwardReply, Gossip, LeaderClaim, Members, Pace, PeerFrame,
     PeerMessage,
 };
 pub use raft::{

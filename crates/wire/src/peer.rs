@@ -1,6 +1,8 @@
 //! What the nodes of one cluster say to each other, once their hello was accepted.
 
-use base::{ClusterVersion, GroupId, Incarnation, ReplicaId};
+use std::fmt;
+
+use base::{ClusterVersion, GroupId, Incarnation, Millis, ReplicaId};
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
@@ -170,6 +172,27 @@ pub struct Gossip {
     /// there. An older one does not say.
     #[n(3)]
     pub disk_full: Option<bool>,
+    /// How fast its groups beat and elect. An older one does not say.
+    #[n(4)]
+    pub pace: Option<Pace>,
+}
+
+/// How fast a node's groups beat and elect. It is to be the same on all members: where one beats slower than another one
+/// elects, leaders are replaced that are alive.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Encode, Decode)]
+pub struct Pace {
+    #[n(0)]
+    pub heartbeat_interval: Millis,
+    /// The least one.
+    #[n(1)]
+    pub election_timeout: Millis,
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (interval, timeout) = (self.heartbeat_interval.0, self.election_timeout.0);
+        write!(f, "heartbeats every {interval} ms and an election timeout of {timeout} ms")
+    }
 }
 
 /// The members of the cluster, for a node that has not applied the entries that say so: it takes no connection from a
@@ -263,7 +286,7 @@ mod tests {
     use super::*;
 
     /// As the first version had it.
-    #[derive(Encode, Decode, PartialEq, Debug)]
+    #[derive(Clone, Encode, Decode, PartialEq, Debug)]
     struct OldGossip {
         #[n(0)]
         incarnation: Incarnation,
@@ -274,14 +297,17 @@ mod tests {
     }
 
     #[test]
-    fn versions_that_say_whether_their_disk_is_full_and_those_that_do_not_understand_each_other() {
+    fn versions_that_say_more_of_themselves_and_those_that_do_not_understand_each_other() {
         let old = OldGossip { incarnation: Incarnation(3), leaders: Vec::new(), meta_applied: 9 };
         let read: Gossip = crate::decode(&crate::encode(&old)).expect("an older node's");
         let new = Gossip { incarnation: Incarnation(3), meta_applied: 9, ..Gossip::default() };
         assert_eq!(read, new);
-        let full = Gossip { disk_full: Some(true), ..new };
-        assert_eq!(crate::decode(&crate::encode(&full)), Ok(full.clone()));
-        assert_eq!(crate::decode(&crate::encode(&full)), Ok(old));
+        let pace = Pace { heartbeat_interval: Millis(150), election_timeout: Millis(1_000) };
+        let full = Gossip { disk_full: Some(true), ..new.clone() };
+        for more in [full.clone(), Gossip { pace: Some(pace), ..full }, Gossip { pace: Some(pace), ..new }] {
+            assert_eq!(crate::decode(&crate::encode(&more)), Ok(more.clone()));
+            assert_eq!(crate::decode(&crate::encode(&more)), Ok(old.clone()));
+        }
     }
 
     /// A frame of messages that are given as CBOR.

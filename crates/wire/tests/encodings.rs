@@ -5,7 +5,8 @@ mod fixtures;
 use std::collections::BTreeMap;
 
 use base::{
-    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, RecoveryId, ReplicaId, VersionRange,
+    ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, Millis, NodeId, RecoveryId, ReplicaId,
+    VersionRange,
 };
 use bytes::Bytes;
 use fixtures::Fixtures;
@@ -14,8 +15,8 @@ use wire::journal::{CheckpointPosition, ReplicaState};
 use wire::{
     Capabilities, CheckpointChunk, CheckpointPull, Entry, EntryKind, Forward, ForwardReply, Gossip, HardState, Hello,
     HelloAck, HelloPurpose, JoinAccepted, JoinRequest, JoinToken, LeaderClaim, Member, Members, Membership,
-    MembershipChange, MembershipOp, MembershipStep, NodeAddress, PeerFrame, PeerMessage, RaftMessage, RaftMessageKind,
-    Refusal, SnapshotMeta, TokenRecovery, TokenSeed,
+    MembershipChange, MembershipOp, MembershipStep, NodeAddress, Pace, PeerFrame, PeerMessage, RaftMessage,
+    RaftMessageKind, Refusal, SnapshotMeta, TokenRecovery, TokenSeed,
 };
 
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
@@ -103,7 +104,8 @@ fn raft_message(kind: RaftMessageKind) -> RaftMessage {
 
 fn messages() -> Vec<PeerMessage> {
     let claim = LeaderClaim { group: GroupId(7), term: 3, replica: ReplicaId(9), rests: None };
-    let gossip = Gossip { incarnation: Incarnation(4), leaders: vec![claim], meta_applied: 12, disk_full: Some(true) };
+    let (incarnation, disk_full) = (Incarnation(4), Some(true));
+    let gossip = Gossip { incarnation, leaders: vec![claim], meta_applied: 12, disk_full, pace: None };
     let data = Bytes::from_static(b"part");
     let chunk = CheckpointChunk { group: GroupId(0), index: 5, offset: 6, total: 7, crc: 8, data };
     let members = Members { meta_applied: 12, members: vec![member()], meta_replicas: vec![ReplicaId(2)] };
@@ -136,8 +138,11 @@ fn frames_of_peers() {
     frame(&mut fixtures, V1, "Two", messages().into_iter().skip(1).take(2).collect());
     frame(&mut fixtures, V1, "None", vec![]);
     let claim = LeaderClaim { group: GroupId(7), term: 3, replica: ReplicaId(9), rests: Some(true) };
-    let gossip = Gossip { incarnation: Incarnation(4), leaders: vec![claim], meta_applied: 12, disk_full: None };
-    frame(&mut fixtures, V1, "GossipOfOneAtRest", vec![PeerMessage::Gossip(gossip)]);
+    let gossip = Gossip { incarnation: Incarnation(4), meta_applied: 12, ..Gossip::default() };
+    let at_rest = Gossip { leaders: vec![claim], ..gossip.clone() };
+    frame(&mut fixtures, V1, "GossipOfOneAtRest", vec![PeerMessage::Gossip(at_rest)]);
+    let pace = Pace { heartbeat_interval: Millis(300), election_timeout: Millis(2_000) };
+    frame(&mut fixtures, V1, "GossipWithPace", vec![PeerMessage::Gossip(Gossip { pace: Some(pace), ..gossip })]);
     for kind in kinds() {
         fixtures.value(V1, &format!("{kind:?}"), &raft_message(kind));
     }

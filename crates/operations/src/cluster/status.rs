@@ -1,6 +1,6 @@
 //! `cluster.status`: the cluster in one screen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, NodeId};
 use engine::Request;
@@ -9,6 +9,7 @@ use ops::{Call, Column, Example, Human, Method, NoInput, OpError, Operation, Sco
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
+use wire::Pace;
 
 use super::tolerance::{self, Voters};
 use crate::Ports;
@@ -30,6 +31,8 @@ struct Output {
     answered_by: String,
     /// What can be lost, or what is missing already.
     fault_tolerance: String,
+    /// What is set up in a way that does harm, and what to do; empty as it should be.
+    warnings: Vec<String>,
     version: VersionView,
     meta: MetaView,
     nodes: Vec<NodeView>,
@@ -119,6 +122,7 @@ async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
         incarnation: metadata.cluster_incarnation.0,
         answered_by: node_name(&metadata, core.me()),
         fault_tolerance: fault_tolerance(&metadata, &asked),
+        warnings: uneven_pace(&asked).into_iter().collect(),
         version: version_view(&metadata),
         meta: meta_view(&metadata, &asked),
         nodes: views(&metadata, &asked),
@@ -196,6 +200,24 @@ fn fault_tolerance(metadata: &Metadata, asked: &[Asked]) -> String {
     tolerance::describe(metadata.nodes.len(), &alive, &zones, &groups)
 }
 
+/// If not all nodes that answer have the same pace: who has which.
+fn uneven_pace(asked: &[Asked]) -> Option<String> {
+    let mut names: BTreeMap<Pace, Vec<&str>> = BTreeMap::new();
+    for one in asked {
+        if let Some(pace) = one.answer.as_ref().ok().and_then(|status| status.pace) {
+            names.entry(pace).or_default().push(&one.record.member.name);
+        }
+    }
+    let told: Vec<String> = names.iter().map(|(pace, names)| format!("{} with {pace}", names.join(", "))).collect();
+    (told.len() > 1).then(|| {
+        format!(
+            "the nodes do not keep one pace: {}; start all with the same --heartbeat-interval-ms and --election-timeout-ms, or \
+             leaders that are alive may be replaced",
+            told.join("; ")
+        )
+    })
+}
+
 const NODE_COLUMNS: &[Column] = &[
     Column::plain("NODE", "/name"),
     Column::plain("STATE", "/state"),
@@ -239,6 +261,9 @@ fn text(output: &Value) -> String {
         meta("term"),
         meta("commit"),
     );
+    for warning in rows("warnings") {
+        text.push_str(&format!("warning: {}\n", ops::human::text(&warning)));
+    }
     // Nodes that are not well come first, so that they are never among the rows left out.
     let (well, unwell): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| node["state"] == "ready");
     let nodes: Vec<Value> = if unwell.len() + well.len() > ROWS_SHOWN_MAX {

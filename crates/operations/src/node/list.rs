@@ -35,6 +35,8 @@ pub(crate) struct NodeView {
     pub api: String,
     /// Where its peers reach it (UDP).
     pub peer: Vec<String>,
+    /// URL of the relay by which its peers reach it too; null if it has none.
+    pub relay: Option<String>,
     /// Its identity towards its peers, an Ed25519 public key, which it keeps for ever.
     pub endpoint: String,
     pub cores: u32,
@@ -158,6 +160,7 @@ fn view(metadata: &Metadata, asked: &Asked, best: Option<&NodeStatus>, heard: Op
         kafka: member.address.kafka.clone(),
         api: member.address.api.clone(),
         peer: member.address.direct.clone(),
+        relay: member.address.relay_url.clone(),
         endpoint: member.address.endpoint.to_string(),
         cores: member.capabilities.cores,
         memory_mib: member.capabilities.memory_mib,

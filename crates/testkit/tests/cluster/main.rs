@@ -17,6 +17,7 @@ mod main_job;
 mod metrics;
 mod recover;
 mod saturated;
+mod settings;
 mod shaken;
 mod single_node;
 mod support;

@@ -53,6 +53,11 @@ impl Drop for StopAtEnd {
 impl Node {
     /// A node that is no member of anything yet.
     pub async fn homeless(n: u64, listen: SocketAddr) -> Node {
+        Self::with_relay(n, listen, None).await
+    }
+
+    /// One that has a relay.
+    pub async fn with_relay(n: u64, listen: SocketAddr, relay: Option<String>) -> Node {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -60,7 +65,7 @@ impl Node {
         let identity = identity(n);
         let supervisor = Supervisor::new(Handle::current());
         let registry = Registry::new();
-        let config = TransportConfig { identity: identity.clone(), listen, relay: None, hints: Vec::new() };
+        let config = TransportConfig { identity: identity.clone(), listen, relay, hints: Vec::new() };
         let (transport, inboxes) = Transport::bind(config, &supervisor, &registry).await.expect("binds");
         let address = transport.listen_addrs()[0];
         let stop = StopAtEnd(supervisor.clone());
