@@ -176,10 +176,11 @@ impl SimConfig {
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
             // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
-            // checkpoints do not come through, nobody takes one; and a busy machine takes much in at once, with few moments
-            // in between.
+            // checkpoints do not come through, nobody takes one; a busy machine takes much in at once, with few moments
+            // in between; and a node whose disk is broken is not there.
             _ => {
-                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage | Fault::Busy);
+                let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk];
+                let harms = |fault: &Fault| apart.contains(fault);
                 FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
             }
         };
