@@ -147,6 +147,12 @@ impl SimConfig {
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
             Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
+            // Nothing else may be the reason to step down.
+            Mistake::Code(Plant::PauseUnnoticed) => some(&[Fault::Pause]),
+            // What a disk did not write must be missed.
+            Mistake::Code(Plant::WriteErrorsIgnored) => some(&[Fault::BrokenDisk, Fault::Crash, Fault::PowerLoss]),
+            // A node must go back soon after the version rose.
+            Mistake::Code(Plant::UnappliableSkipped) => some(&[Fault::Upgrade]),
             // A leader must be alone for long, and nothing else may wake its group.
             Mistake::Code(Plant::RestWithoutQuorum) => some(&[Fault::Partition]),
             // Nothing else may keep the others from taking over.
@@ -184,9 +190,13 @@ impl SimConfig {
                 FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
             }
         };
-        // With others beside it, a leader's disk alone promises nothing that outlives the leader.
-        let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
-        let nodes = if alone { 1 } else { 3 };
+        let nodes = match mistake {
+            // With others beside it, a leader's disk alone promises nothing that outlives the leader.
+            Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable) => 1,
+            // Others refuse a node that went back, often before it has read its log.
+            Mistake::Code(Plant::UnappliableSkipped) => 1,
+            _ => 3,
+        };
         let seconds = match mistake {
             // A leader must stand still for so long that it steps down, while its disk is stuck for even longer.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => 60,
