@@ -39,6 +39,7 @@ impl NodeCore {
                 Ok(outcome) => {
                     result = outcome;
                 }
+                Err(_) if planted(Plant::UnappliableSkipped) => self.metadata.skip(entry.index),
                 Err(reason) => return self.fatal(format!("__meta entry {}: {reason}", entry.index)),
             },
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use base::simulation::{Mark, mark};
+use base::simulation::{Mark, Plant, mark, planted};
 use base::{Mono, limits};
 
 use crate::api::{DiskDone, DiskError, DiskOp, DiskOpKind, FileId, JournalError, OpId, Output};
@@ -92,6 +92,11 @@ impl Io {
                 Ok(Some((flight.purpose, done)))
             }
             Ok(_) => Err(failed("the disk answered another kind of operation".into())),
+            Err(DiskError::Io(_))
+                if planted(Plant::WriteErrorsIgnored) && matches!(flight.kind, DiskOpKind::Write { .. }) =>
+            {
+                Ok(Some((flight.purpose, DiskDone::Done)))
+            }
             Err(DiskError::Io(reason)) => Err(failed(reason)),
             Err(DiskError::Full) => {
                 mark(Mark::OperationWaitedForSpace);

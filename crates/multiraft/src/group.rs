@@ -18,7 +18,7 @@ use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
 use raft::eraftpb::EntryType;
 use raft::{RawNode, Ready, StateRole};
-use wire::{Entry, EntryKind, HardState, Membership, RaftMessage, RaftMessageKind, SnapshotMeta};
+use wire::{Entry, EntryKind, HardState, Membership, MembershipChange, RaftMessage, RaftMessageKind, SnapshotMeta};
 
 use crate::api::{
     Committed, GroupAppend, GroupInit, Install, LogRead, MultiRaftConfig, Outgoing, Output, ReadState, Role, RoleChange,
@@ -644,7 +644,12 @@ impl Group {
     fn apply_membership(&mut self, data: &[u8], out: &mut Output) {
         let change = convert::membership_change(data).expect("checked when it entered the log");
         // What does not fit the configuration changes nothing, on all replicas alike.
-        let Ok(state) = self.raw.apply_conf_change(&convert::conf_change(&change)) else { return };
+        let Ok(mut state) = self.raw.apply_conf_change(&convert::conf_change(&change)) else { return };
+        if planted(Plant::JointLeftAtOnce)
+            && let Ok(left) = self.raw.apply_conf_change(&convert::conf_change(&MembershipChange::default()))
+        {
+            state = left;
+        }
         mark_if(Mark::JointConsensusEntered, || change.steps.len() > 1);
         mark_if(Mark::JointConsensusLeft, || change.steps.is_empty());
         let me = ReplicaId(self.replica);

@@ -42,6 +42,8 @@ pub enum Fault {
     StuckDisk,
     /// A disk has no space left for a while.
     FullDisk,
+    /// A disk answers with errors for a while: what it was to change may be changed, in part, or not at all.
+    BrokenDisk,
     /// A bit at rest on a disk flips.
     BitRot,
     /// Virtual machines die or do not start.
@@ -67,7 +69,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 26] = [
+    pub const ALL: [(Fault, &'static str); 27] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -84,6 +86,7 @@ impl Fault {
         (Fault::SlowDisk, "slow-disk"),
         (Fault::StuckDisk, "stuck-disk"),
         (Fault::FullDisk, "full-disk"),
+        (Fault::BrokenDisk, "broken-disk"),
         (Fault::BitRot, "bit-rot"),
         (Fault::Vm, "vm"),
         (Fault::Transfer, "transfer"),

@@ -19,6 +19,9 @@ use crate::time::{Nanos, ms, us};
 
 const SECTOR: usize = 512;
 
+/// What a broken disk says.
+pub const BROKEN: &str = "the disk is broken";
+
 /// How the disk behaves now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct DiskMood {
@@ -28,6 +31,8 @@ pub struct DiskMood {
     pub stuck_until: Nanos,
     /// No space is left for new bytes.
     pub full: bool,
+    /// Whatever is to be changed fails.
+    pub broken: bool,
 }
 
 impl DiskMood {
@@ -38,6 +43,7 @@ impl DiskMood {
             slow: self.slow.max(other.slow),
             stuck_until: self.stuck_until.max(other.stuck_until),
             full: self.full || other.full,
+            broken: self.broken || other.broken,
         }
     }
 }
@@ -145,12 +151,17 @@ impl VirtualDisk {
         self.under_way.values()
     }
 
-    /// Ends an operation: it takes effect now. `None` if there is no such operation.
+    /// Ends an operation: it takes effect now, unless it fails. `None` if there is no such operation.
     pub fn complete(&mut self, id: OpId) -> Option<Result<DiskDone, DiskError>> {
         let kind = self.under_way.remove(&id)?;
         self.operations += 1;
         if self.goes_back && self.operations.is_multiple_of(40) {
             self.backup.clone_from(&self.files);
+        }
+        if self.mood.broken && !matches!(kind, DiskOpKind::List | DiskOpKind::Read { .. }) {
+            // Nobody knows what became of it, as after a crash.
+            self.crash_under_way(kind);
+            return Some(Err(DiskError::Io(BROKEN.into())));
         }
         Some(self.carry_out(kind))
     }
@@ -507,6 +518,21 @@ mod tests {
                 disk.submit(DiskOp { id: OpId(2), kind: write(0, 7, 2048, true) }, 0).expect("taken");
                 disk.crash();
                 assert!(disk.complete(OpId(2)).is_none(), "nothing is under way after a crash");
+                content(&mut disk, 3).iter().filter(|byte| **byte == 7).count() / SECTOR
+            })
+            .collect();
+        assert!(fates.len() >= 4, "all sectors, none, and some: {fates:?}");
+    }
+
+    #[test]
+    fn a_broken_disk_says_so_and_what_it_was_to_write_may_be_kept_lost_or_torn() {
+        let fates: std::collections::BTreeSet<usize> = (0..100)
+            .map(|seed| {
+                let mut disk = VirtualDisk::new(seed);
+                run(&mut disk, 1, DiskOpKind::Create { file: FILE, len: 2048 }).expect("created");
+                disk.mood.broken = true;
+                assert_eq!(run(&mut disk, 2, write(0, 7, 2048, true)), Err(DiskError::Io(BROKEN.into())));
+                disk.crash();
                 content(&mut disk, 3).iter().filter(|byte| **byte == 7).count() / SECTOR
             })
             .collect();

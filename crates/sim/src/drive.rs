@@ -15,6 +15,7 @@ use wire::{Channel, Entry, EntryKind, PeerFrame, PeerMessage};
 
 use crate::check::{Held, Seen};
 use crate::config::Fault;
+use crate::disk::BROKEN;
 use crate::mistake::{Mistake, Seam};
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
@@ -166,14 +167,21 @@ impl World {
             // Asked for by an operation that no simulated client uses.
             Effect::ListTasks { .. } => {}
             Effect::Departed { asked, reason } => self.departs(node, asked, &reason),
-            // The only thing that a node may do with what it wrote and does not read back.
-            Effect::Fatal(why) if self.nodes[node].disk.is_rotten() && why.contains("damaged") => {
-                self.found_rotten(node, &why);
-            }
-            Effect::Fatal(why) if self.is_outdated(node) && why.contains("upgrade muster on this node") => {
-                self.stopped_as_outdated(node, &why);
-            }
-            Effect::Fatal(why) => self.fail("no node stops by itself", format!("n{node}: {why}")),
+            Effect::Fatal(why) => self.stopped(node, &why),
+        }
+    }
+
+    /// A node ends itself, which it must not do but for what leaves it no choice.
+    fn stopped(&mut self, node: NodeIx, why: &str) {
+        // The only thing that it may do with what it wrote and does not read back.
+        if self.nodes[node].disk.is_rotten() && why.contains("damaged") {
+            self.found_rotten(node, why);
+        } else if self.is_outdated(node) && why.contains("upgrade muster on this node") {
+            self.stopped_as_outdated(node, why);
+        } else if why.ends_with(BROKEN) {
+            self.stopped_by_disk(node, why);
+        } else {
+            self.fail("no node stops by itself", format!("n{node}: {why}"));
         }
     }
 

@@ -147,6 +147,12 @@ impl SimConfig {
             Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
             // Stale only while a leader that lost the others does not know it yet.
             Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
+            // Nothing else may be the reason to step down.
+            Mistake::Code(Plant::PauseUnnoticed) => some(&[Fault::Pause]),
+            // What a disk did not write must be missed.
+            Mistake::Code(Plant::WriteErrorsIgnored) => some(&[Fault::BrokenDisk, Fault::Crash, Fault::PowerLoss]),
+            // A node must go back soon after the version rose.
+            Mistake::Code(Plant::UnappliableSkipped) => some(&[Fault::Upgrade]),
             // A leader must be alone for long, and nothing else may wake its group.
             Mistake::Code(Plant::RestWithoutQuorum) => some(&[Fault::Partition]),
             // Nothing else may keep the others from taking over.
@@ -176,16 +182,21 @@ impl SimConfig {
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
             // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
-            // checkpoints do not come through, nobody takes one; and a busy machine takes much in at once, with few moments
-            // in between.
+            // checkpoints do not come through, nobody takes one; a busy machine takes much in at once, with few moments
+            // in between; and a node whose disk is broken is not there.
             _ => {
-                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage | Fault::Busy);
+                let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk];
+                let harms = |fault: &Fault| apart.contains(fault);
                 FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
             }
         };
-        // With others beside it, a leader's disk alone promises nothing that outlives the leader.
-        let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
-        let nodes = if alone { 1 } else { 3 };
+        let nodes = match mistake {
+            // With others beside it, a leader's disk alone promises nothing that outlives the leader.
+            Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable) => 1,
+            // Others refuse a node that went back, often before it has read its log.
+            Mistake::Code(Plant::UnappliableSkipped) => 1,
+            _ => 3,
+        };
         let seconds = match mistake {
             // A leader must stand still for so long that it steps down, while its disk is stuck for even longer.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => 60,

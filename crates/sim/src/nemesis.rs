@@ -124,12 +124,9 @@ impl World {
             }
             Shot::Pause { node, lasts } => return self.freeze(node, lasts),
             Shot::Busy { node, up_to, lasts } => self.make_busy(node, up_to, lasts),
-            Shot::SlowDisk { node, by, lasts } => {
-                self.bad_disk(node, lasts, DiskMood { slow: by, ..DiskMood::default() });
-            }
             Shot::StuckDisk { node, lasts } => self.stick(node, lasts),
-            Shot::FullDisk { node, lasts } => {
-                self.bad_disk(node, lasts, DiskMood { full: true, ..DiskMood::default() });
+            shot @ (Shot::SlowDisk { .. } | Shot::FullDisk { .. } | Shot::BrokenDisk { .. }) => {
+                return self.shoot_disk(&shot);
             }
             Shot::BitRot { node } => {
                 self.choose_bit(node, injection.salt);
@@ -263,6 +260,19 @@ impl World {
 
     fn set_weather(&mut self) {
         self.net.weather = self.nemesis.weather.values().copied().fold(Weather::default(), Weather::worse);
+    }
+
+    fn shoot_disk(&mut self, shot: &Shot) -> bool {
+        let works = DiskMood::default();
+        let (node, lasts, mood) = match *shot {
+            Shot::SlowDisk { node, by, lasts } => (node, lasts, DiskMood { slow: by, ..works }),
+            Shot::FullDisk { node, lasts } => (node, lasts, DiskMood { full: true, ..works }),
+            Shot::BrokenDisk { node, lasts } => (node, lasts, DiskMood { broken: true, ..works }),
+            _ => return false,
+        };
+        self.bad_disk(node, lasts, mood);
+        // Counted when it strikes.
+        !mood.broken
     }
 
     fn stick(&mut self, node: NodeIx, lasts: Nanos) {
@@ -406,6 +416,16 @@ impl World {
         self.nodes[node].disk.flip_back();
         let back_in = ms(self.nemesis.random.between(20, 2_000));
         self.crash(node, End { killed: false, back_in, again: 0 });
+    }
+
+    /// A node was told of an error by its disk, and stops: all that it may do. It is started again, perhaps while the disk is
+    /// still broken, and perhaps on a machine that has lost what was not synced.
+    pub fn stopped_by_disk(&mut self, node: NodeIx, why: &str) {
+        self.trace.node(self.queue.now, node, || format!("stops: {why}"));
+        self.stats.fault(Fault::BrokenDisk.name());
+        let back_in = ms(self.nemesis.random.between(20, 2_000));
+        let killed = self.nemesis.random.chance(500_000);
+        self.crash(node, End { killed, back_in, again: 0 });
     }
 
     // ---- The end of faults ----

@@ -56,6 +56,8 @@ pub enum Shot {
     StuckDisk { node: NodeIx, lasts: Nanos },
     /// A disk has no space.
     FullDisk { node: NodeIx, lasts: Nanos },
+    /// A disk changes nothing, and says so.
+    BrokenDisk { node: NodeIx, lasts: Nanos },
     /// A bit that has been at rest on a disk is flipped.
     BitRot { node: NodeIx },
     /// A wall clock jumps.
@@ -136,7 +138,7 @@ impl Schedule {
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
         let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy];
+        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk];
         let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| !apart.contains(fault)).collect();
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
         if faults.is_empty() || allowed.len() <= 3 {
@@ -148,6 +150,7 @@ impl Schedule {
         let mut injections = Draw::upgrades(cfg);
         injections.extend(Draw::damages(cfg));
         injections.extend(Draw::busy(cfg));
+        injections.extend(Draw::broken_disks(cfg));
         let (apart, mut at): (Vec<Fault>, _) = (injections.iter().map(|it| it.shot.fault()).collect(), 0);
         while !faults.is_empty() && at < ms(cfg.seconds * 1_000) {
             at += draw.random.between(pace / 4, pace * 2);
@@ -252,6 +255,18 @@ impl Draw {
         out
     }
 
+    /// Times in which a disk fails.
+    fn broken_disks(cfg: &SimConfig) -> Vec<Injection> {
+        let Some(mut draw) = Draw::apart(cfg, Fault::BrokenDisk, 55) else { return Vec::new() };
+        let (mut out, mut at) = (Vec::new(), 0);
+        for _ in 0..2 {
+            at += ms(draw.random.between(0, 3_000));
+            let shot = Shot::BrokenDisk { node: draw.node(), lasts: draw.span(20, 1_000) };
+            out.push(Injection { at, shot, salt: draw.random.next_u64() });
+        }
+        out
+    }
+
     fn node(&mut self) -> NodeIx {
         self.random.below(self.nodes as u64) as usize
     }
@@ -306,7 +321,7 @@ impl Draw {
             Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
             Fault::BitRot => Shot::BitRot { node },
             // Machines die by themselves, see `vmhost.rs`; the others are drawn apart.
-            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy => return None,
+            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy | Fault::BrokenDisk => return None,
             Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
             Fault::Transfer => Shot::Transfer { node, to: self.node() },
             Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
@@ -373,6 +388,7 @@ impl Shot {
             Shot::SlowDisk { .. } => Fault::SlowDisk,
             Shot::StuckDisk { .. } => Fault::StuckDisk,
             Shot::FullDisk { .. } => Fault::FullDisk,
+            Shot::BrokenDisk { .. } => Fault::BrokenDisk,
             Shot::BitRot { .. } => Fault::BitRot,
             Shot::WallJump { .. } => Fault::WallJump,
             Shot::Drift { .. } => Fault::Drift,
@@ -455,6 +471,7 @@ impl fmt::Display for Shot {
             }
             Shot::StuckDisk { node, lasts } => write!(f, "the disk of n{node} is stuck for {}", long(*lasts)),
             Shot::FullDisk { node, lasts } => write!(f, "the disk of n{node} is full for {}", long(*lasts)),
+            Shot::BrokenDisk { node, lasts } => write!(f, "the disk of n{node} is broken for {}", long(*lasts)),
             Shot::BitRot { node } => write!(f, "a bit at rest on the disk of n{node} flips"),
             Shot::WallJump { node, by_ms } => write!(f, "the wall clock of n{node} jumps by {by_ms} ms"),
             Shot::Drift { node, ppm } => write!(f, "the clocks of n{node} drift by {ppm} ppm"),
@@ -504,7 +521,7 @@ mod tests {
 
     #[test]
     fn what_is_drawn_apart_leaves_the_others_as_they_were() {
-        for apart in [Fault::Damage, Fault::Busy] {
+        for apart in [Fault::Damage, Fault::Busy, Fault::BrokenDisk] {
             let mut drawn = 0;
             for seed in 0..20 {
                 let with = schedule(&SimConfig::new(seed));

@@ -90,14 +90,20 @@ impl World {
         self.crash(node, End { killed: true, back_in, again: 0 });
     }
 
-    /// A node applies an entry of `__meta`: one that it can read.
+    /// A node applies an entry of `__meta`: one that it can read, and that leaves the cluster at a version that it can.
     pub fn check_readable(&mut self, node: NodeIx, entry: &Entry) {
         let can = self.nodes[node].member.versions;
         if can == OLDER && entry.kind == EntryKind::Command {
-            let verdict = match CommandEnvelope::read(&entry.data, can) {
-                Ok(envelope) if envelope.command.since() <= can.max => Ok(()),
-                Ok(envelope) => Err(format!("n{node} can {can}, and applies {:?}", envelope.command)),
-                Err(why) => Err(format!("n{node} applies index {}: {why}", entry.index)),
+            let active = self.checks.commands.at(entry.index).map(|state| state.cluster_version);
+            let verdict = match (CommandEnvelope::read(&entry.data, can), active) {
+                (Err(why), _) => Err(format!("n{node} applies index {}: {why}", entry.index)),
+                (Ok(envelope), _) if envelope.command.since() > can.max => {
+                    Err(format!("n{node} can {can}, and applies {:?}", envelope.command))
+                }
+                (Ok(_), Some(active)) if !can.contains(active) => {
+                    Err(format!("n{node} can {can}, and goes on at cluster version {active}"))
+                }
+                (Ok(_), _) => Ok(()),
             };
             self.check("nodes apply what they can read", verdict);
         }

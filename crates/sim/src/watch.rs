@@ -24,6 +24,7 @@ impl World {
             Unfit::Deaf => (2, "hears nobody"),
             Unfit::Stuck if self.nemesis.has(Fault::Transfer) => return,
             Unfit::Stuck => (3, "cannot write, and the others are well"),
+            Unfit::Paused => (1, "stood still for longer than an election timeout, and led it before that"),
         };
         if let Some(group) = groups.into_iter().find(|group| self.voters(node, *group) >= least) {
             self.fail("leaders can lead", format!("n{node} still leads group {group}; it {why}"));
@@ -65,8 +66,11 @@ impl World {
     }
 }
 
-/// A process takes in an event: somebody's word, perhaps a leader's.
+/// A process takes in an event: a tick, or somebody's word, perhaps a leader's.
 pub fn watch_event(contact: &mut Contact, node: NodeIx, now: Nanos, event: &Event) {
+    if *event == Event::Tick {
+        contact.ticks(node);
+    }
     let Event::Peer { messages, .. } = event else { return };
     contact.hears(node);
     for message in messages {

@@ -320,6 +320,23 @@ fn a_replica_that_lost_what_it_acknowledged_says_so_and_stops() {
 }
 
 #[test]
+fn a_node_that_speaks_as_another_nodes_replica_is_not_believed() {
+    let mut joiner = installed();
+    let append = RaftMessage {
+        log_term: 1,
+        index: 100,
+        entries: vec![command(101)],
+        commit: 101,
+        ..message(RaftMessageKind::Append, 1)
+    };
+    for (from, applied) in [(NodeId(3), 100), (LEADER.0, 101)] {
+        let message = PeerMessage::Raft { group: GroupId::META, message: append.clone() };
+        joiner.tell(Event::Peer { from, messages: vec![message] });
+        assert_eq!(joiner.core.metadata().applied, applied, "said by node {from}");
+    }
+}
+
+#[test]
 fn a_member_with_an_empty_journal_does_not_start() {
     let joiner = Joiner::run(of_joiner(Formation::Restart, 2), VirtualDisk::new(1));
     assert!(joiner.last_words().contains("the journal is empty, but this node was a member"), "{:?}", joiner.stopped);

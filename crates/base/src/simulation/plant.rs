@@ -17,6 +17,8 @@ super::table! {
             "All replicas draw the same election timeout.",
         ReplayMissedTicks "replay-missed-ticks"
             "Time that the process did not live through is made up for with a burst of ticks.",
+        PauseUnnoticed "pause-unnoticed"
+            "A leader that stood still for longer than an election timeout goes on leading.",
         ForwardsCarriedOutTwice "forwards-carried-out-twice"
             "A forwarded request that must not be done twice is done as often as it arrives.",
 
@@ -37,6 +39,8 @@ super::table! {
             "Entries that contradict the leader's stay in the log.",
         MembersCommitNotSaved "members-commit-not-saved"
             "That a change of members is committed goes to disk with the next write, which may never come.",
+        JointLeftAtOnce "joint-left-at-once"
+            "Two configurations never decide together: the second one takes over as soon as it is entered.",
         ReadsTrustLease "reads-trust-lease"
             "A read point is answered without asking a quorum.",
         ClaimsNotBelieved "claims-not-believed"
@@ -61,6 +65,8 @@ super::table! {
             "The checksums of records and frames are not looked at.",
         UncertainNotRewritten "uncertain-not-rewritten"
             "What recovery read and cannot know to be durable is not made so.",
+        WriteErrorsIgnored "write-errors-ignored"
+            "A write that failed counts as durable.",
 
         // ---- stream ----
         SpeculationKept "speculation-kept"
@@ -123,6 +129,8 @@ super::table! {
             "A restarted node acts on the VMs that its journal shows before it knows that this is current.",
         LocalClockInApply "local-clock-in-apply"
             "Applying a command reads this node's clock.",
+        UnappliableSkipped "unappliable-skipped"
+            "An entry of `__meta` that cannot be applied is passed over.",
         OutboxUnnumbered "outbox-unnumbered"
             "Events are published without their sequence: again by each leader that does not know better.",
         OutboxIgnoresFailures "outbox-ignores-failures"

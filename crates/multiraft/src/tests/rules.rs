@@ -293,6 +293,22 @@ fn only_the_leader_of_the_expected_term_proposes() {
     assert_eq!(cluster.status(leader).unwrap().last_index, last, "a follower forwarded it");
 }
 
+/// The layer above hears of the end of its leadership with the next flush. What it proposes until then would be answered by
+/// the fate of the entry that stands last, which is another one's.
+#[test]
+fn a_leader_that_has_heard_its_successor_proposes_nothing_even_before_it_says_so() {
+    let (mut cluster, leader) = led(7);
+    let successor = a_follower(&cluster, leader);
+    assert!(cluster.propose(leader, 8), "what another one waits for");
+    let before = cluster.status(leader).unwrap();
+    let heartbeat = message(&cluster, RaftMessageKind::Heartbeat, successor, leader);
+    cluster.raft(leader).step(GROUP, RaftMessage { term: before.term + 1, ..heartbeat }).unwrap();
+    let data = Bytes::from_static(b"x");
+    let proposal = Proposal { group: GROUP, term: before.term, kind: EntryKind::Command, data };
+    assert_eq!(cluster.raft(leader).propose(proposal), Err(ProposeError::NotLeader));
+    assert_eq!(cluster.status(leader).unwrap().last_index, before.last_index);
+}
+
 #[test]
 fn a_conflicting_suffix_is_truncated() {
     let (mut cluster, old) = led(8);

@@ -1,6 +1,6 @@
 //! Leadership rests on contact: who hears nobody neither leads (CheckQuorum, Raft section 6.2) nor raises terms
-//! (PreVote, section 9.6 of the dissertation); who hears a leader does not campaign; who cannot write hands over; and
-//! election timeouts are spread (section 5.2).
+//! (PreVote, section 9.6 of the dissertation); who hears a leader does not campaign; who cannot write hands over; who stood
+//! still for too long leads nothing of what it led before; and election timeouts are spread (section 5.2).
 //!
 //! Spans are of the node's running time: while a process stands still it can do nothing about anything.
 
@@ -17,6 +17,8 @@ use crate::time::{Nanos, ms, show};
 const DEAF_LEADER: Nanos = ms(3_200);
 /// The answers to a pre-vote are long gone by then.
 const DEAF_CANDIDATE: Nanos = ms(2_500);
+/// Of a process that stands still for longer than an election timeout, which is 1 s at least, by a clock that may be slow.
+const PAUSED: Nanos = ms(1_100);
 /// The least election timeout is 1 s; each pause takes one tick (50 ms) from it.
 const CAMPAIGN: Nanos = ms(700);
 /// After an election timeout leadership is handed over; this is enough for a second try.
@@ -40,6 +42,10 @@ pub struct Contact {
 struct Node {
     stood_still: Nanos,
     stands_still_since: Option<Nanos>,
+    /// What it led when it last stood still for too long, and in which terms.
+    led_before: Vec<(GroupId, u64)>,
+    /// It has looked at its clock since, or since it began.
+    ticked: bool,
     deaf_since: Option<Nanos>,
     /// Since when neither it nor a link to it has anything wrong.
     calm_since: Option<Nanos>,
@@ -53,6 +59,8 @@ pub enum Unfit {
     Deaf,
     /// Its disk is stuck, and everybody else is well.
     Stuck,
+    /// It stood still for too long, and knows it.
+    Paused,
 }
 
 impl Contact {
@@ -69,7 +77,18 @@ impl Contact {
     /// It goes on.
     pub fn resumed(&mut self, node: NodeIx, now: Nanos) {
         let it = self.nodes.entry(node).or_default();
-        it.stood_still += it.stands_still_since.take().map_or(0, |since| now - since);
+        let stood_still = it.stands_still_since.take().map_or(0, |since| now - since);
+        it.stood_still += stood_still;
+        // A process that has never looked at its clock cannot know.
+        if stood_still > PAUSED && std::mem::take(&mut it.ticked) {
+            let led = self.roles.iter().filter(|((of, _), (role, _))| *of == node && *role == Role::Leader);
+            it.led_before = led.map(|((_, group), (_, term))| (*group, *term)).collect();
+        }
+    }
+
+    /// A process looks at its clock.
+    pub fn ticks(&mut self, node: NodeIx) {
+        self.nodes.entry(node).or_default().ticked = true;
     }
 
     /// The process ended.
@@ -80,6 +99,8 @@ impl Contact {
         let it = self.nodes.entry(node).or_default();
         (it.deaf_since, it.calm_since) = (None, None);
         it.writes.clear();
+        it.led_before.clear();
+        it.ticked = false;
     }
 
     /// The replica is gone from a node.
@@ -120,10 +141,16 @@ impl Contact {
         it.calm_since = calm.then(|| it.calm_since.unwrap_or(now));
     }
 
-    /// Groups that the node leads and ought not to, if they have other voters.
+    /// Groups that the node leads and ought not to: unless it was paused, if they have other voters.
     #[must_use]
     pub fn leads_unfit(&self, node: NodeIx, now: Nanos) -> Option<(Unfit, Vec<GroupId>)> {
         let (ran, it) = (self.ran(node, now), self.nodes.get(&node)?);
+        let leads_on = |group: GroupId, term: u64| self.roles.get(&(node, group)) == Some(&(Role::Leader, term));
+        let kept = it.led_before.iter().filter(|(group, term)| it.ticked && leads_on(*group, *term));
+        let kept: Vec<GroupId> = kept.map(|(group, _)| *group).collect();
+        if !kept.is_empty() {
+            return Some((Unfit::Paused, kept));
+        }
         let calm = |it: &Node| it.calm_since.is_some_and(|since| now > since + STUCK_LEADER);
         let stuck = it.writes.values().any(|began| ran > began + STUCK_LEADER);
         let unfit = if it.deaf_since.is_some_and(|since| ran > since + DEAF_LEADER) {
@@ -208,6 +235,26 @@ mod tests {
         assert_eq!(contact.leads_unfit(0, ms(5_400)), Some((Unfit::Deaf, vec![GROUP])));
         contact.looks(0, ms(5_500), false, false);
         assert_eq!(contact.leads_unfit(0, ms(9_000)), None);
+    }
+
+    #[test]
+    fn a_leader_that_goes_on_leading_after_it_stood_still_for_too_long_is_noticed() {
+        let leads = |stood_still: u64, term: u64, ticked: bool| {
+            let mut contact = Contact::default();
+            contact.ticks(0);
+            contact.role(HERE, 0, (Role::Leader, 2), true).expect("fine");
+            contact.froze(0, ms(1_000));
+            contact.resumed(0, ms(1_000 + stood_still));
+            contact.role(HERE, ms(1_000 + stood_still), (Role::Leader, term), true).expect("fine");
+            if ticked {
+                contact.ticks(0);
+            }
+            contact.leads_unfit(0, ms(1_010 + stood_still))
+        };
+        assert_eq!(leads(1_200, 2, true), Some((Unfit::Paused, vec![GROUP])));
+        assert_eq!(leads(1_200, 2, false), None, "it does not know yet");
+        assert_eq!(leads(1_200, 3, true), None, "it was elected again");
+        assert_eq!(leads(900, 2, true), None, "nobody can have been elected");
     }
 
     #[test]
