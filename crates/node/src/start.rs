@@ -506,3 +506,84 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         _ => "a panic without a message".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use base::ErrorCode;
+    use engine::Event;
+    use journal::{DiskDone, OpId};
+
+    use super::*;
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A core that runs, alone, and what stands around it.
+    struct Alone {
+        handle: NodeHandle,
+        supervisor: Supervisor,
+        /// Where the disk tells the core what it has done.
+        disk_done: mpsc::Sender<Event>,
+        ended: oneshot::Receiver<End>,
+    }
+
+    /// Starts a core on an empty directory, as a node does, and waits until it has recovered.
+    async fn alone(dir: &Path) -> Result<Alone, NodeError> {
+        let config = Config { peer_listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Config::embedded(dir) };
+        let Ground { data, supervisor, registry, handle, requests, metadata } = Ground::lay(&config)?;
+        let identity = Identity::load_or_create(&data.identity())?;
+        let address = NodeAddress { endpoint: identity.endpoint(), ..NodeAddress::default() };
+        let (store, versions) = (data.store()?, config.versions());
+        let mut me = Member { name: config.name.clone(), address, store, versions, ..Member::default() };
+        let listen = TransportConfig { identity, listen: config.peer_listen, relay: None, hints: Vec::new() };
+        let (transport, inboxes) = Transport::bind(listen, &supervisor, &registry).await?;
+        let record = formation::find_place(&data, None, &transport, &me).await?;
+        me.node = record.node;
+
+        let core_config = core_config(&config, me, &record);
+        let (disk_done, disk) = mpsc::channel(QUEUE);
+        let ((vm_actions, _), (joins, _), (_, vms)) = (mpsc::channel(1), mpsc::channel(1), mpsc::channel(1));
+        let (recovered, recovery) = oneshot::channel();
+        let sinks = Sinks {
+            transport,
+            disk: Disk::start(data.journal(), disk_done.clone(), &registry)?,
+            vm_actions,
+            joins,
+            views: handle.views.clone(),
+            metadata,
+            supervisor: supervisor.clone(),
+            record: Keeper::new(data, record),
+            recovered: Some(recovered),
+            departed: None,
+            turns: Turns::new(&registry),
+        };
+        let sources = Sources { control: inboxes.control, bulk: inboxes.bulk, disk, requests, vms };
+        let ended = start_core(core_config, handle.clone(), sources, sinks, CancellationToken::new())?;
+        recovery.await.expect("it recovers");
+        Ok(Alone { handle, supervisor, disk_done, ended })
+    }
+
+    #[tokio::test]
+    async fn a_core_that_panics_says_why_and_leaves_nobody_waiting() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let Alone { handle, supervisor, disk_done, ended } = alone(dir.path()).await.expect("it starts");
+        let ask = |target| handle.request_within(Millis(600_000), target, Request::Status);
+        assert!(ask(Target::Here).await.is_ok(), "it runs");
+        // Nobody else is there to answer.
+        let waits = ask(Target::Node(NodeId(2)));
+
+        let never_asked_for = Event::Disk { op: OpId(u64::MAX), result: Ok(DiskDone::Done) };
+        disk_done.send(never_asked_for).await.expect("it listens");
+        let end = tokio::time::timeout(PATIENCE, ended).await.expect("a core that panicked goes on");
+        let why = ended_by_core(end).to_string();
+        assert!(why.contains("a broken invariant") && why.contains("is not under way"), "{why}");
+
+        for asked in [waits, ask(Target::Here)] {
+            let answer = tokio::time::timeout(PATIENCE, asked).await.expect("whoever asked waits on");
+            assert_eq!(answer.map_err(|error| error.code), Err(ErrorCode::ShuttingDown));
+        }
+        supervisor.shutdown(TASKS_END).await;
+    }
+}

@@ -5,9 +5,10 @@
 use base::{ErrorCode, TopicId};
 use compute::VmSpec;
 use engine::{Reply, Request, RequestError, Target};
+use linear::{KeyOp, KeyTold};
 use metadata::{Command, CommandResult, KeyExpect, KeyLife};
 
-use crate::check::{Asked, KeyOp, KeyTold, MachineOp, MachineTold, Names, TopicOp, TopicTold, key_in};
+use crate::check::{Asked, MachineOp, MachineTold, Names, TopicOp, TopicTold, key_in};
 use crate::queue::NodeIx;
 use crate::requests::{Outcome, What};
 use crate::world::World;

@@ -44,6 +44,13 @@ pub struct Text {
     pub body: String,
 }
 
+/// Whether a call failed because nobody listened: nothing was asked of anybody.
+#[must_use]
+pub fn nobody_listened(error: &anyhow::Error) -> bool {
+    let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    matches!(error.downcast_ref::<ureq::Error>(), Some(ureq::Error::Io(error)) if refused(error))
+}
+
 impl Answer {
     /// The body, if the call succeeded.
     ///
@@ -157,5 +164,27 @@ impl Api {
         let mut answer = answer?;
         let text = answer.body_mut().read_to_string()?;
         Ok(Answer { status: answer.status().as_u16(), body: serde_json::from_str(&text).unwrap_or(Value::Null) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::free_port;
+
+    #[test]
+    fn a_call_that_reached_nobody_is_told_from_one_that_was_not_answered() -> anyhow::Result<()> {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let error = Api::at(loopback(free_port()?)).put("/v1/kv/a", &Value::Null).expect_err("nobody is there");
+        assert!(nobody_listened(&error), "{error:#}");
+        // It takes the call, and hangs up.
+        let listener = std::net::TcpListener::bind(loopback(0))?;
+        let api = Api::at(listener.local_addr()?);
+        let error = std::thread::scope(|scope| {
+            let call = scope.spawn(|| api.put("/v1/kv/a", &Value::Null).expect_err("there is no answer"));
+            listener.accept().map(drop).map(|()| call.join().expect("it does not panic"))
+        })?;
+        assert!(!nobody_listened(&error), "{error:#}");
+        Ok(())
     }
 }

@@ -5,8 +5,8 @@
 //! condition under a deadline, and its error says what was seen instead. When a test fails, logs and data are kept and
 //! the test says where.
 //!
-//! Invariants: this crate imports no other crate of muster. It ends only processes that it started, and hypervisors
-//! that work in a folder of its own; both by id.
+//! Invariants: this crate imports no other crate of muster but `linear`, which knows nothing of it. It ends only processes
+//! that it started, and hypervisors that work in a folder of its own; both by id.
 
 mod binary;
 mod cluster;
@@ -27,7 +27,7 @@ pub use binary::muster_binary;
 pub use cluster::{Cluster, Folder};
 pub use enclave::{Enclave, Network};
 pub use exposition::{Labels, Scrape};
-pub use http::{Answer, Api, Text};
+pub use http::{Answer, Api, Text, nobody_listened};
 pub use kcat::{Kcat, Record};
 pub use load::{Acknowledged, Load, LoadPlan, Outcome, Produced, Written};
 pub use network::{Cuts, enter_own_network};

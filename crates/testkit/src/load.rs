@@ -66,6 +66,21 @@ impl LoadPlan {
             deadline: Duration::from_secs(10),
         }
     }
+
+    /// As much as the cluster takes: nobody rests, and records come in large batches.
+    #[must_use]
+    pub fn saturating() -> Self {
+        LoadPlan {
+            writers: 8,
+            writer_pause: Duration::ZERO,
+            producers: 4,
+            batch_records: 2_000,
+            record_bytes: 200,
+            producer_pause: Duration::ZERO,
+            deadline: Duration::from_secs(30),
+            ..LoadPlan::moderate()
+        }
+    }
 }
 
 /// Load under way. It goes on until [`Load::stop`], or until this value goes.

@@ -16,6 +16,7 @@ pub const LAYERS: &[(&str, u8)] = &[
     ("journal", 1),
     ("multiraft", 1),
     ("ops", 1),
+    ("linear", 1),
     ("stream", 2),
     ("compute", 2),
     ("metadata", 3),
@@ -46,6 +47,9 @@ const WITHIN_LAYER: &[(&str, &str, &str)] = &[
 
 /// Workspace crates that must not import any other: they know muster only from outside.
 const OUTSIDERS: &[&str] = &["testkit", "xtask"];
+
+/// Workspace crates that outsiders may import all the same: they know nothing of muster, and ship without any other crate.
+const OF_ANY_SYSTEM: &[&str] = &["linear"];
 
 /// Libraries that only the named crates may declare, so that replacing one changes one room.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -162,6 +166,10 @@ impl Packages {
             };
             for dependency in declared {
                 findings.extend(self.check_declared(krate, layer, dependency));
+                if OF_ANY_SYSTEM.contains(&krate.as_str()) && self.declared.contains_key(dependency) {
+                    let message = format!("imports `{dependency}`: outsiders, who must not, would do so too");
+                    findings.push(finding(krate, dependency, message));
+                }
             }
             for dependency in self.declared_dev.get(krate).into_iter().flatten() {
                 let found = self.check_declared(krate, layer, dependency);
@@ -176,7 +184,7 @@ impl Packages {
 
     fn check_declared(&self, krate: &str, layer: u8, dependency: &str) -> Option<Finding> {
         if self.declared.contains_key(dependency) {
-            if OUTSIDERS.contains(&krate) {
+            if OUTSIDERS.contains(&krate) && !OF_ANY_SYSTEM.contains(&dependency) {
                 let message = format!("imports `{dependency}`: `{krate}` knows only the built binary and the files");
                 return Some(finding(krate, dependency, message));
             }
@@ -285,6 +293,12 @@ mod tests {
     #[test]
     fn the_testkit_knows_only_the_binary() {
         check_house(&[("testkit", &["base"]), ("base", &[])], &[], &[("crates/testkit/Cargo.toml", "base")]);
+    }
+
+    #[test]
+    fn whoever_stands_outside_may_use_what_knows_nothing_of_muster() {
+        check_house(&[("testkit", &["linear"]), ("linear", &[])], &[], &[]);
+        check_house(&[("linear", &["base"]), ("base", &[])], &[], &[("crates/linear/Cargo.toml", "base")]);
     }
 
     #[test]

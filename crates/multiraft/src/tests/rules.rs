@@ -689,7 +689,7 @@ fn reads_are_answered_by_a_quorum_or_dropped_by_name() {
 }
 
 #[test]
-fn three_nodes_started_cold_end_with_terms_of_at_most_two() {
+fn three_nodes_started_cold_need_one_election_in_29_of_30_starts_and_never_more_than_three() {
     let distribution = |tries: u64| {
         let mut terms: BTreeMap<u64, u64> = BTreeMap::new();
         for seed in 0..tries {
@@ -708,8 +708,9 @@ fn three_nodes_started_cold_end_with_terms_of_at_most_two() {
     };
     let terms = distribution(300);
     println!("terms after 10 s, from birth in term 1: {terms:?}");
-    let within = terms.range(..=2).map(|(_, count)| count).sum::<u64>();
-    assert!(within >= 290 && terms.keys().all(|term| *term <= 4), "{terms:?}");
+    // Each election is a term. Two nodes whose timeouts are nearly the same may split the votes now and then.
+    let in_one = terms.range(..=2).map(|(_, count)| count).sum::<u64>();
+    assert!(in_one >= 290 && terms.keys().all(|term| *term <= 4), "{terms:?}");
     let same = with_plant(Plant::SameTimeouts, || distribution(100));
     println!("with the same timeout everywhere: {same:?}");
     assert!(same.keys().any(|term| *term > 4), "{same:?}");

@@ -1,62 +1,13 @@
-//! Keys of the key-value store that several clients contend for (see [`super::linear`]), and leases, which last as long as
-//! their holders were told.
+//! Keys of the key-value store: what a state says of those that several clients contend for, leases, which last as long as
+//! their holders were told, and somebody who watches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::LeaseId;
+use linear::KeyTold;
 use metadata::{Command, KeyChange, KeyChanged, Metadata};
 
-use super::linear::Model;
 use crate::time::{Nanos, ms};
-
-/// What is asked of a key. Values are numbers that nobody else uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyOp {
-    Put(u64),
-    /// If it is that, or not there.
-    Cas(Option<u64>, u64),
-    Delete,
-    Look,
-}
-
-/// What a client is told of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyTold {
-    Done,
-    /// It was not what it was expected to be.
-    Other,
-    /// So many keys went.
-    Deleted(u64),
-    Is(Option<u64>),
-}
-
-/// A key: not there, or with a value.
-pub struct Key;
-
-impl Model for Key {
-    type State = Option<u64>;
-    type Operation = KeyOp;
-    type Outcome = KeyTold;
-
-    fn initial(&self) -> Option<u64> {
-        None
-    }
-
-    fn step(&self, state: &Option<u64>, what: &KeyOp, told: Option<&KeyTold>) -> Vec<Option<u64>> {
-        let (after, fits) = match what {
-            KeyOp::Put(value) => (Some(*value), KeyTold::Done),
-            KeyOp::Cas(expected, value) if expected == state => (Some(*value), KeyTold::Done),
-            KeyOp::Cas(..) => (*state, KeyTold::Other),
-            KeyOp::Delete => (None, KeyTold::Deleted(u64::from(state.is_some()))),
-            KeyOp::Look => (*state, KeyTold::Is(*state)),
-        };
-        if told.is_none_or(|told| *told == fits) { vec![after] } else { Vec::new() }
-    }
-
-    fn only_looks(&self, what: &KeyOp, told: &KeyTold) -> bool {
-        *what == KeyOp::Look || matches!(told, KeyTold::Other | KeyTold::Deleted(0))
-    }
-}
 
 /// What a state says of a key.
 #[must_use]
@@ -171,17 +122,6 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_is_what_was_put_last() {
-        let fits = |state, what, told| !Key.step(&state, &what, Some(&told)).is_empty();
-        assert!(fits(None, KeyOp::Put(1), KeyTold::Done));
-        assert!(fits(Some(1), KeyOp::Cas(Some(1), 2), KeyTold::Done));
-        assert!(!fits(Some(1), KeyOp::Cas(Some(3), 2), KeyTold::Done));
-        assert!(fits(Some(1), KeyOp::Cas(None, 2), KeyTold::Other));
-        assert!(!fits(None, KeyOp::Look, KeyTold::Is(Some(1))));
-        assert!(fits(None, KeyOp::Delete, KeyTold::Deleted(0)) && !fits(Some(1), KeyOp::Delete, KeyTold::Deleted(0)));
-    }
 
     #[test]
     fn a_lease_lives_as_long_as_its_holder_was_told() {

@@ -1,14 +1,14 @@
 //! Names that several clients contend for: what they were told of topics and VMs of one name could have come from one
-//! copy of the cluster's state (see [`super::linear`]).
+//! copy of the cluster's state (see [`linear`]).
 
 use std::collections::BTreeMap;
 
 use base::{TopicId, VmEpoch, VmId, VmIncarnation};
 use compute::{VmDesired, VmRecord};
+use linear::{History, Key, KeyOp, KeyTold, Model, OperationId, Verdict, judge};
 use metadata::Metadata;
 
-use super::keys::{Key, KeyOp, KeyTold, key_in};
-use super::linear::{History, Model, OperationId, Verdict, judge};
+use super::keys::key_in;
 use crate::shared::MACHINES as CONTENDED;
 use crate::time::Nanos;
 

@@ -22,17 +22,7 @@ pub fn run(options: &Options, figures: &mut Figures) {
 }
 
 fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Figures) -> anyhow::Result<()> {
-    let plan = LoadPlan {
-        writers: 8,
-        writer_pause: Duration::ZERO,
-        producers: 4,
-        batch_records: 2_000,
-        record_bytes: 200,
-        producer_pause: Duration::ZERO,
-        deadline: Duration::from_secs(30),
-        ..LoadPlan::moderate()
-    };
-    let load = Load::start(cluster, plan)?;
+    let load = Load::start(cluster, LoadPlan::saturating())?;
     wait_whole(&cluster.nodes[0])?;
     let (before, began_at) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     let (booted, stop) = (AtomicUsize::new(0), AtomicBool::new(!vms));

@@ -1,6 +1,7 @@
 //! Nodes are drained, leave, are removed and replaced, under load, with VMs on them; and those that come back
 //! uninvited are told what they are.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -8,10 +9,14 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use testkit::{Cluster, Folder, Node, Start, wait_until};
 
-use crate::support::{PATIENCE, machine_shared, wait_tolerant, wait_vm, wait_voters};
+use crate::support::{PATIENCE, ensure_all_read, machine_shared, produce_to_each, wait_tolerant, wait_vm, wait_voters};
 
 /// A VM is stopped and another one started, perhaps on an emulated CPU; its image is made on the way.
 const MOVED_LIMIT: Duration = Duration::from_secs(120);
+/// For so long a node is silent until it is lost.
+const LOST_AFTER: &str = "3s";
+/// Of so many partitions with three replicas each of four nodes holds some.
+const PARTITIONS: usize = 4;
 
 #[test]
 fn the_leader_leaves_under_load_and_nothing_is_lost() {
@@ -197,4 +202,82 @@ fn a_new_node_takes_the_place_of_a_dead_one() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn what_a_lost_node_held_is_made_anew_elsewhere_and_it_comes_back_as_a_member() {
+    let _machine = machine_shared();
+    Folder::scenario("lost", |folder| {
+        let mut cluster = Cluster::prepare(folder, 4)?;
+        for node in &mut cluster.nodes {
+            node.arguments = vec!["--node-lost-after".to_owned(), LOST_AFTER.to_owned()];
+        }
+        cluster.form()?;
+        cluster.wait_ready(PATIENCE)?;
+        let topic = json!({ "name": "t", "partitions": PARTITIONS, "replication_factor": 3 });
+        cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let lost = cluster.meta_leader(PATIENCE)?;
+        let (name, by) = (cluster.nodes[lost].name.clone(), (lost + 1) % 4);
+        let held = replicas_on(&cluster.nodes[by], &name)?;
+        ensure!(!held.is_empty(), "{name} holds no partition");
+        let mut kept = produce_to_each(&cluster, "t", PARTITIONS, "whole")?;
+
+        cluster.nodes[lost].kill()?;
+        kept.extend(produce_to_each(&cluster, "t", PARTITIONS, "silent")?);
+        let leader = wait_made_anew(&cluster.nodes[by], &name)?;
+        // Without what was made anew, some partition would now be left with one replica of three, and take nothing.
+        let next = (0..4).find(|at| ![lost, by].contains(at) && cluster.nodes[*at].name != leader);
+        let next = next.context("four nodes")?;
+        cluster.nodes[next].kill()?;
+        kept.extend(produce_to_each(&cluster, "t", PARTITIONS, "fewer")?);
+        ensure_all_read(&cluster, "t", &kept)?;
+
+        for at in [lost, next] {
+            cluster.nodes[at].start(&Start::Up)?;
+        }
+        cluster.wait_ready(PATIENCE)?;
+        let node = &cluster.nodes[by];
+        wait_until(PATIENCE, "all are active members", || {
+            let members = node.members()?;
+            let active = |member: &Value| member["lifecycle"] == "active" && member["meta_role"].is_string();
+            ensure!(members.len() == 4 && members.iter().all(active), "{members:?}");
+            Ok(())
+        })?;
+        wait_tolerant(node)?;
+        wait_voters(node, "t", 3)?;
+        wait_until(PATIENCE, "it drops what the others have replaced", || {
+            let left = replicas_on(node, &name)?;
+            ensure!(left.is_disjoint(&held), "it held {held:?}, and holds {left:?}");
+            Ok(())
+        })?;
+        ensure_all_read(&cluster, "t", &kept)
+    });
+}
+
+/// The ids of the replicas of partitions that a node holds, as it says itself.
+fn replicas_on(by: &Node, name: &str) -> anyhow::Result<BTreeSet<u64>> {
+    let body = by.api().get("/v1/groups")?.ok()?;
+    let lists = body["nodes"].as_array().with_context(|| format!("no list of nodes in {body}"))?;
+    let mine = lists.iter().find(|list| list["node"] == name && list["reachable"] == true);
+    let groups = mine.and_then(|list| list["groups"].as_array());
+    let groups = groups.with_context(|| format!("{name} does not answer: {body}"))?;
+    let partitions = groups.iter().filter(|group| group["name"] != "__meta");
+    partitions.map(|group| group["replica"].as_u64().with_context(|| format!("no replica in {group}"))).collect()
+}
+
+/// Waits until a node is lost and nothing of it is missing any more: no group has it among its voters, and each has
+/// three. The leader of `__meta`.
+fn wait_made_anew(by: &Node, lost: &str) -> anyhow::Result<String> {
+    wait_until(PATIENCE, &format!("{lost} is lost, and others have what it held"), || {
+        let status = by.api().get("/v1/status")?.ok()?;
+        let node = status["nodes"].as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == lost));
+        let node = node.with_context(|| format!("{lost} is no member: {status}"))?;
+        ensure!(node["lifecycle"] == "lost" && node["replicas"] == 0, "{node}");
+        let voters = status["meta"]["voters"].as_array().context("nobody says who votes")?;
+        ensure!(voters.len() == 3 && !voters.iter().any(|voter| voter == lost), "voters of __meta: {voters:?}");
+        let topics = status["topics"].as_array().context("no topics")?;
+        ensure!(topics.iter().all(|topic| topic["voters_min"] == 3), "{topics:?}");
+        Ok(status["meta"]["leader"].as_str().context("nobody leads __meta")?.to_owned())
+    })
 }

@@ -198,6 +198,87 @@ fn a_lock_has_one_holder_and_goes_to_whoever_waits_longest() {
     });
 }
 
+#[test]
+fn locks_outlive_a_killed_leader_and_go_on_only_when_they_are_released_or_their_lease_is_over() {
+    let _machine = machine_shared();
+    Folder::scenario("lock-failover", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        let leader = cluster.meta_leader(PATIENCE)?;
+        let (one, two) = ((leader + 1) % 3, (leader + 2) % 3);
+        let acquire = |node: &Node, lock: &str, ttl: &str| {
+            node.cli_json(&["lock", "acquire", lock, "--ttl-s", ttl, "--timeout-s", "0"])
+        };
+        let wait = |node: &Node, lock: &str| {
+            let words = ["lock", "acquire", lock, "--ttl-s", "10", "--timeout-s", "60", "-o", "json"];
+            node.cli_start(&format!("waits-{lock}"), &words)
+        };
+        // Of one lock the holder renews its lease; that of the other one is left to its time.
+        let kept = acquire(&cluster.nodes[one], "kept", "10")?;
+        let mut keeper = cluster.nodes[one].cli_start("keeper", &["lease", "keep", &kept["lease"].to_string()])?;
+        let mut next_of_kept = wait(&cluster.nodes[two], "kept")?;
+        let left_at = Instant::now();
+        let left = acquire(&cluster.nodes[one], "left", "3")?;
+        let mut next_of_left = wait(&cluster.nodes[two], "left")?;
+        for lock in ["kept", "left"] {
+            wait_until(PATIENCE, &format!("somebody waits for {lock}"), || {
+                ensure!(lock_of(&cluster.nodes[one], lock)?["waiting"] == 1, "nobody does");
+                Ok(())
+            })?;
+        }
+
+        cluster.nodes[leader].kill()?;
+        let (node, waiter) = (&cluster.nodes[one], &mut next_of_left);
+        let (held, passed) = std::thread::scope(|scope| {
+            let passed = scope.spawn(move || waiter.wait(PATIENCE).map(|ended| (ended, left_at.elapsed())));
+            let held = held_all_along(node, &kept, &keeper, &mut next_of_kept);
+            (held, passed.join())
+        });
+        held?;
+        let (ended, after) = passed.map_err(|_| anyhow::anyhow!("the one that waits panicked"))??;
+        ensure!(after >= Duration::from_secs(3), "a lease of 3 s was over after {after:?}");
+        let next: Value = serde_json::from_slice(&ended.stdout).with_context(|| ended.text())?;
+        ensure!(next["token"].as_u64() > left["token"].as_u64(), "{next} after {left}");
+        let late = node.cli(&["lease", "keep", &left["lease"].to_string(), "--once"])?;
+        ensure!(late.text().contains("there is no lease"), "who held it before may go on: {}", late.text());
+
+        next_of_kept.ensure_running()?;
+        said(node, &["lock", "release", "kept", &kept["lease"].to_string()])?;
+        let ended = next_of_kept.wait(PATIENCE)?;
+        let next: Value = serde_json::from_slice(&ended.stdout).with_context(|| ended.text())?;
+        ensure!(next["token"].as_u64() > kept["token"].as_u64(), "{next} after {kept}");
+        ensure!(lock_of(node, "kept")?["lease"] == next["lease"], "{next} is not what the others see");
+        let ended = keeper.wait(PATIENCE)?;
+        ensure!(ended.text().contains("there is no lease"), "what was released is kept: {}", ended.text());
+        Ok(())
+    });
+}
+
+/// Waits until a lease was renewed twice more. All the while whoever looks finds the lock held by it, under the same
+/// token, and the one that waits goes on waiting.
+fn held_all_along(node: &Node, held: &Value, keeper: &Process, waiter: &mut Process) -> anyhow::Result<()> {
+    let renewals = || keeper.output().lines().count();
+    let before = renewals();
+    wait_until(PATIENCE, "the lease is renewed by the next leader, and once more", || {
+        if let Err(ended) = waiter.ensure_running() {
+            return Ok(Err(ended.context("it waits for what another one holds")));
+        }
+        let lock = lock_of(node, "kept")?;
+        if lock["lease"] != held["lease"] || lock["token"] != held["token"] {
+            return Ok(Err(anyhow::anyhow!("it was {held}, and is {lock}")));
+        }
+        ensure!(renewals() >= before + 2, "after {before} renewals: {} {}", keeper.output(), keeper.log());
+        Ok(Ok(()))
+    })?
+}
+
+/// A lock as a node sees it; null if nobody holds it.
+fn lock_of(node: &Node, name: &str) -> anyhow::Result<Value> {
+    let body = node.api().get("/v1/locks")?.ok()?;
+    let locks = body["locks"].as_array().with_context(|| format!("no list of locks in {body}"))?;
+    Ok(locks.iter().find(|lock| lock["name"] == name).cloned().unwrap_or_default())
+}
+
 fn waiting(node: &Node, count: u64) -> anyhow::Result<()> {
     wait_until(PATIENCE, &format!("{count} wait for the lock"), || {
         let locks = node.api().get("/v1/locks")?.ok()?;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod bad_input;
+mod contended;
 mod copies;
 mod damaged_disk;
 mod departures;
@@ -24,3 +25,4 @@ mod support;
 mod upgrades;
 mod verbs;
 mod vms;
+mod zones;

@@ -15,17 +15,7 @@ fn a_cluster_without_a_core_to_spare_elects_nobody() {
     Folder::scenario("saturated", |folder| {
         let cluster = Cluster::start(folder, 3)?;
         wait_tolerant(&cluster.nodes[0])?;
-        let plan = LoadPlan {
-            writers: 8,
-            writer_pause: Duration::ZERO,
-            producers: 4,
-            batch_records: 2_000,
-            record_bytes: 200,
-            producer_pause: Duration::ZERO,
-            deadline: Duration::from_secs(30),
-            ..LoadPlan::moderate()
-        };
-        let load = Load::start(&cluster, plan)?;
+        let load = Load::start(&cluster, LoadPlan::saturating())?;
         wait_voters(&cluster.nodes[0], "load", 3)?;
         wait_home(&cluster.nodes[0].kcat(), &["load"])?;
         let (before, began) = (cluster.nodes[0].terms()?, Instant::now());

@@ -1,6 +1,7 @@
 //! What several tests do alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
@@ -171,6 +172,35 @@ pub fn ensure_measured(node: &Node, member: &Value) -> anyhow::Result<()> {
     ensure!(may_be, "no accelerator of this host: {accelerator:?}");
     let expected = json!([format!("qemu {version} ({accelerator})")]);
     ensure!(member["hypervisors"] == expected, "{expected} is shown as {}", member["hypervisors"]);
+    Ok(())
+}
+
+/// Produces `WHAT-PARTITION` to each partition of a topic through the nodes that run, as soon as that has a leader; the
+/// values. One of them may be there twice.
+pub fn produce_to_each(cluster: &Cluster, topic: &str, partitions: usize, what: &str) -> anyhow::Result<Vec<String>> {
+    let brokers: Vec<SocketAddr> = cluster.running().map(|node| node.kafka).collect();
+    let kcat = Kcat::at_any(&brokers);
+    let values: Vec<String> = (0..partitions).map(|partition| format!("{what}-{partition}")).collect();
+    for (partition, value) in values.iter().enumerate() {
+        let number = partition.to_string();
+        let extra = ["-p", &number, "-X", "message.timeout.ms=4000", "-X", "topic.metadata.refresh.interval.ms=200"];
+        wait_until(PATIENCE, &format!("partition {partition} of {topic} takes {value}"), || {
+            kcat.produce(topic, [(&b"k"[..], value.as_bytes())], &[], &extra)
+        })?;
+    }
+    Ok(values)
+}
+
+/// Fails unless all of `values` are read from a topic through every node that runs.
+pub fn ensure_all_read(cluster: &Cluster, topic: &str, values: &[String]) -> anyhow::Result<()> {
+    for node in cluster.running() {
+        wait_until(PATIENCE, &format!("{} reads all of {topic}", node.name), || {
+            let read: BTreeSet<String> = node.kcat().consume(topic)?.iter().map(Record::text).collect();
+            let missing: Vec<_> = values.iter().filter(|value| !read.contains(*value)).collect();
+            ensure!(missing.is_empty(), "{missing:?} are not among {read:?}");
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 

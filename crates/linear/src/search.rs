@@ -11,8 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Model, Operation};
-use crate::time::{Nanos, show};
+use crate::{Model, Nanos, Operation};
 
 /// What came of the search.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,15 +260,20 @@ impl<M: Model> Search<'_, M> {
         let one = |pick: &Pick| match pick {
             Pick::Answered(at) => {
                 let Answered { operation: it, outcome, at } = &self.answered[*at];
-                let (from, to) = (show(it.invoked), show(*at));
+                let (from, to) = (seconds(it.invoked), seconds(*at));
                 format!("client {} asked for {:?} at {from} s and was told {outcome:?} at {to} s", it.client, it.what)
             }
             Pick::Open(at) => {
                 let it = self.open[*at];
-                format!("client {} asked for {:?} at {} s, outcome unknown", it.client, it.what, show(it.invoked))
+                format!("client {} asked for {:?} at {} s, outcome unknown", it.client, it.what, seconds(it.invoked))
             }
         };
         let next: Vec<String> = picks.iter().map(one).collect();
         format!("the state is one of {states:?}, and nothing fits of: {}", next.join("; "))
     }
+}
+
+/// With six places.
+fn seconds(at: Nanos) -> String {
+    format!("{}.{:06}", at / 1_000_000_000, at / 1_000 % 1_000_000)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::time::Nanos;
+use crate::Nanos;
 
 /// One operation of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,17 +11,25 @@
 //! - Operations of one moment count as concurrent, so that the grain of the clock never accuses anybody.
 //! - A model may be nondeterministic, and may change by itself ([`Model::drift`]): the search goes through sets of
 //!   states instead of states.
-//! - The work is bounded. A search that was given up is [`Verdict::Undecided`]: it proves nothing, and is counted.
+//! - The work is bounded. A search that was given up is [`Verdict::Undecided`]: it proves nothing.
+//!
+//! Invariant: nothing of muster is known here. The simulator judges its clients with it, and `testkit`, which sees muster
+//! only from outside, judges those of real processes.
 
 mod history;
+mod key;
 mod search;
 #[cfg(test)]
 mod tests;
 
 pub use history::{History, Operation, OperationId};
+pub use key::{Key, KeyOp, KeyTold};
 pub use search::{Verdict, judge};
 
 use std::fmt::Debug;
+
+/// Nanoseconds since some moment, the same one for all clients of a history.
+pub type Nanos = u64;
 
 /// What one copy does, one operation after the other.
 pub trait Model {
