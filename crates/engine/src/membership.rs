@@ -25,12 +25,18 @@ const INTERVAL: Millis = Millis(50);
 /// Between two looks as long as the tables stay as they are and nothing was to be changed.
 const INTERVAL_WHEN_SETTLED: Millis = Millis(500);
 
-/// How many voters a metadata group over `nodes` nodes has: odd, at most five, so that each one added adds fault
-/// tolerance.
+/// How many voters a metadata group over nodes of these failure domains has: odd, and at most five, so that each one added
+/// adds fault tolerance. Fewer where those that share a domain would be the majority and fewer need not have it in one: of
+/// zones a, a, a, b and c, three outlive each zone and five do not. The second value: whether no domain need have the majority.
 #[must_use]
-pub(crate) fn meta_voter_target(nodes: usize) -> usize {
-    let most = nodes.clamp(1, META_VOTERS_MAX);
-    if most.is_multiple_of(2) { most - 1 } else { most }
+pub(crate) fn meta_voter_target<D: Ord>(domains: impl IntoIterator<Item = D>) -> (usize, bool) {
+    let sizes = metadata::crowding(domains);
+    let most = sizes.iter().sum::<usize>().clamp(1, META_VOTERS_MAX);
+    let most = if most.is_multiple_of(2) { most - 1 } else { most };
+    let minority = |count: usize, size: usize| size.min((count - 1) / 2);
+    let outlives = |count: &usize| sizes.iter().map(|size| minority(*count, *size)).sum::<usize>() >= *count;
+    let spread = (1..=most).rev().step_by(2).find(outlives);
+    (spread.unwrap_or(most), spread.is_some())
 }
 
 /// What a group is to become.
@@ -44,6 +50,8 @@ struct Goal {
     tolerated: Vec<ReplicaId>,
     /// So many are to vote.
     voters: usize,
+    /// So many can be found of whom no failure domain has the majority.
+    outlives_domains: bool,
     /// The zones of those whose nodes have one.
     zones: BTreeMap<ReplicaId, String>,
 }
@@ -58,6 +66,12 @@ enum Domain<'a> {
 impl Goal {
     fn domain(&self, replica: ReplicaId) -> Domain<'_> {
         self.zones.get(&replica).map_or(Domain::Own(replica), |zone| Domain::Zone(zone))
+    }
+
+    /// Whether these would have lost their majority with one failure domain.
+    fn crowded<'r>(&self, voters: impl IntoIterator<Item = &'r ReplicaId>) -> bool {
+        let load = metadata::crowding(voters.into_iter().map(|replica| self.domain(*replica)));
+        load.first().is_some_and(|most| 2 * most >= load.iter().sum())
     }
 }
 
@@ -131,7 +145,10 @@ fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId
     // Whoever goes is needed as long as too many of those who stay are not there.
     let well = chosen.iter().filter(|replica| active(replica)).count();
     let decides = well > chosen.len() / 2 || planted(Plant::VotersDroppedTooEarly);
-    (goal.voters > 0 && chosen.len() == goal.voters && decides).then_some(chosen)
+    // Those who do better are waited for where it would get worse until they have caught up.
+    let worse = goal.outlives_domains && goal.crowded(&chosen) && !goal.crowded(voters);
+    mark_if(Mark::VotersWaitForZone, || worse);
+    (goal.voters > 0 && chosen.len() == goal.voters && decides && !worse).then_some(chosen)
 }
 
 impl NodeCore {
@@ -162,7 +179,8 @@ impl NodeCore {
                 goal.members.push(replica);
             }
         }
-        goal.voters = meta_voter_target(goal.electors.len() + goal.tolerated.len());
+        let domains = goal.electors.iter().chain(&goal.tolerated).map(|replica| goal.domain(*replica));
+        (goal.voters, goal.outlives_domains) = meta_voter_target(domains);
         self.change_members(GroupId::META, &goal);
     }
 
@@ -343,8 +361,21 @@ mod tests {
 
     #[test]
     fn voters_are_one_three_or_five() {
-        let targets: Vec<_> = (1..=8).map(meta_voter_target).collect();
+        let targets: Vec<_> = (1..=8).map(|nodes| meta_voter_target(0..nodes).0).collect();
         assert_eq!(targets, [1, 1, 3, 3, 5, 5, 5, 5]);
+    }
+
+    #[test]
+    fn no_more_voters_than_can_outlive_each_zone_where_any_number_can() {
+        let target = |zones: &str| meta_voter_target(zones.chars());
+        assert_eq!(target("aaabc"), (3, true));
+        assert_eq!(target("aabbc"), (5, true));
+        assert_eq!(target("aaabcd"), (5, true));
+        assert_eq!(target("aaaabc"), (3, true));
+        assert_eq!(target("aab"), (3, false), "one zone has the majority whatever is done");
+        assert_eq!(target("aaabb"), (5, false));
+        assert_eq!(target("aaaaa"), (5, false));
+        assert_eq!(target("a"), (1, false));
     }
 
     #[test]
@@ -438,6 +469,17 @@ mod tests {
         goal.zones = [(1, "a"), (2, "a"), (3, "b"), (4, "c")].map(|(id, zone)| (ReplicaId(id), zone.into())).into();
         assert_eq!(steps(&led(&[1, 2, 3], &[(4, 10)]), &goal), []);
         assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000)]), &goal), [(AddVoter, 4), (AddLearner, 2)]);
+    }
+
+    #[test]
+    fn no_zone_gets_the_majority_while_somebody_else_is_still_to_catch_up() {
+        let mut goal = goal(&[1, 2, 4, 5], 3);
+        goal.zones = [(1, "a"), (2, "b"), (3, "c"), (4, "a"), (5, "c")].map(|(id, zone)| (ReplicaId(id), zone.into())).into();
+        goal.outlives_domains = true;
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000), (5, 10)]), &goal), [], "5 is to take the place of 3");
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000), (5, 1000)]), &goal), [(AddVoter, 5), (AddLearner, 3)]);
+        goal.outlives_domains = false;
+        assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000), (5, 10)]), &goal), [(AddVoter, 4), (AddLearner, 3)]);
     }
 
     #[test]

@@ -373,7 +373,14 @@ impl World {
             crowding(eligible.iter().filter(|(replica, _)| replicas.contains(replica)).map(|(_, domain)| *domain))
         };
         let best = spread(&eligible, eligible.iter().filter(|(replica, _)| voters.contains(replica)).count());
-        (of(&voters) > of(&best)).then(|| format!("{voters:?} vote in __meta, {best:?} would be spread better"))
+        if of(&voters) > of(&best) {
+            return Some(format!("{voters:?} vote in __meta, {best:?} would be spread better"));
+        }
+        let records = state.nodes.values().filter(|record| voters.contains(&record.meta_replica));
+        let in_one = |counts: Vec<usize>| counts.first().is_some_and(|most| 2 * most >= counts.iter().sum());
+        let three = spread(&eligible, 3);
+        let needless = voters.len() > 3 && in_one(crowding(records.map(NodeRecord::domain))) && !in_one(of(&three));
+        needless.then(|| format!("one failure domain has the majority of {voters:?} in __meta, and none would of {three:?}"))
     }
 
     /// What a machine lacks to what its user wants.

@@ -103,6 +103,8 @@ super::table! {
             "A voter became a learner, in one change with whoever votes in its place.",
         VotersSpread "voters-spread"
             "Somebody else was chosen to vote than the first in line, because of the failure domains.",
+        VotersWaitForZone "voters-wait-for-zone"
+            "Voters stayed as they were: a failure domain would have had the majority until somebody else has caught up.",
         ReplicaSpread "replica-spread"
             "A partition that has all its replicas got another one in a failure domain where it has fewer.",
         LeaderGaveWay "leader-gave-way"
