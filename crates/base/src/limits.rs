@@ -30,6 +30,11 @@ pub const RAFT_INFLIGHT_MAX: usize = 64;
 pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of applied entries that one group keeps in memory for followers that lag a little.
 pub const RAFT_RESIDENT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of committed entries that one flush of the core applies, over all groups. What is left comes with the next one, and
+/// ticks and messages in between: a node that is far behind misses no heartbeat over it. ...
+pub const APPLY_BYTES_MAX: u64 = 32 << 20;
+/// ... Small entries take as long as larger ones, so each counts for this much at least: 4,096 of them are as many bytes.
+pub const APPLY_ENTRY_BYTES_MIN: u64 = 8 << 10;
 /// Requests for votes kept for replicas that are not born or recovered yet, one per group.
 pub const EARLY_VOTES_MAX: usize = 1_024;
 /// Bytes that one read of the log returns.
