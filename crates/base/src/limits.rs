@@ -101,7 +101,7 @@ pub const SESSIONS_MAX: usize = 4_096;
 pub const REQUEST_DEADLINE_DEFAULT: Millis = Millis(30_000);
 /// Longest deadline that a request may name.
 pub const REQUEST_DEADLINE_MAX: Millis = Millis(600_000);
-/// Events handed to the engine before one flush.
+/// Events handed to the engine before one flush. What peers said by the control channel before a tick comes on top.
 pub const EVENTS_PER_FLUSH_MAX: usize = 1_024;
 /// Bytes of one command.
 pub const COMMAND_BYTES_MAX: usize = KV_VALUE_BYTES_MAX + (64 << 10);
