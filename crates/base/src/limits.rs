@@ -26,6 +26,12 @@ pub const STEP_DOWN_HOLD: Millis = Millis(5_000);
 pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages under way to one replica.
 pub const RAFT_INFLIGHT_MAX: usize = 64;
+/// ... and to one that is a learner of a partition: it is being made, and gets the partition's log from the first entry on.
+/// With [`RAFT_MESSAGE_BYTES_MAX`] in each and [`REPLICAS_BUILDING_MAX`] of them, 256 MiB at most are under way to all that
+/// are being made, in the whole cluster, even if all of them are made on one node whose disk is slow; what counts as lost
+/// is sent again. Fewer would leave a learner too far behind a busy partition to become a voter: one message holds what a
+/// turn of the leader's core brought, and is acknowledged some turns later.
+pub const RAFT_LEARNER_INFLIGHT_MAX: usize = 4;
 /// Bytes proposed and not yet committed in one group; above it proposals answer "busy".
 pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of applied entries that one group keeps in memory for followers that lag a little.

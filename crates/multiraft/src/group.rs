@@ -100,6 +100,9 @@ pub(crate) struct Group {
     /// As leader: ticks, and (snapshot, election timeouts since) of each replica that waits for one.
     led_ticks: usize,
     waiting_for_snapshot: BTreeMap<u64, (u64, u32)>,
+    /// As leader: (last acknowledged, answers to heartbeats since) of each learner that acknowledges nothing (see
+    /// [`crate::pace`]).
+    pub(crate) unacknowledged: BTreeMap<u64, (u64, u32)>,
 }
 
 impl Group {
@@ -141,7 +144,9 @@ impl Group {
             answered: BTreeSet::new(),
             led_ticks: 0,
             waiting_for_snapshot: BTreeMap::new(),
+            unacknowledged: BTreeMap::new(),
         };
+        group.pace_learners();
         group.settle();
         group
     }
@@ -374,6 +379,9 @@ impl Group {
 
     /// A message that [`Group::admit`] let in.
     pub(crate) fn step(&mut self, mut message: RaftMessage) {
+        if self.is_fed_enough(&message) {
+            return;
+        }
         let mut added = false;
         if let Some(meta) = &mut message.snapshot {
             let me = ReplicaId(self.replica);
@@ -683,6 +691,7 @@ impl Group {
             self.departed.pop_first();
         }
         self.membership = membership;
+        self.pace_learners();
     }
 
     /// This leader is no voter any more (Raft section 6): it tells everybody what is committed, asks the best voter to

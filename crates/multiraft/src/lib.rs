@@ -32,6 +32,7 @@ mod init;
 mod log;
 mod marks;
 mod membership;
+mod pace;
 mod rest;
 #[cfg(test)]
 mod tests;
