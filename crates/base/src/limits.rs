@@ -26,10 +26,21 @@ pub const STEP_DOWN_HOLD: Millis = Millis(5_000);
 pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages under way to one replica.
 pub const RAFT_INFLIGHT_MAX: usize = 64;
+/// ... and to one that is a learner of a partition: it is being made, and gets the partition's log from the first entry on.
+/// With [`RAFT_MESSAGE_BYTES_MAX`] in each and [`REPLICAS_BUILDING_MAX`] of them, 256 MiB at most are under way to all that
+/// are being made, in the whole cluster, even if all of them are made on one node whose disk is slow; what counts as lost
+/// is sent again. Fewer would leave a learner too far behind a busy partition to become a voter: one message holds what a
+/// turn of the leader's core brought, and is acknowledged some turns later.
+pub const RAFT_LEARNER_INFLIGHT_MAX: usize = 4;
 /// Bytes proposed and not yet committed in one group; above it proposals answer "busy".
 pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of applied entries that one group keeps in memory for followers that lag a little.
 pub const RAFT_RESIDENT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of committed entries that one flush of the core applies, over all groups. What is left comes with the next one, and
+/// ticks and messages in between: a node that is far behind misses no heartbeat over it. ...
+pub const APPLY_BYTES_MAX: u64 = 32 << 20;
+/// ... Small entries take as long as larger ones, so each counts for this much at least: 4,096 of them are as many bytes.
+pub const APPLY_ENTRY_BYTES_MIN: u64 = 8 << 10;
 /// Requests for votes kept for replicas that are not born or recovered yet, one per group.
 pub const EARLY_VOTES_MAX: usize = 1_024;
 /// Bytes that one read of the log returns.
@@ -96,7 +107,7 @@ pub const SESSIONS_MAX: usize = 4_096;
 pub const REQUEST_DEADLINE_DEFAULT: Millis = Millis(30_000);
 /// Longest deadline that a request may name.
 pub const REQUEST_DEADLINE_MAX: Millis = Millis(600_000);
-/// Events handed to the engine before one flush.
+/// Events handed to the engine before one flush. What peers said by the control channel before a tick comes on top.
 pub const EVENTS_PER_FLUSH_MAX: usize = 1_024;
 /// Bytes of one command.
 pub const COMMAND_BYTES_MAX: usize = KV_VALUE_BYTES_MAX + (64 << 10);

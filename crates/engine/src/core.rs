@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base::limits::APPLY_BYTES_MAX;
 use base::simulation::{Mark, mark};
 use base::{ErrorCode, GroupId, NodeId, Now};
 use journal::{Journal, JournalConfig, RecoveredGroup};
@@ -189,6 +190,7 @@ impl NodeCore {
             self.journal.start();
         }
         self.begin_read_round();
+        self.raft.let_apply(APPLY_BYTES_MAX);
         for _ in 0..PASSES_MAX {
             let journal = self.pump_journal();
             let raft = self.pump_raft();
@@ -205,6 +207,12 @@ impl NodeCore {
         self.publish();
         self.collect_sends();
         self.take_effects()
+    }
+
+    /// Whether there is more to apply than one flush takes: the next one is to come at once, with whatever has happened.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.stage != Stage::Stopped && self.raft.is_behind()
     }
 
     fn take_effects(&mut self) -> Vec<Effect> {

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::limits::RAFT_MESSAGE_BYTES_MAX;
+use base::limits::{APPLY_ENTRY_BYTES_MIN, RAFT_MESSAGE_BYTES_MAX};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{GroupId, ReplicaId, hash64};
 use bytes::Bytes;
@@ -100,6 +100,9 @@ pub(crate) struct Group {
     /// As leader: ticks, and (snapshot, election timeouts since) of each replica that waits for one.
     led_ticks: usize,
     waiting_for_snapshot: BTreeMap<u64, (u64, u32)>,
+    /// As leader: (last acknowledged, answers to heartbeats since) of each learner that acknowledges nothing (see
+    /// [`crate::pace`]).
+    pub(crate) unacknowledged: BTreeMap<u64, (u64, u32)>,
 }
 
 impl Group {
@@ -141,7 +144,9 @@ impl Group {
             answered: BTreeSet::new(),
             led_ticks: 0,
             waiting_for_snapshot: BTreeMap::new(),
+            unacknowledged: BTreeMap::new(),
         };
+        group.pace_learners();
         group.settle();
         group
     }
@@ -374,6 +379,9 @@ impl Group {
 
     /// A message that [`Group::admit`] let in.
     pub(crate) fn step(&mut self, mut message: RaftMessage) {
+        if self.is_fed_enough(&message) {
+            return;
+        }
         let mut added = false;
         if let Some(meta) = &mut message.snapshot {
             let me = ReplicaId(self.replica);
@@ -398,11 +406,18 @@ impl Group {
         self.settle();
     }
 
-    /// Everything to be done since the last time, as part of round `round`. Returns whether something is written.
-    pub(crate) fn drain(&mut self, round: u64, electable: bool, out: &mut Output) -> bool {
+    /// Whether more is committed than was handed out.
+    pub(crate) fn has_more(&self) -> bool {
+        self.raw.raft.raft_log.has_next_entries_since(self.surfaced_index)
+    }
+
+    /// Everything to be done since the last time, as part of round `round`, but of what is committed no more than there is
+    /// `room` for. Returns whether something is written.
+    pub(crate) fn drain(&mut self, round: u64, electable: bool, room: &mut u64, out: &mut Output) -> bool {
         self.try_campaign(electable);
         self.release(out);
         let mut write = if self.install.is_none() { self.deferred.take() } else { None };
+        let mut looked = false;
         loop {
             if self.raw.snap().is_some_and(|snapshot| !snapshot.is_empty()) {
                 if !self.outstanding.is_empty() || write.is_some() {
@@ -418,11 +433,14 @@ impl Group {
                     break;
                 }
             }
-            if !self.raw.has_ready() {
+            // Without room one Ready brings everything else all the same, and one entry.
+            let full = looked && *room == 0 && self.has_more();
+            if full || !self.raw.has_ready() {
                 break;
             }
-            self.one_ready(&mut write, out);
+            self.one_ready(&mut write, room, out);
             self.settle();
+            looked = true;
         }
         for (token, low, high, bytes_max) in self.raw.mut_store().take_reads() {
             out.reads.push(LogRead { group: self.id, token, low, high, bytes_max });
@@ -446,7 +464,10 @@ impl Group {
     /// What the crate asks for. A commit index goes to disk with whatever else is written, except that of a change of
     /// members, which is written at once: a replica that forgot in a crash who decides would ask those who decided
     /// before, and of them one may be gone for good.
-    fn one_ready(&mut self, write: &mut Option<Write>, out: &mut Output) {
+    fn one_ready(&mut self, write: &mut Option<Write>, room: &mut u64, out: &mut Output) {
+        // So few bytes that they hold no more than there is room for, were they all of the smallest entries.
+        let most = *room / APPLY_ENTRY_BYTES_MIN * convert::ENTRY_OVERHEAD_BYTES as u64;
+        self.raw.raft.set_max_committed_size_per_ready(most.max(1));
         let mut ready = self.raw.ready();
         let number = ready.number();
         // Only one of them is ever not empty: a leader's, or what others promise.
@@ -457,6 +478,8 @@ impl Group {
             messages.extend(persisted);
         }
         let committed = ready.take_committed_entries();
+        let applied = committed.iter().map(|entry| (convert::entry_bytes(entry) as u64).max(APPLY_ENTRY_BYTES_MIN));
+        *room = room.saturating_sub(applied.sum());
         for read in ready.take_read_states() {
             let context = Bytes::from(read.request_ctx);
             if self.reads.remove(&context) {
@@ -673,6 +696,7 @@ impl Group {
             self.departed.pop_first();
         }
         self.membership = membership;
+        self.pace_learners();
     }
 
     /// This leader is no voter any more (Raft section 6): it tells everybody what is committed, asks the best voter to

@@ -32,6 +32,7 @@ mod init;
 mod log;
 mod marks;
 mod membership;
+mod pace;
 mod rest;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,10 @@ pub struct MultiRaft {
     groups: BTreeMap<GroupId, Box<Group>>,
     /// Touched since the last flush.
     dirty: BTreeSet<GroupId>,
+    /// More is committed there than was handed out.
+    behind: BTreeSet<GroupId>,
+    /// Bytes of committed entries that may still be handed out.
+    room: u64,
     /// Rounds under way, with the groups that they write for.
     rounds: VecDeque<(u64, Vec<GroupId>)>,
     clock: TickClock,
@@ -76,6 +81,8 @@ impl MultiRaft {
             config,
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            behind: BTreeSet::new(),
+            room: u64::MAX,
             rounds: VecDeque::new(),
             clock: TickClock::default(),
             electable: true,
@@ -106,6 +113,7 @@ impl MultiRaft {
     pub fn remove(&mut self, group: GroupId) {
         self.groups.remove(&group);
         self.dirty.remove(&group);
+        self.behind.remove(&group);
     }
 
     /// Lets time pass for all groups, by whole ticks of real time; after a gap beyond an election timeout (the process
@@ -333,9 +341,26 @@ impl MultiRaft {
     /// # Panics
     /// If `index` was never handed out as committed.
     pub fn applied(&mut self, group: GroupId, index: u64) {
-        if let Some(replica) = self.touch(group) {
-            replica.applied(index);
+        let Some(replica) = self.groups.get_mut(&group) else { return };
+        replica.applied(index);
+        // What is behind is looked at in the next turn in any case, and would hand out more in this one.
+        if !self.behind.contains(&group) {
+            self.dirty.insert(group);
         }
+    }
+
+    /// Until this is called again, flushes hand out committed entries of so many bytes, each counted with
+    /// [`base::limits::APPLY_ENTRY_BYTES_MIN`] at least, and where that is used up one entry for each group that they look
+    /// at. There is no bound before the first call.
+    pub fn let_apply(&mut self, bytes: u64) {
+        self.room = bytes;
+        self.dirty.append(&mut self.behind);
+    }
+
+    /// Whether more is committed than was handed out: [`MultiRaft::let_apply`] lets it come.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.behind.is_empty()
     }
 
     /// Answers a [`LogRead`]: entries from `low` on, as many as there are within the bounds, at least one. `None`: the
@@ -402,8 +427,13 @@ impl MultiRaft {
         out.sends.reserve(2 * dirty.len());
         for id in dirty {
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            if group.drain(round, self.electable, &mut out) {
+            if group.drain(round, self.electable, &mut self.room, &mut out) {
                 groups.push(id);
+            }
+            if group.has_more() {
+                self.behind.insert(id);
+            } else {
+                self.behind.remove(&id);
             }
         }
         if !groups.is_empty() {

@@ -15,6 +15,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base::limits::DATA_DIR_RESERVE_BYTES;
 use base::{ClusterId, ClusterVersion, Incarnation, NodeId, RecoveryId, VersionRange};
@@ -24,6 +25,9 @@ use tokio::task::JoinHandle;
 use wire::JoinAccepted;
 
 use crate::error::NodeError;
+
+/// After a try to write the record that failed.
+const RECORD_RETRY: Duration = Duration::from_secs(1);
 
 /// What a node remembers of its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -123,18 +127,35 @@ impl Keeper {
     }
 
     /// The cluster is at `active`. The journal knows it too; the record says it before the journal is touched. It is
-    /// written beside the core, whose heartbeats must not wait for a disk: durable when the task ends that is given back.
+    /// written beside the core, whose heartbeats must not wait for a disk, and tried again until it is: durable when the
+    /// task ends that is given back.
     pub fn at_version(&mut self, active: ClusterVersion) -> Option<JoinHandle<()>> {
         if active <= self.version {
             return None;
         }
         self.version = active;
         let (data, record) = (self.data.clone(), self.record.clone());
-        Some(tokio::task::spawn_blocking(move || {
-            match save(&data, &record, |record| record.cluster_version = record.cluster_version.max(active)) {
-                Ok(()) => tracing::info!(version = %active, "the cluster works at this cluster version"),
-                Err(error) => tracing::warn!(%error, version = %active, "the record does not name the cluster version"),
+        Some(tokio::spawn(async move {
+            let mut told = false;
+            loop {
+                let (data, record) = (data.clone(), record.clone());
+                let change =
+                    move |record: &mut ClusterRecord| record.cluster_version = record.cluster_version.max(active);
+                let written = tokio::task::spawn_blocking(move || save(&data, &record, change));
+                match written.await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(error)) => {
+                        if !told {
+                            tracing::warn!(%error, version = %active, "the record does not name the cluster version yet");
+                        }
+                        told = true;
+                    }
+                    // Only a runtime that ends does not carry it out.
+                    Err(_) => return,
+                }
+                tokio::time::sleep(RECORD_RETRY).await;
             }
+            tracing::info!(version = %active, "the cluster works at this cluster version");
         }))
     }
 }
@@ -419,6 +440,27 @@ mod tests {
         std::fs::write(dir.path().join("cluster"), body).expect("writes");
         let error = data.load().expect_err("another format").to_string();
         assert!(error.contains("in format 9") && error.contains("upgrade muster"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_record_names_the_cluster_version_as_soon_as_it_can_be_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = Arc::new(DataDir::open(dir.path()).expect("opens"));
+        let (path, temporary) = (dir.path().join("cluster"), dir.path().join("cluster.tmp"));
+        // In its place is something that is not replaced.
+        std::fs::create_dir(&path).expect("made");
+        let mut keeper = Keeper::new(data.clone(), record());
+        let written = keeper.at_version(ClusterVersion(3)).expect("it is newer");
+        let patience = std::time::Instant::now() + Duration::from_secs(20);
+        while !temporary.exists() {
+            assert!(std::time::Instant::now() < patience, "nothing is tried");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // It is held until the first try has failed.
+        drop(keeper.record.lock());
+        std::fs::remove_dir(&path).expect("removed");
+        tokio::time::timeout(Duration::from_secs(20), written).await.expect("in time").expect("it does not panic");
+        assert_eq!(data.load().expect("readable").map(|kept| kept.cluster_version), Some(ClusterVersion(3)));
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Driver {
                 Some(asked) = self.sources.requests.recv() => self.take_request(asked),
                 Some(event) = self.beside.next() => self.core.handle(Clock.now(), event),
                 Some(incoming) = self.sources.bulk.recv() => self.take_incoming(incoming),
+                () = std::future::ready(()), if self.core.has_more() => {}
                 () = self.sinks.views.looked_at() => {}
             }
             let began = Instant::now();
@@ -145,6 +146,7 @@ impl Driver {
             if due {
                 ticked = Instant::now();
                 self.count_waiting();
+                taken += self.take_waiting_control();
                 self.core.handle(Clock.now(), Event::Tick);
             }
             let taking = began.elapsed();
@@ -205,6 +207,17 @@ impl Driver {
             return false;
         }
         true
+    }
+
+    /// What peers have said by now is heard before the clock goes on, however much of something else came first: a heartbeat
+    /// that waits here would count as missed, and its leader as lost.
+    fn take_waiting_control(&mut self) -> usize {
+        let waiting = self.sources.control.len();
+        for taken in 0..waiting {
+            let Some(incoming) = self.sources.control.try_recv() else { return taken };
+            self.take_incoming(incoming);
+        }
+        waiting
     }
 
     fn take_incoming(&mut self, incoming: Incoming) {

@@ -50,7 +50,7 @@ impl World {
             core.handle(clocks, event);
         }
         let effects = core.flush(clocks);
-        let more = !it.inbox.is_empty();
+        let more = !it.inbox.is_empty() || core.has_more();
         let reached = self.count_marks();
         if !reached.is_empty() {
             self.nodes[node].last_install_failed &= !reached.contains_key(&Mark::CheckpointInstalled);

@@ -3,15 +3,17 @@
 
 mod common;
 
+use base::limits::{HEARTBEAT_INTERVAL, TICK};
 use base::simulation::{Plant, with_plant};
-use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, RequestId, TopicId, Wall};
+use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, ReplicaId, RequestId, TopicId, Wall};
+use bytes::Bytes;
 use common::{LoneNode, config};
 use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
-use engine::{CoreConfig, Event, Formation, Reply};
+use engine::{CoreConfig, Event, Formation, Reply, Work};
 use journal::DiskError;
-use metadata::{Command, CommandResult, token_hash};
+use metadata::{Command, CommandResult, KeyLife, Metadata, token_hash};
 use sim::disk::VirtualDisk;
-use wire::{Capabilities, CheckpointPull, Member, NodeAddress, PeerMessage};
+use wire::{Capabilities, Channel, CheckpointPull, Member, NodeAddress, PeerMessage, RaftMessage, RaftMessageKind};
 
 /// One that is ready.
 fn founder() -> LoneNode {
@@ -35,6 +37,24 @@ fn of_founder(formation: Formation, incarnation: u64) -> CoreConfig {
 
 fn create_vm(name: &str, memory_mib: u64) -> Command {
     Command::CreateVm { name: name.into(), spec: VmSpec { cpus: 1, memory_mib, image: "minimal".into(), node: None } }
+}
+
+const SECOND: NodeId = NodeId(2);
+
+/// A second node is admitted, which does nothing by itself: its replica of `__meta`.
+fn admit_second(founder: &mut LoneNode) -> ReplicaId {
+    let secret = [9; 32];
+    founder.command(1, Command::CreateToken { secret_hash: token_hash(&secret), expires: Wall(1_000_000), uses: 1 });
+    let address = NodeAddress { endpoint: EndpointId([2; 32]), ..NodeAddress::default() };
+    let member = Member { name: "second".into(), address, ..Member::default() };
+    founder.command(2, Command::AdmitNode { token_id: 1, secret, member });
+    let admitted = founder.replies.iter().find_map(|(_, outcome)| match outcome {
+        Ok(Reply::Command { result: CommandResult::NodeAdmitted { node: SECOND, meta_replica }, .. }) => {
+            Some(*meta_replica)
+        }
+        _ => None,
+    });
+    admitted.unwrap_or_else(|| panic!("{:?}", founder.replies))
 }
 
 #[test]
@@ -112,6 +132,98 @@ fn a_checkpoint_that_rotted_ends_its_node_and_is_sent_to_nobody() {
     assert_eq!(pulled(&mut founder), None);
     let last_words = founder.last_words();
     assert!(last_words.starts_with("checkpoint-0-1 is damaged at byte"), "{last_words}");
+}
+
+fn put(key: &str) -> Command {
+    Command::PutKey { key: key.into(), value: Bytes::from_static(b"x"), expect: None, life: KeyLife::Lasting }
+}
+
+#[test]
+fn a_checkpoint_is_of_one_moment_though_its_node_goes_on_while_it_is_made() {
+    let config =
+        CoreConfig { checkpoint_entries: 30, checkpoint_part_bytes: 1 << 20, ..of_founder(Formation::Bootstrap, 1) };
+    let mut founder = LoneNode::run(config, VirtualDisk::new(1));
+    founder.pass(1_000);
+    let learner = admit_second(&mut founder);
+    founder.pass(500);
+    let term = |founder: &LoneNode| founder.core.raft_status(GroupId::META).map(|status| status.term);
+    let first_term = term(&founder).expect("it runs");
+
+    // It begins, and does not end. Meanwhile there is more, also of another term.
+    founder.work_stuck = true;
+    for id in 100.. {
+        founder.command(id, put(&format!("before{id}")));
+        match founder.works[..] {
+            [] => assert!(id < 200, "no checkpoint is made"),
+            _ => break,
+        }
+    }
+    let [Work::Encode { index, .. }] = founder.works[..] else { panic!("{:?}", founder.works) };
+    founder.command(201, put("after201"));
+    founder.now.mono = founder.now.mono.plus(Millis(10_000));
+    founder.pass(5_000);
+    founder.command(202, put("after202"));
+    assert!(term(&founder) > Some(first_term) && founder.core.metadata().applied > index + 2);
+    founder.work_stuck = false;
+    founder.settle();
+
+    // The learner says that it has nothing, and is offered the checkpoint.
+    let to_learner = |sent: &PeerMessage| match sent {
+        PeerMessage::Raft { message, .. } if message.to == learner => Some(message.clone()),
+        _ => None,
+    };
+    let append = founder.sent.iter().rev().filter_map(to_learner).find(|it| it.kind == RaftMessageKind::Append);
+    let RaftMessage { term, index: rejected, .. } = append.expect("it was told of the new leader");
+    let answer = RaftMessage::new(RaftMessageKind::AppendResponse, learner, ReplicaId(1), term);
+    let message = RaftMessage { reject: true, index: rejected, ..answer };
+    founder.sent.clear();
+    let messages = vec![PeerMessage::Raft { group: GroupId::META, message }];
+    founder.tell(Event::Peer { from: SECOND, messages });
+    let offered = founder.sent.iter().filter_map(to_learner).find_map(|it| it.snapshot).expect("it is offered");
+    assert_eq!((offered.index, offered.term, offered.membership.learners), (index, first_term, vec![learner]));
+    let pull = CheckpointPull { group: GroupId::META, index, offset: 0 };
+    founder.tell(Event::Peer { from: SECOND, messages: vec![PeerMessage::CheckpointPull(pull)] });
+    let chunk = founder.sent.iter().find_map(|sent| match sent {
+        PeerMessage::CheckpointChunk(chunk) => Some(chunk),
+        _ => None,
+    });
+    let state = Metadata::decode(&chunk.expect("it is sent").data).expect("all of it");
+    let keys = |prefix| state.kv.range(prefix, None).count();
+    assert_eq!((state.applied, keys("after")), (index, 0));
+    assert_eq!(keys("before"), founder.core.metadata().kv.range("before", None).count());
+}
+
+#[test]
+fn heartbeats_of_all_groups_to_one_node_leave_together() {
+    let mut founder = founder();
+    admit_second(&mut founder);
+    let topic_id = TopicId([3; 16]);
+    let (name, replication_factor, config) = ("many".to_owned(), None, Vec::new());
+    founder.command(3, Command::CreateTopic { name, topic_id, partitions: 200, replication_factor, config });
+    // The other node is there, and gets replicas. It acknowledges nothing.
+    let tick = |founder: &mut LoneNode| {
+        founder.tell(Event::Peer { from: SECOND, messages: Vec::new() });
+        founder.pass(TICK.0);
+    };
+    (0..100).for_each(|_| tick(&mut founder));
+    founder.sends.clear();
+    let intervals = 20;
+    (0..intervals * HEARTBEAT_INTERVAL.0 / TICK.0).for_each(|_| tick(&mut founder));
+
+    let heartbeats = |messages: &[PeerMessage]| {
+        let beats = |sent: &&PeerMessage| match sent {
+            PeerMessage::Raft { message, .. } => message.kind == RaftMessageKind::Heartbeat,
+            _ => false,
+        };
+        messages.iter().filter(beats).count() as u64
+    };
+    let control = founder.sends.iter().filter(|(to, channel, _)| (*to, *channel) == (SECOND, Channel::Control));
+    let each: Vec<u64> = control.map(|(_, _, messages)| heartbeats(messages)).collect();
+    let (sends, beats) = (each.len() as u64, each.iter().sum::<u64>());
+    assert!(beats > intervals * 50, "{beats} heartbeats: hardly any group has a replica there");
+    // Groups begin at one of the ticks of an interval, and each tick is a flush: so many sends, and no more.
+    assert!(sends <= intervals * HEARTBEAT_INTERVAL.0 / TICK.0, "{sends} sends for {beats} heartbeats");
+    assert!(each.iter().any(|together| *together >= 50), "{each:?}");
 }
 
 /// By how many entries all logs grow in a minute in which nobody asks for anything, while a VM waits for a node that

@@ -5,6 +5,7 @@ mod common;
 
 use std::ops::Range;
 
+use base::limits::{APPLY_BYTES_MAX, APPLY_ENTRY_BYTES_MIN};
 use base::simulation::{Plant, with_plant};
 use base::{
     ClusterId, ClusterVersion, ErrorCode, GroupId, Incarnation, Millis, NodeId, ReplicaId, RequestId, VersionRange,
@@ -306,6 +307,37 @@ fn a_node_that_is_refused_as_outdated_stops_and_says_what_to_do() {
     let expected =
         "node 1 refuses this node: the cluster is at cluster version 2, this node can 1: upgrade muster on this node";
     assert!(joiner.last_words().starts_with(expected), "{:?}", joiner.stopped);
+}
+
+#[test]
+fn a_node_far_behind_applies_no_more_in_one_flush_than_the_bound_and_answers_heartbeats_in_between() {
+    let most = APPLY_BYTES_MAX / APPLY_ENTRY_BYTES_MIN;
+    let last = 100 + 3 * most;
+    let mut joiner = installed();
+    joiner.disk_stuck = true;
+    joiner.append(1, 100, (101..=last).map(command).collect());
+    joiner.disk_stuck = false;
+    let message = RaftMessage { commit: 100, ..message(RaftMessageKind::Heartbeat, 1) };
+    let answers = |sent: &PeerMessage| match sent {
+        PeerMessage::Raft { message, .. } => message.kind == RaftMessageKind::HeartbeatResponse,
+        _ => false,
+    };
+    let mut largest = 0;
+    loop {
+        joiner.sent.clear();
+        let messages = vec![PeerMessage::Raft { group: GroupId::META, message: message.clone() }];
+        joiner.core.handle(joiner.now, Event::Peer { from: LEADER.0, messages });
+        let before = joiner.core.metadata().applied;
+        let more = joiner.turn();
+        assert!(joiner.sent.iter().any(answers), "{:?}", joiner.sent);
+        largest = largest.max(joiner.core.metadata().applied - before);
+        if !more {
+            break;
+        }
+    }
+    assert_eq!((joiner.core.metadata().applied, joiner.stopped.as_deref()), (last, None));
+    // One more for each further look at the group in the same flush.
+    assert!((most / 2..most + 10).contains(&largest), "{largest} entries in one flush");
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub struct Cluster {
     /// (from, to) pairs that lose everything.
     pub cut: BTreeSet<(u64, u64)>,
     pub faults: Faults,
+    /// Bytes of committed entries that a replica is given in one step; `None`: all that there is.
+    pub room: Option<u64>,
     pub checker: Checker,
     pub trace: u64,
     pub tracing: bool,
@@ -87,6 +89,7 @@ impl Cluster {
             sent: 0,
             cut: BTreeSet::new(),
             faults: Faults { loss_per_million: 0, double_per_million: 0, delay_ms: 2 },
+            room: None,
             checker: Checker::default(),
             trace: 0,
             tracing: false,
@@ -376,6 +379,9 @@ impl Cluster {
 
     /// Flushes and carries out, until there is nothing to do.
     pub fn drive(&mut self, id: u64) -> Result<(), String> {
+        if let Some(room) = self.room {
+            self.raft(id).let_apply(room);
+        }
         loop {
             let node = self.node(id);
             node.round += 1;

@@ -6,6 +6,7 @@ mod cost;
 mod disk;
 mod fuzz;
 mod order;
+mod pace;
 mod random;
 mod rest;
 mod rules;

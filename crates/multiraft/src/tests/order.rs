@@ -1,11 +1,83 @@
-//! What is handed out to be applied, and what a replica waits for before it takes part.
+//! What is handed out to be applied and to be sent, step by step, and what a replica waits for before it takes part.
 
-use wire::{EntryKind, MembershipOp};
+use base::ReplicaId;
+use bytes::Bytes;
+use wire::{Entry, EntryKind, MembershipOp, RaftMessage, RaftMessageKind};
 
-use super::GROUP;
 use super::cluster::{Cluster, step};
 use super::rules::led;
-use crate::Role;
+use super::{ELECTION_TICKS, GROUP};
+use crate::{MultiRaft, MultiRaftConfig, Output, Role};
+
+/// Replica 1 of three, newly born: its log ends at index 1, of term 1.
+fn first_of_three(campaign: bool) -> MultiRaft {
+    let mut raft = MultiRaft::new(MultiRaftConfig { seed: 1, heartbeat_ticks: 3, election_ticks: ELECTION_TICKS });
+    raft.create(Cluster::new(1, &[1, 2, 3], &[]).nodes[&1].disk.durable.init(1, campaign));
+    raft
+}
+
+/// A message from replica 2, in term 2.
+fn from_second(kind: RaftMessageKind) -> RaftMessage {
+    RaftMessage::new(kind, ReplicaId(2), ReplicaId(1), 2)
+}
+
+/// What leaves with one flush: kind, to whom, and the index that it speaks of.
+fn sent(output: &Output) -> Vec<(RaftMessageKind, u64, u64)> {
+    let mut sent: Vec<_> = output.sends.iter().map(|it| (it.message.kind, it.message.to.0, it.message.index)).collect();
+    sent.sort_unstable();
+    sent
+}
+
+#[test]
+fn all_that_a_follower_owes_leaves_with_the_write_that_it_waits_for() {
+    use RaftMessageKind::{Append, AppendResponse, Heartbeat, HeartbeatResponse, Vote, VoteResponse};
+    let mut raft = first_of_three(false);
+    raft.step(GROUP, RaftMessage { log_term: 1, index: 1, ..from_second(Vote) }).unwrap();
+    assert_eq!(sent(&raft.flush(1)), [], "the vote is on no disk");
+    raft.persisted(1);
+    assert_eq!(sent(&raft.flush(2)), [(VoteResponse, 2, 0)]);
+
+    // Its candidate leads, and sends more than one thing before the disk has any of it.
+    for (index, log_term) in [(1, 1), (2, 2)] {
+        let entry = Entry { index: index + 1, term: 2, kind: EntryKind::Batch, data: Bytes::from_static(b"x") };
+        let append = RaftMessage { log_term, index, entries: vec![entry], commit: 1, ..from_second(Append) };
+        raft.step(GROUP, append).unwrap();
+    }
+    raft.step(GROUP, RaftMessage { commit: 1, ..from_second(Heartbeat) }).unwrap();
+    let output = raft.flush(3);
+    assert_eq!(sent(&output), [(HeartbeatResponse, 2, 0)], "an answer to a heartbeat waits for no entries");
+    assert_eq!((output.round, output.appends.len()), (3, 1));
+    raft.persisted(3);
+    assert_eq!(sent(&raft.flush(4)), [(AppendResponse, 2, 2), (AppendResponse, 2, 3)]);
+    assert_eq!((raft.is_dirty(), sent(&raft.flush(5))), (false, vec![]), "once");
+}
+
+/// Driven the other way, the crate would hand out the last of these as a "light Ready", after the write.
+#[test]
+fn all_that_a_leader_has_to_say_leaves_what_follows_from_its_own_write_too() {
+    use RaftMessageKind::{Append, AppendResponse, PreVote, PreVoteResponse, Vote, VoteResponse};
+    let mut raft = first_of_three(true);
+    assert_eq!(sent(&raft.flush(1)), [(PreVote, 2, 1), (PreVote, 3, 1)]);
+    raft.step(GROUP, from_second(PreVoteResponse)).unwrap();
+    assert_eq!(sent(&raft.flush(2)), [], "its term is on no disk");
+    raft.persisted(2);
+    assert_eq!(sent(&raft.flush(3)), [(Vote, 2, 1), (Vote, 3, 1)]);
+    raft.step(GROUP, from_second(VoteResponse)).unwrap();
+    let output = raft.flush(4);
+    assert_eq!(sent(&output), [(Append, 2, 1), (Append, 3, 1)], "beside its own write");
+    assert_eq!((output.round, output.committed.len()), (4, 0));
+
+    // One follower has the entry before the leader's own disk does, whose word then makes the majority. The other one does
+    // not answer, and is sent no more before it does.
+    raft.step(GROUP, RaftMessage { index: 2, ..from_second(AppendResponse) }).unwrap();
+    let commits = |output: &Output| output.sends.iter().map(|it| it.message.commit).collect::<Vec<_>>();
+    let output = raft.flush(5);
+    assert_eq!((sent(&output), commits(&output), output.committed.len()), (vec![(Append, 2, 2)], vec![1], 0));
+    raft.persisted(4);
+    let output = raft.flush(6);
+    let committed: Vec<u64> = output.committed.iter().flat_map(|it| &it.entries).map(|entry| entry.index).collect();
+    assert_eq!((sent(&output), commits(&output), committed), (vec![(Append, 2, 2)], vec![2], vec![2]));
+}
 
 #[test]
 fn membership_entries_are_handed_out_in_their_place_among_the_others() {

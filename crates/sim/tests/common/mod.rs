@@ -1,13 +1,13 @@
 //! One node's core on a disk that does everything at once. Whoever else there is, the test plays.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use base::{ClusterId, GroupId, Incarnation, Millis, Now, RequestId, limits};
+use base::{ClusterId, GroupId, Incarnation, Millis, NodeId, Now, RequestId, limits};
 use compute::VmAction;
-use engine::{CoreConfig, Effect, Event, Formation, NodeCore, Reply, Request, RequestError, Target};
+use engine::{CoreConfig, Effect, Event, Formation, NodeCore, Reply, Request, RequestError, Target, Work};
 use journal::{DiskError, OpId};
 use metadata::Command;
 use sim::disk::VirtualDisk;
-use wire::{Member, PeerMessage};
+use wire::{Channel, Member, PeerMessage};
 
 pub const CLUSTER: ClusterId = ClusterId([7; 16]);
 
@@ -42,6 +42,8 @@ pub struct LoneNode {
     pub warnings: Vec<String>,
     /// What it said to others, in order.
     pub sent: Vec<PeerMessage>,
+    /// The same as it was handed to the transport: to whom, by which channel.
+    pub sends: Vec<(NodeId, Channel, Vec<PeerMessage>)>,
     /// What it answered, in order.
     pub replies: Vec<(RequestId, Result<Reply, RequestError>)>,
     /// What it asked of its hypervisor, in order.
@@ -50,6 +52,10 @@ pub struct LoneNode {
     pub disk_stuck: bool,
     /// While it is, whatever the disk was asked for ends with this error.
     pub disk_error: Option<DiskError>,
+    /// While it is, what was to be worked beside the core does not end.
+    pub work_stuck: bool,
+    /// What is worked beside it.
+    pub works: Vec<Work>,
     under_way: Vec<OpId>,
 }
 
@@ -64,10 +70,13 @@ impl LoneNode {
             stopped: None,
             warnings: Vec::new(),
             sent: Vec::new(),
+            sends: Vec::new(),
             replies: Vec::new(),
             actions: Vec::new(),
             disk_stuck: false,
             disk_error: None,
+            work_stuck: false,
+            works: Vec::new(),
             under_way: Vec::new(),
         }
     }
@@ -86,34 +95,39 @@ impl LoneNode {
 
     /// Flushes, and carries out what is asked for, until nothing more is.
     pub fn settle(&mut self) {
-        loop {
-            let mut works = Vec::new();
-            for effect in self.core.flush(self.now) {
-                match effect {
-                    Effect::Disk(op) => {
-                        self.under_way.push(op.id);
-                        self.disk.submit(op, 0).expect("independent operations");
-                    }
-                    Effect::Work(work) => works.push(work),
-                    Effect::Send { messages, .. } => self.sent.extend(messages),
-                    Effect::Reply { id, outcome } => self.replies.push((id, outcome)),
-                    Effect::Vm(action) => self.actions.push(action),
-                    Effect::Warning(what) => self.warnings.push(what),
-                    Effect::Fatal(reason) | Effect::Departed { reason, .. } => self.stopped = Some(reason),
-                    _ => {}
+        while self.turn() {}
+    }
+
+    /// Flushes once, and carries out what is asked for. Whether there is more to do.
+    pub fn turn(&mut self) -> bool {
+        for effect in self.core.flush(self.now) {
+            match effect {
+                Effect::Disk(op) => {
+                    self.under_way.push(op.id);
+                    self.disk.submit(op, 0).expect("independent operations");
                 }
-            }
-            let ended = if self.disk_stuck { Vec::new() } else { std::mem::take(&mut self.under_way) };
-            if works.is_empty() && ended.is_empty() {
-                return;
-            }
-            works.into_iter().for_each(|work| self.core.handle(self.now, Event::Worked(work.carry_out())));
-            for op in ended {
-                let result = self.disk.complete(op).expect("under way");
-                let result = self.disk_error.clone().map_or(result, Err);
-                self.core.handle(self.now, Event::Disk { op, result });
+                Effect::Work(work) => self.works.push(work),
+                Effect::Send { to, channel, messages } => {
+                    self.sent.extend(messages.iter().cloned());
+                    self.sends.push((to, channel, messages));
+                }
+                Effect::Reply { id, outcome } => self.replies.push((id, outcome)),
+                Effect::Vm(action) => self.actions.push(action),
+                Effect::Warning(what) => self.warnings.push(what),
+                Effect::Fatal(reason) | Effect::Departed { reason, .. } => self.stopped = Some(reason),
+                _ => {}
             }
         }
+        let works = if self.work_stuck { Vec::new() } else { std::mem::take(&mut self.works) };
+        let ended = if self.disk_stuck { Vec::new() } else { std::mem::take(&mut self.under_way) };
+        let more = !works.is_empty() || !ended.is_empty() || self.core.has_more();
+        works.into_iter().for_each(|work| self.core.handle(self.now, Event::Worked(work.carry_out())));
+        for op in ended {
+            let result = self.disk.complete(op).expect("under way");
+            let result = self.disk_error.clone().map_or(result, Err);
+            self.core.handle(self.now, Event::Disk { op, result });
+        }
+        more
     }
 
     /// Something happens.
