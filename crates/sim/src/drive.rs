@@ -219,6 +219,7 @@ impl World {
             self.check("replicas have one owner", verdict);
         }
         self.check_version(entry.index, before.as_ref());
+        self.judge_replacements(entry.index, before.as_ref());
         self.took_note(entry.index, before.as_ref());
         if let Some(command) = self.checks.commands.command(entry.index) {
             let verdict = self.checks.leases.committed(command, self.queue.now);

@@ -411,6 +411,8 @@ impl World {
         // A retired node has no state; the others have all come to the same.
         let alive = self.nodes.iter().find_map(|it| it.core.as_ref());
         if let Some(state) = alive.map(|core| core.metadata().clone()) {
+            let verdict = self.checks.replacements.finish(&state);
+            self.check("successors take over", verdict);
             match self.checks.names.finish(&state, self.queue.now) {
                 Ok(Judged { names, operations, undecided }) => {
                     (self.stats.names, self.stats.names_operations) = (names, operations);

@@ -171,21 +171,29 @@ impl SimConfig {
             // Somebody must be gone for good while somebody else is to go.
             Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
             Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
+            // Somebody must come for whoever goes.
+            Mistake::Code(Plant::SuccessorsIgnored) => some(&[Fault::Replace]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }
             Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
             // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
-            // checkpoints do not come through, nobody takes one; and a busy machine takes much in at once, with few moments
-            // in between.
+            // checkpoints do not come through, nobody takes one; a busy machine takes much in at once, with few moments in
+            // between; and one machine more is one more that has what others lose.
             _ => {
-                let harms = |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage | Fault::Busy);
+                let harms =
+                    |fault: &Fault| matches!(fault, Fault::Upgrade | Fault::Damage | Fault::Busy | Fault::Replace);
                 FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
             }
         };
         // With others beside it, a leader's disk alone promises nothing that outlives the leader.
         let alone = matches!(mistake, Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable));
-        let nodes = if alone { 1 } else { 3 };
+        let nodes = match mistake {
+            // There must be a choice.
+            Mistake::Code(Plant::SuccessorsIgnored) => 5,
+            _ if alone => 1,
+            _ => 3,
+        };
         let seconds = match mistake {
             // A leader must stand still for so long that it steps down, while its disk is stuck for even longer.
             Mistake::Code(Plant::CampaignBeforeLogDurable) => 60,

@@ -105,6 +105,8 @@ super::table! {
             "Somebody else was chosen to vote than the first in line, because of the failure domains.",
         ReplicaSpread "replica-spread"
             "A partition that has all its replicas got another one in a failure domain where it has fewer.",
+        ReplicaForSuccessor "replica-for-successor"
+            "A replica was to be made on the node that takes its former node's place.",
         LeaderGaveWay "leader-gave-way"
             "A leader that is not to vote any more handed its leadership to one that is.",
         LeaderHadNoSuccessor "leader-had-no-successor"

@@ -16,6 +16,7 @@ mod machines;
 mod members;
 mod names;
 mod partition;
+mod replacements;
 mod state;
 
 pub use commands::Commands;
@@ -29,6 +30,7 @@ pub use machines::Machines;
 pub use members::Members;
 pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};
 pub use partition::{Ack, Partitions};
+pub use replacements::Replacements;
 pub use state::{AckedCommand, States};
 
 /// All checkers of one run.
@@ -37,6 +39,7 @@ pub struct Checks {
     pub elections: Elections,
     pub logs: Logs,
     pub members: Members,
+    pub replacements: Replacements,
     pub commands: Commands,
     pub partitions: Partitions,
     pub states: States,
