@@ -91,7 +91,10 @@ fn next_step(status: &GroupStatus, goal: &Goal) -> Option<Step> {
     let demoted = voters.iter().filter(|replica| !chosen.contains(replica)).map(|r| (MembershipOp::AddLearner, *r));
     if chosen.contains(&status.replica) {
         // All at once, so that the group never rests at an even number of voters on its way to an odd one, nor at fewer.
-        let steps: Vec<_> = promoted.chain(demoted).collect();
+        let mut steps: Vec<_> = promoted.chain(demoted).collect();
+        if planted(Plant::VotersDroppedFirst) && steps.iter().any(|(op, _)| *op == MembershipOp::AddLearner) {
+            steps.retain(|(op, _)| *op == MembershipOp::AddLearner);
+        }
         return (!steps.is_empty()).then(|| change(steps));
     }
     let successor = |p: &&ReplicaProgress| voters.contains(&p.replica) && chosen.contains(&p.replica) && p.active;

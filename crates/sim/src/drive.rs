@@ -206,6 +206,8 @@ impl World {
 
     /// An entry that nobody applied before.
     fn committed(&mut self, group: GroupId, entry: &Entry) {
+        let verdict = self.checks.members.keeps_tolerance(group, entry, &self.checks.commands);
+        self.check("changes of members cost no fault tolerance", verdict);
         let verdict = self.checks.members.committed(group, entry, self.checks.commands.last());
         self.check("majorities overlap", verdict);
         if group != GroupId::META {

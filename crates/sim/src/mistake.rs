@@ -172,7 +172,7 @@ impl SimConfig {
             Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
             Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
             // Somebody must come for whoever goes.
-            Mistake::Code(Plant::SuccessorsIgnored) => some(&[Fault::Replace]),
+            Mistake::Code(Plant::VotersDroppedFirst | Plant::SuccessorsIgnored) => some(&[Fault::Replace]),
             Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
                 some(&[Fault::Crash, Fault::Moment, Fault::Partition])
             }

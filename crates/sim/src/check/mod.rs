@@ -27,7 +27,7 @@ pub use keys::{KeyOp, KeyTold, Leases, Watcher, key_in};
 pub use leaders::Leaders;
 pub use log::{Held, Logs, Seen};
 pub use machines::Machines;
-pub use members::Members;
+pub use members::{Members, meta_voters_wanted};
 pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};
 pub use partition::{Ack, Partitions};
 pub use replacements::Replacements;
