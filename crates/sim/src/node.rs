@@ -199,6 +199,7 @@ impl SimNode {
             boot: self.boot,
             host: self.host,
             generation: self.generation,
+            went_back: self.went_back,
             cluster_incarnation: state.cluster_incarnation,
             recovery: state.recovery,
             ..fresh
