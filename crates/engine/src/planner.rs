@@ -173,13 +173,14 @@ impl NodeCore {
         let holds = |node: &NodeId| partition.replicas.iter().any(|r| r.node == *node);
         let fits = |node: &NodeId| if complete { table.spreads_better_on(partition, *node) } else { !holds(node) };
         let replaced = partition.replicas.iter().filter_map(|r| table.nodes.get(&r.node)?.successor);
-        let successors: Vec<NodeId> = replaced.collect();
+        let successors: Vec<NodeId> = replaced.filter(|_| !planted(Plant::SuccessorsIgnored)).collect();
         let rank = |(node, count): &(&NodeId, &usize)| {
             let crowd = table.replicas_in(partition, table.domain_of(**node));
             (!successors.contains(node), crowd, **count, **node)
         };
         let best = load.iter().filter(|(node, _)| fits(node)).min_by_key(rank).map(|(node, _)| *node);
         mark_if(Mark::ReplicaSpread, || complete && best.is_some());
+        mark_if(Mark::ReplicaForSuccessor, || best.is_some_and(|node| successors.contains(&node)));
         best
     }
 

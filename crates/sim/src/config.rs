@@ -60,6 +60,8 @@ pub enum Fault {
     Leave,
     /// A machine is lost for good; an operator says so, and perhaps another one joins in its place.
     Destroy,
+    /// Another node takes a node's place, in good order or because its machine is lost: one that joins for that, mostly.
+    Replace,
     /// A node is drained for a while.
     Drain,
     /// Nodes begin as older ones and are restarted one after another as newer ones (a rolling upgrade); now and then one
@@ -69,7 +71,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 27] = [
+    pub const ALL: [(Fault, &'static str); 28] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -95,6 +97,7 @@ impl Fault {
         (Fault::Join, "join"),
         (Fault::Leave, "leave"),
         (Fault::Destroy, "destroy"),
+        (Fault::Replace, "replace"),
         (Fault::Drain, "drain"),
         (Fault::Upgrade, "upgrade"),
     ];

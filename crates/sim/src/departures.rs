@@ -1,20 +1,23 @@
-//! How nodes go: an operator's orders to drain, to leave and to remove, asked of some member until they are carried out;
-//! what becomes of the machines; and those that join anew, as other nodes.
+//! How nodes go: an operator's orders to drain, to leave, to remove and to replace, asked of some member until they are
+//! carried out; what becomes of the machines; and those that join anew, as other nodes.
 
 use base::{EndpointId, GroupId, NodeId};
 use engine::{Request, Target};
-use metadata::{Command, NodeLifecycle};
+use metadata::{Command, Metadata, NodeLifecycle};
 use wire::Member;
 
 use crate::config::Fault;
-use crate::node::{Order, Stage};
+use crate::node::{Order, SimNode, Stage};
 use crate::queue::{Ev, NodeIx};
 use crate::requests::{CommandKind, Owner, What};
+use crate::schedule::Successor;
 use crate::time::{Nanos, ms};
 use crate::world::{World, place};
 
 /// Between two looks of an operator.
 const LOOK: Nanos = ms(300);
+/// All have heard of a node for this long before a careful operator has it take another one's place.
+const PROVEN: Nanos = ms(1_000);
 
 impl World {
     /// Whether a node was a member and is none any more, by the last committed word.
@@ -25,7 +28,7 @@ impl World {
 
     /// Members that are there and that nobody wants to go.
     fn settled_members(&self) -> usize {
-        let stays = |it: &&crate::node::SimNode| {
+        let stays = |it: &&SimNode| {
             !it.retired && !it.departed && it.stage == Stage::Formed && !matches!(it.order, Some(Order::Leave { .. }))
         };
         self.nodes.iter().filter(stays).count()
@@ -40,7 +43,7 @@ impl World {
     }
 
     fn lost_lately(&self) -> bool {
-        let lately = |it: &crate::node::SimNode| it.retired && !it.departed && self.queue.now < it.lost_at + ms(1_000);
+        let lately = |it: &SimNode| it.retired && !it.departed && self.queue.now < it.lost_at + ms(1_000);
         self.nodes.iter().any(lately)
     }
 
@@ -59,21 +62,39 @@ impl World {
     }
 
     /// A machine burns down. Only one that every group can spare; whoever goes already is not counted on.
-    pub fn destroy(&mut self, node: NodeIx, noticed: Nanos, back_in: Option<Nanos>) -> bool {
+    pub fn destroy(
+        &mut self,
+        node: NodeIx,
+        noticed: Nanos,
+        (back_in, with): (Option<Nanos>, Option<Successor>),
+    ) -> bool {
         if !self.takes_orders(node, 2) || !self.may_lose(node) {
             return false;
         }
         self.retire(node, "its machine is lost");
-        self.nodes[node].order = Some(Order::Remove { back_in });
+        self.nodes[node].order = Some(Order::Remove { back_in, with });
         self.queue.after(noticed, Ev::Operate { node });
         true
     }
 
+    /// A node is replaced, by one that asks to join now or has joined already. Whether that was possible.
+    pub fn replace(&mut self, node: NodeIx, with: Successor, lost: Option<Nanos>, back_in: Option<Nanos>) -> bool {
+        let begun = match lost {
+            Some(noticed) => self.destroy(node, noticed, (back_in, Some(with))),
+            None => self.order(node, Order::Leave { back_in, with: Some(with) }),
+        };
+        if begun {
+            self.join_late(with.node);
+        }
+        begun
+    }
+
     /// A node stopped for good by itself, and an operator of a cluster in which nodes go notices, sooner or later.
     pub fn give_up(&mut self, node: NodeIx) {
-        if [Fault::Leave, Fault::Destroy, Fault::Drain].into_iter().any(|fault| self.nemesis.has(fault)) {
+        let gone = [Fault::Leave, Fault::Destroy, Fault::Replace, Fault::Drain];
+        if gone.into_iter().any(|fault| self.nemesis.has(fault)) {
             let back_in = self.random.chance(500_000).then(|| ms(self.random.between(10, 2_000)));
-            self.nodes[node].order = Some(Order::Remove { back_in });
+            self.nodes[node].order = Some(Order::Remove { back_in, with: None });
             let noticed = ms(self.random.between(100, 12_000));
             self.queue.after(noticed, Ev::Operate { node });
         }
@@ -89,9 +110,9 @@ impl World {
 
     /// Looks how far an order is, and gives it (again).
     pub fn operate(&mut self, node: NodeIx) {
-        if let (true, Some(Order::Leave { back_in })) = (self.nodes[node].retired, self.nodes[node].order) {
+        if let (true, Some(Order::Leave { back_in, with })) = (self.nodes[node].retired, self.nodes[node].order) {
             // It cannot leave any more.
-            self.nodes[node].order = Some(Order::Remove { back_in });
+            self.nodes[node].order = Some(Order::Remove { back_in, with });
         }
         let Some(order) = self.nodes[node].order else { return };
         let id = self.nodes[node].id();
@@ -111,17 +132,49 @@ impl World {
                 self.nodes[node].order = None;
                 return;
             }
-            (Order::Drain, Some(_)) => Command::DrainNode { node: id, drain: true },
-            (Order::Resume, Some(_)) => Command::DrainNode { node: id, drain: false },
-            (Order::Leave { .. }, Some(_)) => Command::RemoveNode { node: id, dead: false, successor: None },
-            (Order::Remove { .. }, Some(_)) => Command::RemoveNode { node: id, dead: true, successor: None },
+            (Order::Drain, Some(_)) => Some(Command::DrainNode { node: id, drain: true }),
+            (Order::Resume, Some(_)) => Some(Command::DrainNode { node: id, drain: false }),
+            (Order::Leave { with, .. }, Some(_)) => self.removal(id, false, with),
+            (Order::Remove { with, .. }, Some(_)) => self.removal(id, true, with),
         };
-        if let Some(sponsor) = self.some_running() {
+        if let Some(command) = command
+            && let Some(sponsor) = self.some_running()
+        {
             let leader = Target::Leader(GroupId::META);
             let what = What::Command(CommandKind::Other);
             self.ask(Owner::Operator, sponsor, leader, Request::Command(command), what, ms(3_000));
         }
         self.queue.after(LOOK, Ev::Operate { node });
+    }
+
+    /// The command by which a node goes. `None`: not yet, because its successor is no member that answers (where that is gone,
+    /// too, nobody waits for it), or because it leaves, and another one burns.
+    fn removal(&self, node: NodeId, dead: bool, with: Option<Successor>) -> Option<Command> {
+        if !dead && self.lost_lately() {
+            return None;
+        }
+        let goes = |it: &SimNode| matches!(it.order, Some(Order::Leave { .. } | Order::Remove { .. }));
+        let stays = |it: &SimNode| !it.retired && !it.departed && !goes(it);
+        let Some(with) = with.filter(|with| stays(&self.nodes[with.node])) else {
+            return Some(Command::RemoveNode { node, dead, successor: None });
+        };
+        let it = &self.nodes[with.node];
+        // As `node replace` has it.
+        let active = self.checks.commands.last().is_some_and(|state| state.takes_replicas(it.id()));
+        let proven = !with.proven || self.queue.now >= it.unheard_at + PROVEN;
+        (active && it.runs() && proven).then(|| Command::RemoveNode { node, dead, successor: Some(it.id()) })
+    }
+
+    /// A command of `__meta` was committed: what becomes of those that are replaced is judged from the states before and
+    /// after it.
+    pub fn judge_replacements(&mut self, index: u64, before: Option<&Metadata>) {
+        let (commands, nodes, places, now) = (&self.checks.commands, &self.nodes, &self.places, self.queue.now);
+        let (Some(before), Some(after), Some(command)) = (before, commands.last(), commands.command(index)) else {
+            return;
+        };
+        let unheard_at = |node: NodeId| places.get(&node).map_or(now, |place| nodes[*place].unheard_at);
+        let verdict = self.checks.replacements.committed((before, after), command, now, unheard_at);
+        self.check("successors take over", verdict);
     }
 
     /// A core says who the members are: nobody else stays connected.
@@ -160,7 +213,7 @@ impl World {
         let order = it.order.take();
         (it.retired, it.departed) = (true, true);
         self.stats.departed += 1;
-        if let Some(Order::Leave { back_in: Some(later) } | Order::Remove { back_in: Some(later) }) = order
+        if let Some(Order::Leave { back_in: Some(later), .. } | Order::Remove { back_in: Some(later), .. }) = order
             && self.finale.began.is_none()
         {
             self.queue.after(later, Ev::Renew { node });

@@ -214,6 +214,8 @@ impl World {
 
     /// An entry that nobody applied before.
     fn committed(&mut self, group: GroupId, entry: &Entry) {
+        let verdict = self.checks.members.keeps_tolerance(group, entry, &self.checks.commands);
+        self.check("changes of members cost no fault tolerance", verdict);
         let verdict = self.checks.members.committed(group, entry, self.checks.commands.last());
         self.check("majorities overlap", verdict);
         if group != GroupId::META {
@@ -227,6 +229,7 @@ impl World {
             self.check("replicas have one owner", verdict);
         }
         self.check_version(entry.index, before.as_ref());
+        self.judge_replacements(entry.index, before.as_ref());
         self.took_note(entry.index, before.as_ref());
         if let Some(command) = self.checks.commands.command(entry.index) {
             let verdict = self.checks.leases.committed(command, self.queue.now);

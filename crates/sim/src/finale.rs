@@ -380,7 +380,9 @@ impl World {
         let in_one = |counts: Vec<usize>| counts.first().is_some_and(|most| 2 * most >= counts.iter().sum());
         let three = spread(&eligible, 3);
         let needless = voters.len() > 3 && in_one(crowding(records.map(NodeRecord::domain))) && !in_one(of(&three));
-        needless.then(|| format!("one failure domain has the majority of {voters:?} in __meta, and none would of {three:?}"))
+        needless.then(|| {
+            format!("one failure domain has the majority of {voters:?} in __meta, and none would of {three:?}")
+        })
     }
 
     /// What a machine lacks to what its user wants.
@@ -418,6 +420,8 @@ impl World {
         // A retired node has no state; the others have all come to the same.
         let alive = self.nodes.iter().find_map(|it| it.core.as_ref());
         if let Some(state) = alive.map(|core| core.metadata().clone()) {
+            let verdict = self.checks.replacements.finish(&state);
+            self.check("successors take over", verdict);
             match self.checks.names.finish(&state, self.queue.now) {
                 Ok(Judged { names, operations, undecided }) => {
                     (self.stats.names, self.stats.names_operations) = (names, operations);

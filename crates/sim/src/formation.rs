@@ -3,9 +3,10 @@
 
 use base::{GroupId, SplitMix64, hash64};
 use engine::{Reply, Request, Target};
-use metadata::{Command, CommandResult, Metadata, NodeLifecycle, token_hash};
+use metadata::{Command, CommandResult, Metadata, NodeRecord, token_hash};
 use wire::JoinAccepted;
 
+use crate::check::meta_voters_wanted;
 use crate::config::Fault;
 use crate::node::Stage;
 use crate::queue::{Ev, NodeIx};
@@ -147,8 +148,9 @@ impl World {
             node.stage == Stage::Formed
                 && node.core.as_ref().is_some_and(|core| {
                     let status = core.status();
+                    let votes = |record: &NodeRecord| status.meta_voters.contains(&record.member.node);
                     status.ready
-                        && (status.meta_voters.len() == voters_wanted(core.metadata(), &status.meta_voters)
+                        && (status.meta_voters.len() == meta_voters_wanted(core.metadata(), votes)
                             || self.any_retired(&status.meta_learners))
                         && core.metadata().nodes.len() == asked
                 })
@@ -190,20 +192,6 @@ impl World {
             )
         };
         self.nodes.iter().map(one).collect::<Vec<_>>().join(" | ")
-    }
-}
-
-/// How many nodes vote in `__meta`: an odd number, at most five, of those that are well; lost ones count as long as they
-/// vote.
-fn voters_wanted(state: &Metadata, voters: &[base::NodeId]) -> usize {
-    let counts = |record: &&metadata::NodeRecord| match record.lifecycle {
-        NodeLifecycle::Lost => voters.contains(&record.member.node),
-        lifecycle => lifecycle.holds_replicas(),
-    };
-    match state.nodes.values().filter(counts).count() {
-        0..=2 => 1,
-        3 | 4 => 3,
-        _ => 5,
     }
 }
 

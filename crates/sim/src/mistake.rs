@@ -139,62 +139,14 @@ impl SimConfig {
     /// soon. Every fault is allowed where that does no harm.
     #[must_use]
     pub fn with_mistake(mistake: Mistake, seed: u64) -> Self {
-        let some = |faults: &[Fault]| FaultSet(faults.iter().copied().collect());
-        let faults = match mistake {
-            Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
-            // Nothing is lost: that answers do not fit each other is all that shows it.
-            Mistake::Code(Plant::CommandsAnsweredBeforeCommit | Plant::ReadsNotShown) => FaultSet::none(),
-            Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
-            // Stale only while a leader that lost the others does not know it yet.
-            Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
-            // Nothing else may be the reason to step down.
-            Mistake::Code(Plant::PauseUnnoticed) => some(&[Fault::Pause]),
-            // What a disk did not write must be missed.
-            Mistake::Code(Plant::WriteErrorsIgnored) => some(&[Fault::BrokenDisk, Fault::Crash, Fault::PowerLoss]),
-            // A node must go back soon after the version rose.
-            Mistake::Code(Plant::UnappliableSkipped) => some(&[Fault::Upgrade]),
-            // A leader must be alone for long, and nothing else may wake its group.
-            Mistake::Code(Plant::RestWithoutQuorum) => some(&[Fault::Partition]),
-            // Nothing else may keep the others from taking over.
-            Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
-            // What was read back must be old, and what was written must be torn.
-            Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TornFramesAccepted) => {
-                some(&[Fault::Crash, Fault::PowerLoss, Fault::SlowDisk])
-            }
-            Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
-            // A member must be away while another joins, and whoever knows both must stop leading.
-            Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
-            // The answer to a joiner must be lost.
-            Mistake::Code(Plant::AdmittedTwice) => some(&[Fault::Join, Fault::Partition]),
-            Mistake::Code(Plant::SpeculateThoughRefused) => some(&[Fault::Transfer, Fault::Crash]),
-            // A group must have grown, and its first node must be gone for good with the same power loss that makes the
-            // others forget, before anybody was elected or anything was written since.
-            Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot]),
-            // Where others vote, their answers come after the log is durable. Where nobody else does, the last write must end
-            // just when a campaign is due, so that both are taken in at once.
-            Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk, Fault::Busy]),
-            Mistake::Code(Plant::DamagedCheckpointTaken) => some(&[Fault::Damage, Fault::Crash, Fault::Join]),
-            // Somebody must be gone for good while somebody else is to go.
-            Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
-            Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
-            Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
-                some(&[Fault::Crash, Fault::Moment, Fault::Partition])
-            }
-            Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
-            // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
-            // checkpoints do not come through, nobody takes one; a busy machine takes much in at once, with few moments
-            // in between; and a node whose disk is broken is not there.
-            _ => {
-                let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk];
-                let harms = |fault: &Fault| apart.contains(fault);
-                FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
-            }
-        };
         let nodes = match mistake {
-            // With others beside it, a leader's disk alone promises nothing that outlives the leader.
-            Mistake::Code(Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable) => 1,
-            // Others refuse a node that went back, often before it has read its log.
-            Mistake::Code(Plant::UnappliableSkipped) => 1,
+            // There must be a choice.
+            Mistake::Code(Plant::SuccessorsIgnored) => 5,
+            // With others beside it, a leader's disk alone promises nothing that outlives the leader; and others refuse a
+            // node that went back, often before it has read its log.
+            Mistake::Code(
+                Plant::AcksOneBeforeDurable | Plant::CampaignBeforeLogDurable | Plant::UnappliableSkipped,
+            ) => 1,
             _ => 3,
         };
         let seconds = match mistake {
@@ -206,7 +158,72 @@ impl SimConfig {
         };
         // Whatever clients do is written down in `muster.events`, the group that everybody has.
         let clients = (mistake == Mistake::Code(Plant::MembersCommitNotSaved)).then_some(0);
-        SimConfig { seconds, nodes, faults, clients, plant: Some(mistake), ..SimConfig::new(seed) }
+        SimConfig {
+            seconds,
+            nodes,
+            faults: faults_that_show(mistake),
+            clients,
+            plant: Some(mistake),
+            ..SimConfig::new(seed)
+        }
+    }
+}
+
+/// What is to go wrong beside a mistake, so that it shows soon.
+fn faults_that_show(mistake: Mistake) -> FaultSet {
+    let some = |faults: &[Fault]| FaultSet(faults.iter().copied().collect());
+    match mistake {
+        Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
+        // Nothing is lost: that answers do not fit each other is all that shows it.
+        Mistake::Code(Plant::CommandsAnsweredBeforeCommit | Plant::ReadsNotShown) => FaultSet::none(),
+        Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),
+        // Stale only while a leader that lost the others does not know it yet.
+        Mistake::Code(Plant::ReadsTrustLease) => some(&[Fault::Partition, Fault::Flap, Fault::Moment]),
+        // Nothing else may be the reason to step down.
+        Mistake::Code(Plant::PauseUnnoticed) => some(&[Fault::Pause]),
+        // What a disk did not write must be missed.
+        Mistake::Code(Plant::WriteErrorsIgnored) => some(&[Fault::BrokenDisk, Fault::Crash, Fault::PowerLoss]),
+        // A node must go back soon after the version rose.
+        Mistake::Code(Plant::UnappliableSkipped) => some(&[Fault::Upgrade]),
+        // A leader must be alone for long, and nothing else may wake its group.
+        Mistake::Code(Plant::RestWithoutQuorum) => some(&[Fault::Partition]),
+        // Nothing else may keep the others from taking over.
+        Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
+        // What was read back must be old, and what was written must be torn.
+        Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TornFramesAccepted) => {
+            some(&[Fault::Crash, Fault::PowerLoss, Fault::SlowDisk])
+        }
+        Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
+        // A member must be away while another joins, and whoever knows both must stop leading.
+        Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
+        // The answer to a joiner must be lost.
+        Mistake::Code(Plant::AdmittedTwice) => some(&[Fault::Join, Fault::Partition]),
+        Mistake::Code(Plant::SpeculateThoughRefused) => some(&[Fault::Transfer, Fault::Crash]),
+        // A group must have grown, and its first node must be gone for good with the same power loss that makes the
+        // others forget, before anybody was elected or anything was written since.
+        Mistake::Code(Plant::MembersCommitNotSaved) => some(&[Fault::BitRot]),
+        // Where others vote, their answers come after the log is durable. Where nobody else does, the last write must end
+        // just when a campaign is due, so that both are taken in at once.
+        Mistake::Code(Plant::CampaignBeforeLogDurable) => some(&[Fault::Pause, Fault::StuckDisk, Fault::Busy]),
+        Mistake::Code(Plant::DamagedCheckpointTaken) => some(&[Fault::Damage, Fault::Crash, Fault::Join]),
+        // Somebody must be gone for good while somebody else is to go.
+        Mistake::Code(Plant::VotersDroppedTooEarly) => some(&[Fault::Leave, Fault::Destroy, Fault::Crash]),
+        Mistake::Code(Plant::LearnersPromotedAtOnce) => some(&[Fault::Leave, Fault::Destroy, Fault::Partition]),
+        // Somebody must come for whoever goes.
+        Mistake::Code(Plant::VotersDroppedFirst | Plant::SuccessorsIgnored) => some(&[Fault::Replace]),
+        Mistake::Code(Plant::UnknownReplicaRemoved | Plant::StaleTablesActedOn) => {
+            some(&[Fault::Crash, Fault::Moment, Fault::Partition])
+        }
+        Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
+        // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
+        // checkpoints do not come through, nobody takes one; a busy machine takes much in at once, with few moments
+        // in between; a node whose disk is broken is not there; and one machine more is one more that has what others
+        // lose.
+        _ => {
+            let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk, Fault::Replace];
+            let harms = |fault: &Fault| apart.contains(fault);
+            FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
+        }
     }
 }
 

@@ -146,8 +146,9 @@ impl World {
                 return asks;
             }
             Shot::LateJoin { node } => return self.join_late(node),
-            Shot::Leave { node, back_in } => return self.order(node, Order::Leave { back_in }),
-            Shot::Destroy { node, noticed, back_in } => return self.destroy(node, noticed, back_in),
+            Shot::Leave { node, back_in } => return self.order(node, Order::Leave { back_in, with: None }),
+            Shot::Destroy { node, noticed, back_in } => return self.destroy(node, noticed, (back_in, None)),
+            Shot::Replace { node, with, lost, back_in } => return self.replace(node, with, lost, back_in),
             shot @ (Shot::Upgrade { .. } | Shot::GoBack { .. } | Shot::Hold { .. }) => {
                 return self.shoot_upgrade(&shot);
             }

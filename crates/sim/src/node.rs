@@ -9,6 +9,7 @@ use wire::{Capabilities, JoinAccepted, Member, NodeAddress};
 
 use crate::disk::VirtualDisk;
 use crate::queue::NodeIx;
+use crate::schedule::Successor;
 use crate::time::Nanos;
 use crate::vmhost::VmHost;
 
@@ -78,6 +79,8 @@ pub struct SimNode {
     pub retired: bool,
     /// When it was lost.
     pub lost_at: Nanos,
+    /// When some process that runs may not have heard of it just before.
+    pub unheard_at: Nanos,
     /// What an operator wants to become of it.
     pub order: Option<Order>,
     /// The cluster has forgotten it.
@@ -101,10 +104,12 @@ pub enum Order {
     Resume,
     Leave {
         back_in: Option<Nanos>,
+        with: Option<Successor>,
     },
     /// Its machine is lost.
     Remove {
         back_in: Option<Nanos>,
+        with: Option<Successor>,
     },
 }
 
@@ -172,6 +177,7 @@ impl SimNode {
             late: false,
             retired: false,
             lost_at: 0,
+            unheard_at: 0,
             order: None,
             departed: false,
             known_departed: BTreeSet::new(),
@@ -193,6 +199,7 @@ impl SimNode {
             boot: self.boot,
             host: self.host,
             generation: self.generation,
+            went_back: self.went_back,
             cluster_incarnation: state.cluster_incarnation,
             recovery: state.recovery,
             ..fresh

@@ -3,7 +3,7 @@
 //! set up anew, and a second run begins with it, with all its faults, checks and its finale. In between: nothing that the
 //! survivor knew to be committed is another, and nothing that was given out is given out again.
 
-use base::{GroupId, Incarnation, LeaseId, NodeId, RecoveryId, Wall, hash64};
+use base::{GroupId, Incarnation, LeaseId, NodeId, RecoveryId, VersionRange, Wall, hash64};
 use engine::CoreConfig;
 use engine::recover::{Survivor, inspect, recover};
 use journal::{DiskDone, DiskError, DiskOp, DiskOpKind, OpId};
@@ -51,13 +51,12 @@ pub fn recover_in_the_middle(cfg: &SimConfig) -> Result<Lives, Violation> {
     }
     let at = before.queue.now;
     let wrong = |detail: String| Violation { invariant: "a survivor can be recovered", at, detail };
-    let start = cfg.seed as usize % cfg.nodes;
-    let formed = |ix: &NodeIx| before.nodes[*ix].stage == Stage::Formed && !before.nodes[*ix].retired;
-    let mut formed = (start..start + cfg.nodes).map(|ix| ix % cfg.nodes).filter(formed);
-    let Some(survivor) = formed.next() else {
+    let (count, seed) = (before.nodes.len(), cfg.seed as usize);
+    let mut survivors = (seed % count..).take(count).map(|ix| ix % count).filter(|ix| may_survive(&before, *ix));
+    let Some(survivor) = survivors.next() else {
         return Err(wrong("no node has ever been in the cluster".into()));
     };
-    let lost = formed.next();
+    let lost = survivors.next();
     let (end, life) = revive(before, survivor, lost).map_err(wrong)?;
     let mut world = World::of(cfg.clone(), life.nodes, life.checks);
     world.clients.iter_mut().zip(life.leases).for_each(|(client, lease)| client.inherit(lease));
@@ -75,6 +74,16 @@ pub fn recover_in_the_middle(cfg: &SimConfig) -> Result<Lives, Violation> {
         verdict.map_err(|detail| Violation { invariant: "whoever was lost is refused", at, detail })?;
     }
     Ok(Lives { stats: world.stats, forgotten: life.forgotten })
+}
+
+/// Whether an operator would take this machine. Of one that was removed, whose table does not have itself yet, or on whose
+/// disk a bit flipped, he would be told to take another one.
+fn may_survive(world: &World, ix: NodeIx) -> bool {
+    let it = &world.nodes[ix];
+    let recovered = it.core.as_ref().filter(|_| it.recovered);
+    let in_table = recovered.is_none_or(|core| core.metadata().nodes.contains_key(&it.id()));
+    let member = it.stage == Stage::Formed && !it.retired && !world.was_member(it.id());
+    member && in_table && !it.disk.is_rotten()
 }
 
 /// What is known of the first half.
@@ -102,12 +111,13 @@ fn revive(mut before: World, ix: NodeIx, lost: Option<NodeIx>) -> Result<(End, L
     for ended in std::iter::once(ix).chain(lost) {
         before.end_process(ended, seed.is_multiple_of(2));
     }
-    let World { nodes, checks, cfg, clients, .. } = before;
+    let World { nodes, checks, clients, .. } = before;
     let mut nodes: Vec<Option<SimNode>> = nodes.into_iter().map(Some).collect();
+    let count = nodes.len();
     let mut survivor = nodes[ix].take().ok_or("it is gone")?;
     let (found, state, disk) = rewrite(&mut survivor, seed)?;
     check_state(&found, &state, &checks, applied)?;
-    let fresh = checks_after(&cfg, &checks, &found, &state)?;
+    let fresh = checks_after(count, &checks, &found, &state)?;
     let known = views.into_iter().filter_map(|(group, view)| {
         let remains = found.partitions.get(&group)?;
         Some((group, view.min(remains.next_offset)))
@@ -124,7 +134,7 @@ fn revive(mut before: World, ix: NodeIx, lost: Option<NodeIx>) -> Result<(End, L
         }
     };
     let survivor = survivor.survive(seed, disk, STORE, &state);
-    let nodes = (0..cfg.nodes).map(|place| match nodes[place].take() {
+    let nodes = (0..count).map(|place| match nodes[place].take() {
         None => None,
         Some(mut lost) => {
             lost.boot += 1;
@@ -169,8 +179,8 @@ fn recovery_of(seed: u64) -> RecoveryId {
 }
 
 /// What the second half is judged by: what was given out before, and what it begins with.
-fn checks_after(cfg: &SimConfig, before: &Checks, found: &Survivor, state: &Metadata) -> Result<Checks, String> {
-    let watchers = (0..cfg.nodes).map(|node| (node, Watcher::from(state))).collect();
+fn checks_after(nodes: usize, before: &Checks, found: &Survivor, state: &Metadata) -> Result<Checks, String> {
+    let watchers = (0..nodes).map(|node| (node, Watcher::from(state))).collect();
     let mut fresh = Checks { members: before.members.given_out(), watchers, ..Checks::default() };
     fresh.commands.recovered(state);
     fresh.members.tables(None, state)?;
@@ -180,9 +190,10 @@ fn checks_after(cfg: &SimConfig, before: &Checks, found: &Survivor, state: &Meta
 }
 
 impl Forgotten {
-    /// What is on a machine that is to be set up anew.
+    /// What is on a machine that is to be set up anew. Whoever finds it later starts it as what is installed by then.
     fn of(lost: &mut SimNode, seed: u64, refused_by: NodeId) -> Option<Forgotten> {
-        let config = lost.config(seed)?;
+        let mut config = lost.config(seed)?;
+        config.me.versions = VersionRange::BINARY;
         let mut disk = std::mem::replace(&mut lost.disk, VirtualDisk::new(seed));
         disk.mood = DiskMood::default();
         Some(Forgotten { config, disk, refused_by })

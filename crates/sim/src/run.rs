@@ -57,7 +57,7 @@ pub fn run(cfg: &SimConfig) -> Outcome {
     let vitals = cores.map(|core| core.vitals(usize::MAX)).collect();
     let trace = std::mem::replace(&mut world.trace, Trace::new(false));
     let (trace, timeline) = trace.into_parts();
-    let timeline = timeline.render(cfg.nodes);
+    let timeline = timeline.render(world.nodes.len());
     Outcome { seed: cfg.seed, stats: world.stats, violation: world.violation, vitals, trace, timeline }
 }
 

@@ -74,6 +74,9 @@ pub enum Shot {
     Leave { node: NodeIx, back_in: Option<Nanos> },
     /// A machine is gone for good, which an operator notices after `noticed`.
     Destroy { node: NodeIx, noticed: Nanos, back_in: Option<Nanos> },
+    /// A node is replaced. Its machine is gone for good, which an operator notices after `lost`, or (`None`) it is there and
+    /// hands over.
+    Replace { node: NodeIx, with: Successor, lost: Option<Nanos>, back_in: Option<Nanos> },
     /// A node is drained, and resumed later.
     Drain { node: NodeIx, lasts: Nanos },
     /// A node is stopped, and started as a newer one.
@@ -82,6 +85,14 @@ pub enum Shot {
     GoBack { node: NodeIx, lasts: Nanos },
     /// An operator holds the cluster's version, or lets it go, through a node.
     Hold { node: NodeIx, hold: bool },
+}
+
+/// Who is to take a node's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Successor {
+    pub node: NodeIx,
+    /// The operator names it only when all have heard of it for a while, not as soon as it is a member.
+    pub proven: bool,
 }
 
 /// How a process ends, and what comes after.
@@ -127,6 +138,8 @@ pub struct Schedule {
     /// The kinds drawn; some work all the time (see `vmhost.rs`).
     pub kinds: BTreeSet<Fault>,
     pub injections: Vec<Injection>,
+    /// So many machines take part: one more than the cluster has nodes if one joins only to take another one's place.
+    pub machines: usize,
 }
 
 /// Drift of quartz clocks is below 200 ppm; virtual machines and broken time daemons have been seen at several thousand.
@@ -138,7 +151,7 @@ impl Schedule {
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
         let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk];
+        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk, Fault::Replace];
         let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| !apart.contains(fault)).collect();
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
         if faults.is_empty() || allowed.len() <= 3 {
@@ -146,11 +159,15 @@ impl Schedule {
         }
         let pace = ms(random.between(100, 1_500));
         let from_the_start = !faults.is_empty() && random.chance(300_000);
-        let mut draw = Draw { random, nodes: cfg.nodes };
+        let replacements = Draw::replacements(cfg);
+        let joins = |it: &Injection| matches!(it.shot, Shot::Replace { with, .. } if with.node == cfg.nodes);
+        let machines = cfg.nodes + usize::from(replacements.iter().any(joins));
+        let mut draw = Draw { random, nodes: machines };
         let mut injections = Draw::upgrades(cfg);
         injections.extend(Draw::damages(cfg));
         injections.extend(Draw::busy(cfg));
         injections.extend(Draw::broken_disks(cfg));
+        injections.extend(replacements);
         let (apart, mut at): (Vec<Fault>, _) = (injections.iter().map(|it| it.shot.fault()).collect(), 0);
         while !faults.is_empty() && at < ms(cfg.seconds * 1_000) {
             at += draw.random.between(pace / 4, pace * 2);
@@ -164,7 +181,7 @@ impl Schedule {
             index += 1;
             cfg.only.as_ref().is_none_or(|only| only.contains(&(index - 1)))
         });
-        Schedule { from_the_start, kinds: faults.into_iter().chain(apart).collect(), injections }
+        Schedule { from_the_start, kinds: faults.into_iter().chain(apart).collect(), injections, machines }
     }
 
     /// The nodes that ask to join only when others have formed the cluster.
@@ -222,16 +239,16 @@ impl Draw {
     }
 
     /// For a fault that is drawn apart from all else, so that what else goes wrong in a run does not depend on it. `None`: it
-    /// is not one of this run's.
-    fn apart(cfg: &SimConfig, fault: Fault, salt: u64) -> Option<Draw> {
+    /// is not one of this run's; where there are other faults, too, that is so in `without` of a million runs.
+    fn apart(cfg: &SimConfig, fault: Fault, salt: u64, without: u64) -> Option<Draw> {
         let mut draw = Draw { random: SplitMix64::new(hash64(&[cfg.seed, salt])), nodes: cfg.nodes };
         let allowed = cfg.faults.0.contains(&fault);
-        (allowed && (cfg.faults.0.len() <= 3 || !draw.random.chance(500_000))).then_some(draw)
+        (allowed && (cfg.faults.0.len() <= 3 || !draw.random.chance(without))).then_some(draw)
     }
 
     /// Times in which checkpoints hardly come through whole.
     fn damages(cfg: &SimConfig) -> Vec<Injection> {
-        let Some(mut draw) = Draw::apart(cfg, Fault::Damage, 53) else { return Vec::new() };
+        let Some(mut draw) = Draw::apart(cfg, Fault::Damage, 53, 500_000) else { return Vec::new() };
         let (mut out, mut at) = (Vec::new(), 0);
         for _ in 0..3 {
             at += ms(draw.random.between(0, 2_500));
@@ -244,7 +261,7 @@ impl Draw {
 
     /// Times in which a machine is busy, mostly up to the end of the run.
     fn busy(cfg: &SimConfig) -> Vec<Injection> {
-        let Some(mut draw) = Draw::apart(cfg, Fault::Busy, 54) else { return Vec::new() };
+        let Some(mut draw) = Draw::apart(cfg, Fault::Busy, 54, 500_000) else { return Vec::new() };
         let (mut out, mut at) = (Vec::new(), 0);
         for _ in 0..2 {
             at += ms(draw.random.between(0, 3_000));
@@ -257,11 +274,33 @@ impl Draw {
 
     /// Times in which a disk fails.
     fn broken_disks(cfg: &SimConfig) -> Vec<Injection> {
-        let Some(mut draw) = Draw::apart(cfg, Fault::BrokenDisk, 55) else { return Vec::new() };
+        let Some(mut draw) = Draw::apart(cfg, Fault::BrokenDisk, 56, 500_000) else { return Vec::new() };
         let (mut out, mut at) = (Vec::new(), 0);
         for _ in 0..2 {
             at += ms(draw.random.between(0, 3_000));
             let shot = Shot::BrokenDisk { node: draw.node(), lasts: draw.span(20, 1_000) };
+            out.push(Injection { at, shot, salt: draw.random.next_u64() });
+        }
+        out
+    }
+
+    /// Nodes whose place another one takes: a machine beyond those of the cluster, which joins for that, or another member. In
+    /// few runs, since one machine more costs time; what else goes wrong there is drawn for that machine, too.
+    fn replacements(cfg: &SimConfig) -> Vec<Injection> {
+        let draw = Draw::apart(cfg, Fault::Replace, 55, 700_000).filter(|_| cfg.nodes > 1);
+        let Some(mut draw) = draw else { return Vec::new() };
+        let (mut out, mut at) = (Vec::new(), 0);
+        for _ in 0..2 {
+            at += ms(draw.random.between(100, 3_000));
+            let node = draw.node();
+            let joins = draw.random.chance(700_000);
+            let with = Successor {
+                node: if joins { cfg.nodes } else { draw.other(node) },
+                proven: draw.random.chance(600_000),
+            };
+            let lost = draw.random.chance(500_000).then(|| draw.span(10, 3_000));
+            let back_in = draw.random.chance(300_000).then(|| draw.span(10, 4_000));
+            let shot = Shot::Replace { node, with, lost, back_in };
             out.push(Injection { at, shot, salt: draw.random.next_u64() });
         }
         out
@@ -321,7 +360,9 @@ impl Draw {
             Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
             Fault::BitRot => Shot::BitRot { node },
             // Machines die by themselves, see `vmhost.rs`; the others are drawn apart.
-            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy | Fault::BrokenDisk => return None,
+            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy | Fault::BrokenDisk | Fault::Replace => {
+                return None;
+            }
             Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
             Fault::Transfer => Shot::Transfer { node, to: self.node() },
             Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
@@ -396,6 +437,7 @@ impl Shot {
             Shot::LateJoin { .. } => Fault::Join,
             Shot::Leave { .. } => Fault::Leave,
             Shot::Destroy { .. } => Fault::Destroy,
+            Shot::Replace { .. } => Fault::Replace,
             Shot::Drain { .. } => Fault::Drain,
             Shot::Upgrade { .. } | Shot::GoBack { .. } | Shot::Hold { .. } => Fault::Upgrade,
         }
@@ -414,6 +456,18 @@ fn share(f: &mut fmt::Formatter<'_>, per_million: u64, what: &str, lasts: Nanos)
 
 fn returns(back_in: Option<Nanos>) -> String {
     back_in.map_or(String::new(), |later| format!(", and joins anew {} after it is gone", long(later)))
+}
+
+fn replaces(
+    f: &mut fmt::Formatter<'_>,
+    node: NodeIx,
+    with: Successor,
+    lost: Option<Nanos>,
+    back_in: Option<Nanos>,
+) -> fmt::Result {
+    let how = lost.map_or("leaves".into(), |noticed| format!("is lost, which shows {} later,", long(noticed)));
+    let proven = if with.proven { ", once that was heard of for a while" } else { "" };
+    write!(f, "n{node} {how} and n{} takes its place{proven}{}", with.node, returns(back_in))
 }
 
 impl fmt::Display for Injection {
@@ -482,11 +536,10 @@ impl fmt::Display for Shot {
             Shot::Destroy { node, noticed, back_in } => {
                 write!(f, "the machine of n{node} is lost, and removed {} later{}", long(*noticed), returns(*back_in))
             }
+            Shot::Replace { node, with, lost, back_in } => replaces(f, *node, *with, *lost, *back_in),
             Shot::Drain { node, lasts } => write!(f, "n{node} is drained for {}", long(*lasts)),
             Shot::Upgrade { node, lasts } => write!(f, "n{node} is upgraded, which takes {}", long(*lasts)),
-            Shot::GoBack { node, lasts } => {
-                write!(f, "n{node} goes back to the older version, which takes {}", long(*lasts))
-            }
+            Shot::GoBack { node, lasts } => write!(f, "n{node} goes back a version, which takes {}", long(*lasts)),
             Shot::Hold { node, hold: true } => write!(f, "an operator holds the cluster's version, through n{node}"),
             Shot::Hold { node, hold: false } => {
                 write!(f, "an operator lets the cluster's version rise, through n{node}")
@@ -533,6 +586,26 @@ mod tests {
             }
             assert!(drawn > 0, "{apart:?}");
         }
+    }
+
+    #[test]
+    fn where_a_machine_joins_to_replace_a_node_faults_strike_it_and_elsewhere_nothing_is_another() {
+        let (mut as_without, mut struck) = (0, 0);
+        for seed in 0..60 {
+            let with = Schedule::new(&SimConfig::new(seed));
+            if with.machines > 3 {
+                let at_it =
+                    |it: &&Injection| matches!(it.shot, Shot::Crash { node: 3, .. } | Shot::Pause { node: 3, .. });
+                struck += with.injections.iter().filter(at_it).count();
+                continue;
+            }
+            let mut without = SimConfig::new(seed);
+            without.faults.0.remove(&Fault::Replace);
+            let rest: Vec<_> = with.injections.into_iter().filter(|it| it.shot.fault() != Fault::Replace).collect();
+            assert_eq!(rest, schedule(&without));
+            as_without += 1;
+        }
+        assert!(as_without > 20 && struck > 0, "{as_without} and {struck}");
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Stats {
     /// Nodes that the cluster has forgotten, and machines that joined again after that.
     pub departed: u64,
     pub renewed: u64,
+    /// Replicas that were made on successors of nodes that were replaced.
+    pub taken_over: u64,
     /// From the first moment until all nodes were members, voters as planned.
     pub formed_after: Nanos,
     /// From the end of the faults until everything accepted writes.
@@ -77,6 +79,7 @@ impl Stats {
         self.elections_meta = checks.elections.won(GroupId::META);
         self.commands_repeated = checks.commands.repeats;
         self.leases_outlived = checks.leases.outlived;
+        self.taken_over = checks.replacements.taken_over;
         self.max_term = checks.elections.highest_term().1;
         self.max_term_meta = checks.elections.term_of(GroupId::META);
     }
@@ -88,7 +91,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 29] = [
+        let sums: [(&mut u64, u64); 30] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -118,6 +121,7 @@ impl Stats {
             (&mut self.retired, other.retired),
             (&mut self.departed, other.departed),
             (&mut self.renewed, other.renewed),
+            (&mut self.taken_over, other.taken_over),
         ];
         sums.into_iter().for_each(|(to, from)| *to += from);
         self.runs += other.runs;
@@ -179,8 +183,8 @@ impl fmt::Display for Stats {
         writeln!(
             f,
             "stopped for good    {} nodes, because of a bit that flipped or a machine that was lost; {} departed, {} joined \
-             again",
-            self.retired, self.departed, self.renewed
+             again; {} replicas taken over by successors",
+            self.retired, self.departed, self.renewed, self.taken_over
         )?;
         writeln!(
             f,

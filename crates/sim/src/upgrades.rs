@@ -9,7 +9,7 @@ use metadata::{Command, CommandEnvelope, Metadata};
 use wire::{Entry, EntryKind};
 
 use crate::config::Fault;
-use crate::node::SimNode;
+use crate::node::{SimNode, Stage};
 use crate::queue::NodeIx;
 use crate::requests::{CommandKind, Owner, What};
 use crate::schedule::{End, Shot};
@@ -20,10 +20,12 @@ use crate::world::{World, place};
 const OLDER: VersionRange = VersionRange { min: ClusterVersion::V1, max: ClusterVersion::V1 };
 
 impl World {
-    /// In a run with an upgrade every node begins as an older one.
+    /// In a run with an upgrade every node begins as an older one, except that one that has a past is what it was, and that
+    /// a machine that joins to take another one's place is new.
     pub fn install_versions(&mut self) {
         if self.nemesis.has(Fault::Upgrade) {
-            self.nodes.iter_mut().for_each(|node| node.member.versions = OLDER);
+            let begins = |node: &&mut SimNode| node.stage != Stage::Formed && node.ix < self.cfg.nodes;
+            self.nodes.iter_mut().filter(begins).for_each(|node| node.member.versions = OLDER);
         }
     }
 

@@ -9,13 +9,19 @@ use crate::check::{Contact, Unfit};
 use crate::config::Fault;
 use crate::disk::DiskMood;
 use crate::queue::NodeIx;
-use crate::time::Nanos;
+use crate::time::{Nanos, ms};
 use crate::world::World;
+
+/// A process that stood still has taken in all that came meanwhile after this long.
+const RESUMES: Nanos = ms(500);
 
 impl World {
     /// A process that runs had its tick.
     pub fn watch_contact(&mut self, node: NodeIx) {
         let now = self.queue.now;
+        if self.nemesis.has(Fault::Replace) {
+            self.watch_others(node);
+        }
         let (deaf, well) = (self.is_deaf(node), self.is_well(node));
         self.checks.contact.looks(node, now, deaf, well);
         let Some((unfit, groups)) = self.checks.contact.leads_unfit(node, now) else { return };
@@ -28,6 +34,20 @@ impl World {
         };
         if let Some(group) = groups.into_iter().find(|group| self.voters(node, *group) >= least) {
             self.fail("leaders can lead", format!("n{node} still leads group {group}; it {why}"));
+        }
+    }
+
+    /// Notes of which others this process may not have heard just now.
+    fn watch_others(&mut self, node: NodeIx) {
+        let now = self.queue.now;
+        // What comes while a process stands still is heard later.
+        let deaf = self.net.weather.loss > 0 || now < self.nodes[node].resumed + RESUMES;
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            let open = self.net.link(node, other).alive && self.net.open(other, node) && self.net.open(node, other);
+            let it = &mut self.nodes[other];
+            if deaf || !open || !it.runs() || !it.recovered {
+                it.unheard_at = now;
+            }
         }
     }
 

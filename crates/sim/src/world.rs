@@ -67,10 +67,13 @@ impl World {
         World::of(cfg, nodes, Checks::default())
     }
 
-    /// A world at its first moment, with these machines, some of which may have a past that the checkers know.
+    /// A world at its first moment, with these machines, some of which may have a past that the checkers know, and with one
+    /// more if this run has one that joins only to take another one's place.
     #[must_use]
-    pub fn of(cfg: SimConfig, nodes: Vec<SimNode>, checks: Checks) -> Self {
-        let seed = cfg.seed;
+    pub fn of(cfg: SimConfig, mut nodes: Vec<SimNode>, checks: Checks) -> Self {
+        let (seed, nemesis) = (cfg.seed, Nemesis::new(&cfg));
+        let present = nodes.len();
+        nodes.extend((present..nemesis.schedule.machines).map(|ix| SimNode::new(ix, seed)));
         let recovered = checks.commands.last().is_some();
         let clients = cfg.clients.unwrap_or(cfg.nodes * 2);
         // What they make and write is not what those before them did.
@@ -88,7 +91,7 @@ impl World {
             shared_topics_made: 0,
             shared_value: None,
             forming: Forming::new(seed),
-            nemesis: Nemesis::new(&cfg),
+            nemesis,
             finale: Finale::default(),
             checks,
             names_contended: !recovered,
@@ -113,8 +116,9 @@ impl World {
             }
         }
         self.install_versions();
-        let late: Vec<NodeIx> = self.nemesis.schedule.late().collect();
-        for node in 0..self.cfg.nodes {
+        let machines = self.nodes.len();
+        let late: Vec<NodeIx> = self.nemesis.schedule.late().chain(self.cfg.nodes..machines).collect();
+        for node in 0..machines {
             if self.nodes[node].stage != Stage::Stranger {
                 self.start_node(node);
                 continue;

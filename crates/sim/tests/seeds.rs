@@ -1,7 +1,7 @@
 //! Many seeds, with every fault: the invariants hold, and the faults really happened.
 
 use base::ErrorCode;
-use sim::{FaultSet, SimConfig, Sweep, commit, replay_command, sweep};
+use sim::{Fault, FaultSet, SimConfig, Sweep, commit, replay_command, sweep};
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -21,9 +21,9 @@ fn five_hundred_seeds_with_every_fault_break_no_invariant() {
     assert_clean(&cfg, &sweep);
     let stats = &sweep.stats;
     println!("{stats}");
-    for (fault, name) in sim::Fault::ALL {
+    for (fault, name) in Fault::ALL {
         // A bit flips only if it was at rest for a while, which restarts and upgrades of its node make rare.
-        let least = if fault == sim::Fault::BitRot { 4 } else { 10 };
+        let least = if fault == Fault::BitRot { 4 } else { 10 };
         assert!(stats.faults.get(name).copied().unwrap_or(0) >= least, "{fault:?} hardly happened:\n{stats}");
     }
     assert!(stats.records_acknowledged > 10_000 && stats.commands_acknowledged > 2_000, "hardly any load:\n{stats}");
@@ -33,6 +33,7 @@ fn five_hundred_seeds_with_every_fault_break_no_invariant() {
         stats.retired > 0 && count("bit-rot-undone") > 0 && count("power-off") > 10,
         "hardly any bad end:\n{stats}"
     );
+    assert!(stats.taken_over > 50, "hardly anybody was replaced:\n{stats}");
     assert!(stats.replicas_compared > 100_000, "hardly any replica was compared:\n{stats}");
     assert!(stats.states_compared > 50_000 && stats.consumed > 10_000, "hardly anything was compared:\n{stats}");
     assert!(stats.names > 500 && stats.names_operations > 5_000, "hardly any name was contended:\n{stats}");
@@ -44,6 +45,17 @@ fn clusters_of_every_size_survive_every_fault() {
     for nodes in [1, 2, 4, 5] {
         let cfg = SimConfig { nodes, seconds: 6, ..SimConfig::new(1_000) };
         assert_clean(&cfg, &sweep(&cfg, 8, cores(), false));
+    }
+}
+
+#[test]
+fn successors_take_over_whatever_else_happens() {
+    for nodes in [3, 4, 5] {
+        let faults = FaultSet([Fault::Replace, Fault::Crash, Fault::Partition].into());
+        let cfg = SimConfig { nodes, seconds: 6, faults, ..SimConfig::new(3_000) };
+        let sweep = sweep(&cfg, 8, cores(), false);
+        assert_clean(&cfg, &sweep);
+        assert!(sweep.stats.taken_over > 0, "nobody was replaced:\n{}", sweep.stats);
     }
 }
 

@@ -107,6 +107,8 @@ super::table! {
             "Voters stayed as they were: a failure domain would have had the majority until somebody else has caught up.",
         ReplicaSpread "replica-spread"
             "A partition that has all its replicas got another one in a failure domain where it has fewer.",
+        ReplicaForSuccessor "replica-for-successor"
+            "A replica was to be made on the node that takes its former node's place.",
         LeaderGaveWay "leader-gave-way"
             "A leader that is not to vote any more handed its leadership to one that is.",
         LeaderHadNoSuccessor "leader-had-no-successor"

@@ -143,6 +143,10 @@ super::table! {
             "Replicas become voters though they have not caught up.",
         VotersDroppedTooEarly "voters-dropped-too-early"
             "A voter goes though those who stay are too few without it.",
+        VotersDroppedFirst "voters-dropped-first"
+            "A voter goes before the one that takes its place votes.",
+        SuccessorsIgnored "successors-ignored"
+            "What a node that is replaced has is made wherever there is room, not on its successor.",
         MembersNotTold "members-not-told"
             "A node that is behind hears of new members from nobody but the leader, which may be one of them.",
         LeasesNotRenewed "leases-not-renewed"

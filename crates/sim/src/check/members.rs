@@ -5,6 +5,13 @@
 //! - Voters change by steps whose majorities overlap (Raft section 6): through a joint configuration, or one at a time.
 //!   All that a configuration names was given out for its group. Every node's configuration at an index is the one that
 //!   follows from the committed entries.
+//! - No change costs fault tolerance. After each entry, joint configurations included, a group survives as many failures of
+//!   voters as before it; or, if that is less, as many as it would with all that may vote by the tables that the change was
+//!   based on. (So a group shrinks with a cluster that an operator has nodes leave, and to one voter in a recovery.)
+//!
+//!   All voters count, not only those that are there. Who is there changes while an entry is on its way, and a leader has to
+//!   go by what it heard before: judged by the truth at the commit, right changes would look wrong. That somebody goes while
+//!   too few of the others are there shows by what follows: the group stops (`voters-dropped-too-early`).
 //! - `__meta` has an odd number of voters, at most five, whenever it is not between two configurations (or where a leader
 //!   that goes first makes voters of its successors), and all of them are members of the cluster.
 
@@ -12,8 +19,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::limits::META_VOTERS_MAX;
 use base::{GroupId, NodeId, ReplicaId};
-use metadata::Metadata;
+use metadata::{Metadata, NodeLifecycle, NodeRecord};
 use wire::{Entry, EntryKind, Membership, MembershipChange, MembershipOp};
+
+use super::Commands;
 
 /// See the module.
 #[derive(Default)]
@@ -33,6 +42,14 @@ struct Configuration {
     outgoing: BTreeSet<ReplicaId>,
     learners: BTreeSet<ReplicaId>,
     learners_next: BTreeSet<ReplicaId>,
+}
+
+/// What an entry does to a configuration.
+struct Change {
+    before: Configuration,
+    after: Configuration,
+    /// The index of `__meta` whose tables it was based on.
+    basis: u64,
 }
 
 impl Members {
@@ -117,28 +134,55 @@ impl Members {
     /// # Errors
     /// It changes the membership in a way that it must not.
     pub fn committed(&mut self, group: GroupId, entry: &Entry, state: Option<&Metadata>) -> Result<(), String> {
-        if entry.kind != EntryKind::Membership {
-            return Ok(());
-        }
         let place = |why: String| format!("group {group}, index {}: {why}", entry.index);
-        let change: MembershipChange = wire::decode(&entry.data).map_err(|why| place(why.to_string()))?;
-        let Some(last) = self.configurations.get(&group).and_then(|all| all.last_key_value()) else {
-            return Err(place("its members change, and nobody knows the group".into()));
-        };
-        let (before, after) = (last.1, last.1.changed(&change));
-        if after == *before {
-            return Ok(());
-        }
-        if !overlap(before, &after) {
+        let Some(Change { before, after, .. }) = self.change(group, entry).map_err(place)? else { return Ok(()) };
+        if !overlap(&before, &after) {
             return Err(place(format!("{before:?} and {after:?} could decide without each other")));
         }
-        let goes =
-            |record: &metadata::NodeRecord| !record.lifecycle.stays() && after.voters.contains(&record.meta_replica);
+        let goes = |record: &NodeRecord| !record.lifecycle.stays() && after.voters.contains(&record.meta_replica);
         let hand_over = state.is_some_and(|state| state.nodes.values().any(goes));
         self.fits(group, hand_over, &after).map_err(place)?;
         self.changes += 1;
         self.configurations.entry(group).or_default().insert(entry.index, after);
         Ok(())
+    }
+
+    /// What an entry changes in the configuration of its group, if anything.
+    fn change(&self, group: GroupId, entry: &Entry) -> Result<Option<Change>, String> {
+        if entry.kind != EntryKind::Membership {
+            return Ok(None);
+        }
+        let change: MembershipChange = wire::decode(&entry.data).map_err(|why| why.to_string())?;
+        let Some((_, before)) = self.configurations.get(&group).and_then(|all| all.last_key_value()) else {
+            return Err("its members change, and nobody knows the group".into());
+        };
+        let after = before.changed(&change);
+        Ok((after != *before).then(|| Change { before: before.clone(), after, basis: change.basis }))
+    }
+
+    /// An entry is about to be [`committed`](Members::committed); `tables` are those of all indexes.
+    ///
+    /// # Errors
+    /// It leaves its group with less fault tolerance, though there are members enough for more.
+    pub fn keeps_tolerance(&self, group: GroupId, entry: &Entry, tables: &Commands) -> Result<(), String> {
+        let Ok(Some(Change { before, after, basis })) = self.change(group, entry) else { return Ok(()) };
+        // Of another life of the cluster, or of long ago: nobody knows what it was based on.
+        let Some(state) = tables.at(basis) else { return Ok(()) };
+        let votes = |record: &NodeRecord| before.voters.contains(&record.meta_replica);
+        let wanted = match state.partitions.get(&group) {
+            Some(partition) => state.replica_target(partition),
+            None if group == GroupId::META => meta_voters_wanted(state, votes),
+            None => return Ok(()),
+        };
+        let (was, is) = (before.tolerance(), after.tolerance());
+        if is >= was.min(tolerance(wanted)) {
+            return Ok(());
+        }
+        Err(format!(
+            "group {group}, index {}: {before:?} tolerates {was} failures, {after:?} tolerates {is}, and {wanted} could vote by \
+             the tables of index {basis}",
+            entry.index
+        ))
     }
 
     fn fits(&self, group: GroupId, hand_over: bool, it: &Configuration) -> Result<(), String> {
@@ -219,9 +263,37 @@ impl Configuration {
         next
     }
 
+    /// So many voters may fail, whichever they are, and the others decide.
+    fn tolerance(&self) -> usize {
+        self.deciding().map(|voters| tolerance(voters.len())).min().unwrap_or(0)
+    }
+
     /// The sets of voters of which each needs a majority.
     fn deciding(&self) -> impl Iterator<Item = &BTreeSet<ReplicaId>> {
         std::iter::once(&self.voters).chain(Some(&self.outgoing).filter(|outgoing| !outgoing.is_empty()))
+    }
+}
+
+/// So many of the voters of one set may fail.
+fn tolerance(voters: usize) -> usize {
+    voters.saturating_sub(1) / 2
+}
+
+/// How many nodes vote in `__meta`: an odd number, at most five, of those that are well; lost ones count as long as they
+/// vote. Three instead of five, if so no failure domain has the majority.
+#[must_use]
+pub fn meta_voters_wanted(state: &Metadata, votes: impl Fn(&NodeRecord) -> bool) -> usize {
+    let counts = |record: &&NodeRecord| match record.lifecycle {
+        NodeLifecycle::Lost => votes(record),
+        lifecycle => lifecycle.holds_replicas(),
+    };
+    let domains = metadata::crowding(state.nodes.values().filter(counts).map(NodeRecord::domain));
+    let found = |share: usize| domains.iter().map(|nodes| *nodes.min(&share)).sum::<usize>();
+    match found(usize::MAX) {
+        0..=2 => 1,
+        3 | 4 => 3,
+        _ if found(2) < 5 && found(1) >= 3 => 3,
+        _ => 5,
     }
 }
 
@@ -242,9 +314,12 @@ fn majorities_meet(one: &BTreeSet<ReplicaId>, other: &BTreeSet<ReplicaId>) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::MembershipStep;
+    use base::Wall;
+    use metadata::PartitionRecord;
+    use wire::{Member, MembershipStep};
 
     const META: GroupId = GroupId::META;
+    const PARTITION: GroupId = GroupId(1);
 
     fn ids(of: &[u64]) -> BTreeSet<ReplicaId> {
         of.iter().copied().map(ReplicaId).collect()
@@ -294,6 +369,49 @@ mod tests {
         let mut leaves = members();
         leaves.committed(META, &entry(3, &[(AddVoter, 2), (AddLearner, 3)]), None).expect("joint");
         assert!(leaves.committed(META, &entry(4, &[]), None).is_err(), "rests at two");
+    }
+
+    /// Tables with nodes 1 to `stay`, which have the replicas of `__meta` with their numbers, and a partition.
+    fn tables(stay: u64, lost: &[u64]) -> Commands {
+        let mut state = Metadata::default();
+        for id in 1..=stay {
+            let lifecycle = if lost.contains(&id) { NodeLifecycle::Lost } else { NodeLifecycle::Active };
+            let (member, meta_replica) = (Member { node: NodeId(id), ..Member::default() }, ReplicaId(id));
+            let record = NodeRecord { member, meta_replica, joined: Wall(0), lifecycle, successor: None };
+            state.nodes.insert(NodeId(id), record);
+        }
+        let (topic, replicas) = ("t".into(), Vec::new());
+        let partition =
+            PartitionRecord { group: PARTITION, topic, partition: 0, born: Vec::new(), replicas, epoch_base: 0 };
+        state.partitions.insert(PARTITION, partition);
+        let mut commands = Commands::default();
+        commands.recovered(&state);
+        commands
+    }
+
+    /// Whether a group with these voters may change so.
+    fn keeps(group: GroupId, voters: &[u64], steps: &[(MembershipOp, u64)], tables: &Commands) -> bool {
+        let mut members = Members::default();
+        members.born(group, &voters.iter().copied().map(ReplicaId).collect::<Vec<_>>());
+        members.keeps_tolerance(group, &entry(9, steps), tables).is_ok()
+    }
+
+    #[test]
+    fn a_change_that_costs_tolerance_though_enough_could_vote_is_noticed() {
+        for group in [META, PARTITION] {
+            let three = |steps: &[(MembershipOp, u64)], tables: &Commands| keeps(group, &[1, 2, 3], steps, tables);
+            assert!(three(&[(AddVoter, 4), (AddLearner, 3)], &tables(4, &[])), "one takes the other's place");
+            assert!(!three(&[(AddLearner, 3)], &tables(4, &[])), "it goes first");
+            assert!(!three(&[(AddLearner, 3)], &tables(3, &[])), "all three could vote");
+            assert!(three(&[(AddLearner, 3), (AddLearner, 2)], &tables(2, &[])), "two are left");
+            assert!(!three(&[(AddLearner, 3), (AddLearner, 2)], &tables(3, &[])), "joint with one alone");
+            assert!(!three(&[(AddLearner, 3)], &tables(3, &[3])), "whoever is lost votes as long as nobody else can");
+            assert!(three(&[(AddLearner, 3)], &Commands::default()), "nobody knows the tables");
+            assert!(keeps(group, &[1], &[(AddVoter, 2), (AddVoter, 3)], &tables(3, &[])), "more");
+        }
+        let five: &[u64] = &[1, 2, 3, 4, 5];
+        assert!(keeps(META, five, &[(AddLearner, 4), (AddLearner, 5)], &tables(4, &[])), "four are left");
+        assert!(!keeps(META, five, &[(AddLearner, 4), (AddLearner, 5)], &tables(5, &[])), "five could vote");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod machines;
 mod members;
 mod names;
 mod partition;
+mod replacements;
 mod state;
 
 pub use commands::Commands;
@@ -25,9 +26,10 @@ pub use keys::{Leases, Watcher, key_in};
 pub use leaders::Leaders;
 pub use log::{Held, Logs, Seen};
 pub use machines::Machines;
-pub use members::Members;
+pub use members::{Members, meta_voters_wanted};
 pub use names::{Asked, Judged, MachineOp, MachineTold, Names, TopicOp, TopicTold};
 pub use partition::{Ack, Partitions};
+pub use replacements::Replacements;
 pub use state::{AckedCommand, States};
 
 /// All checkers of one run.
@@ -36,6 +38,7 @@ pub struct Checks {
     pub elections: Elections,
     pub logs: Logs,
     pub members: Members,
+    pub replacements: Replacements,
     pub commands: Commands,
     pub partitions: Partitions,
     pub states: States,
