@@ -17,6 +17,7 @@ use runtime::{Clock, PriorityRuntime, Registry, Supervisor, SupervisorError, Tas
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use url::Url;
 use wire::{Channel, JoinAccepted, JoinRequest, PeerMessage, Refusal, TokenSeed};
 
 use crate::error::{JoinError, TransportError};
@@ -417,7 +418,8 @@ pub fn check_relay(url: &str) -> Result<(), TransportError> {
 
 fn parse_relay(url: &str) -> Result<RelayUrl, TransportError> {
     let wrong = |reason: String| TransportError::Relay { url: url.to_owned(), reason };
-    let relay = url.parse::<RelayUrl>().map_err(|error| wrong(format!("{error:#}")))?;
+    // Read as a URL first: the error of `RelayUrl` does not say why it is none.
+    let relay = RelayUrl::from(Url::parse(url).map_err(|error| wrong(error.to_string()))?);
     if !matches!(relay.scheme(), "http" | "https") {
         return Err(wrong(format!("it begins with {}: and not with https: or http:", relay.scheme())));
     }
