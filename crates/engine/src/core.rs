@@ -158,8 +158,8 @@ impl NodeCore {
         core
     }
 
-    /// Takes in what happened. Several events may come before one flush, at most
-    /// [`base::limits::EVENTS_PER_FLUSH_MAX`].
+    /// Takes in what happened. Several events may come before one flush, about
+    /// [`base::limits::EVENTS_PER_FLUSH_MAX`] at most.
     pub fn handle(&mut self, now: Now, event: Event) {
         self.now = now;
         if self.stage == Stage::Stopped {

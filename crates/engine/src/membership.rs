@@ -147,7 +147,10 @@ fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId
     let chosen: BTreeSet<_> = spread.into_iter().chain(tolerated).take(goal.voters).collect();
     // Whoever goes is needed as long as too many of those who stay are not there.
     let well = chosen.iter().filter(|replica| active(replica)).count();
-    let decides = well > chosen.len() / 2 || planted(Plant::VotersDroppedTooEarly);
+    // Fewer vote only because of zones where as many could: not while one of them is silent, whose place is to be taken.
+    let needless = chosen.len() < voters.len() && goal.electors.len() >= voters.len();
+    let most = if needless { chosen.len() - 1 } else { chosen.len() / 2 };
+    let decides = well > most || planted(Plant::VotersDroppedTooEarly);
     // Those who do better are waited for where it would get worse until they have caught up.
     let worse = goal.outlives_domains && goal.crowded(&chosen) && !goal.crowded(voters);
     mark_if(Mark::VotersWaitForZone, || worse);
@@ -182,8 +185,12 @@ impl NodeCore {
                 goal.members.push(replica);
             }
         }
-        let domains = goal.electors.iter().chain(&goal.tolerated).map(|replica| goal.domain(*replica));
-        (goal.voters, goal.outlives_domains) = meta_voter_target(domains);
+        let domains = |of: &[ReplicaId]| of.iter().map(|replica| goal.domain(*replica)).collect::<Vec<_>>();
+        let (electors, tolerated) = (domains(&goal.electors), domains(&goal.tolerated));
+        // Nobody waits for the lost to stand against a zone.
+        let (_, outlives_domains) = meta_voter_target(electors.iter());
+        let (voters, _) = meta_voter_target(electors.iter().chain(&tolerated));
+        (goal.voters, goal.outlives_domains) = (voters, outlives_domains);
         self.change_members(GroupId::META, &goal);
     }
 
@@ -484,6 +491,27 @@ mod tests {
         assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000), (5, 1000)]), &goal), [(AddVoter, 5), (AddLearner, 3)]);
         goal.outlives_domains = false;
         assert_eq!(steps(&led(&[1, 2, 3], &[(4, 1000), (5, 10)]), &goal), [(AddVoter, 4), (AddLearner, 3)]);
+    }
+
+    /// Nodes of zones a, a, b and c; the voter in c is lost, and nobody else is in another zone.
+    #[test]
+    fn a_lost_voter_is_replaced_though_its_zone_was_the_only_other_one() {
+        let zones = [(1, "a"), (2, "a"), (3, "b"), (4, "c")].map(|(id, zone)| (ReplicaId(id), zone.into())).into();
+        let (members, electors, tolerated) = (ids(&[1, 2, 3, 4]), ids(&[1, 2, 3]), ids(&[4]));
+        let mut goal = Goal { members, electors, tolerated, voters: 3, zones, ..Goal::default() };
+        goal.outlives_domains = meta_voter_target(goal.electors.iter().map(|replica| goal.domain(*replica))).1;
+        assert_eq!(steps(&led(&[1, 3, 4], &[(2, 1000)]), &goal), [(AddVoter, 2), (AddLearner, 4)]);
+    }
+
+    #[test]
+    fn zones_make_voters_fewer_only_when_all_who_go_on_voting_are_there() {
+        let mut goal = goal(&[1, 2, 3, 4, 5], 3);
+        let zones = [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "c")];
+        goal.zones = zones.map(|(id, zone)| (ReplicaId(id), zone.into())).into();
+        let mut status = led(&[1, 2, 3, 4, 5], &[]);
+        assert_eq!(steps(&status, &goal), [(AddLearner, 2), (AddLearner, 3)]);
+        status.progress.iter_mut().for_each(|p| p.active = p.replica != ReplicaId(5));
+        assert_eq!(steps(&status, &goal), [], "5 of 5 may lose one more, 3 of 3 none");
     }
 
     #[test]

@@ -134,11 +134,12 @@ impl Keeper {
             return None;
         }
         self.version = active;
-        let (data, record) = (self.data.clone(), self.record.clone());
+        // It ends with the keeper: the directory is not held for it.
+        let (data, record) = (Arc::downgrade(&self.data), self.record.clone());
         Some(tokio::spawn(async move {
             let mut told = false;
             loop {
-                let (data, record) = (data.clone(), record.clone());
+                let (Some(data), record) = (data.upgrade(), record.clone()) else { return };
                 let change =
                     move |record: &mut ClusterRecord| record.cluster_version = record.cluster_version.max(active);
                 let written = tokio::task::spawn_blocking(move || save(&data, &record, change));
@@ -150,8 +151,11 @@ impl Keeper {
                         }
                         told = true;
                     }
-                    // Only a runtime that ends does not carry it out.
-                    Err(_) => return,
+                    Err(error) => {
+                        // The runtime ends.
+                        tracing::warn!(%error, version = %active, "the record does not name the cluster version");
+                        return;
+                    }
                 }
                 tokio::time::sleep(RECORD_RETRY).await;
             }

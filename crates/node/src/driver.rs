@@ -210,10 +210,14 @@ impl Driver {
     }
 
     /// What peers have said by now is heard before the clock goes on, however much of something else came first: a heartbeat
-    /// that waits here would count as missed, and its leader as lost.
+    /// that waits here would count as missed, and its leader as lost. At most a turn of it: requests come this way too, and
+    /// the node's own heartbeats wait for them.
     fn take_waiting_control(&mut self) -> usize {
-        let waiting = self.sources.control.len();
+        let (began, waiting) = (Instant::now(), self.sources.control.len());
         for taken in 0..waiting {
+            if began.elapsed() >= TURN_MAX {
+                return taken;
+            }
             let Some(incoming) = self.sources.control.try_recv() else { return taken };
             self.take_incoming(incoming);
         }

@@ -376,6 +376,13 @@ impl World {
         if of(&voters) > of(&best) {
             return Some(format!("{voters:?} vote in __meta, {best:?} would be spread better"));
         }
+        let able = eligible.len() >= voters.len();
+        let lost = |record: &&NodeRecord| {
+            record.lifecycle == NodeLifecycle::Lost && voters.contains(&record.meta_replica) && able
+        };
+        if let Some(record) = state.nodes.values().find(lost) {
+            return Some(format!("node {} is lost and votes in __meta, and {eligible:?} could", record.member.node));
+        }
         let records = state.nodes.values().filter(|record| voters.contains(&record.meta_replica));
         let in_one = |counts: Vec<usize>| counts.first().is_some_and(|most| 2 * most >= counts.iter().sum());
         let three = spread(&eligible, 3);

@@ -95,6 +95,38 @@ fn membership_entries_are_handed_out_in_their_place_among_the_others() {
 }
 
 #[test]
+fn no_more_bytes_are_handed_out_at_once_than_may_be_applied() {
+    const ENTRY_BYTES: usize = 400_000;
+    let (room, last) = (1 << 20, 31);
+    let mut raft = first_of_three(false);
+    for index in 1..last {
+        let data = Bytes::from(vec![0; ENTRY_BYTES]);
+        let entry = Entry { index: index + 1, term: 2, kind: EntryKind::Batch, data };
+        let log_term = if index == 1 { 1 } else { 2 };
+        let append = RaftMessage { log_term, index, entries: vec![entry], ..from_second(RaftMessageKind::Append) };
+        raft.step(GROUP, append).unwrap();
+    }
+    raft.flush(1);
+    raft.persisted(1);
+    raft.step(GROUP, RaftMessage { commit: last, ..from_second(RaftMessageKind::Heartbeat) }).unwrap();
+
+    let mut at_once = Vec::new();
+    for round in 2.. {
+        raft.let_apply(room);
+        let output = raft.flush(round);
+        let handed_out = output.committed.iter().flat_map(|it| &it.entries);
+        at_once.push(handed_out.clone().map(|entry| entry.data.len() as u64).sum::<u64>());
+        raft.applied(GROUP, handed_out.last().expect("one at least").index);
+        if !raft.is_behind() {
+            break;
+        }
+    }
+    assert_eq!(at_once.iter().sum::<u64>(), (last - 1) * ENTRY_BYTES as u64);
+    // The entry with which the room is used up is whole.
+    assert!(at_once.iter().all(|bytes| *bytes < room + ENTRY_BYTES as u64), "{at_once:?}");
+}
+
+#[test]
 #[should_panic(expected = "never handed out")]
 fn what_was_never_handed_out_cannot_count_as_applied() {
     let (mut cluster, leader) = led(23);
