@@ -300,6 +300,11 @@ impl DataDir {
         self.path.join("identity.key")
     }
 
+    /// What a node has made here that is there.
+    pub fn left_behind(&self) -> Option<PathBuf> {
+        [self.identity(), self.journal.join("STORE")].into_iter().find(|path| path.exists())
+    }
+
     fn record_path(&self) -> PathBuf {
         self.path.join("cluster")
     }

@@ -1,4 +1,8 @@
 //! How a process finds its place: it forms a cluster, joins one, or returns to the one it was in.
+//!
+//! Whoever forms a cluster writes its record before the node has a key or a journal. So one of these without a record is
+//! never what is left of a first start that failed: it is what a node that lost the rest has kept, or one that was to join.
+//! Neither forms a cluster (docs/decisions/0022-who-forms-a-cluster.md).
 
 use std::path::Path;
 
@@ -7,10 +11,56 @@ use engine::Formation;
 use transport::Transport;
 use wire::{JoinRequest, JoinToken, Member};
 
+use crate::config::Config;
 use crate::data_dir::{ClusterRecord, DataDir};
 use crate::error::NodeError;
 
-/// Finds the record of this node's cluster, or makes it; durable on return. The incarnation is a new one.
+/// Makes the record of a new cluster if the node is to form one: it has none, no token, and was never anything else. Durable
+/// on return. To be called before the node has a key.
+///
+/// # Errors
+/// What says that there is a cluster in which the node was, or to which it belongs, and what to do. Nothing was made then.
+pub(crate) fn found_cluster(data: &DataDir, config: &Config) -> Result<(), NodeError> {
+    if config.join.is_some() || data.load()?.is_some() {
+        return Ok(());
+    }
+    if let Some(left) = data.left_behind() {
+        return Err(lost(data.path(), &left, &config.name));
+    }
+    if let Some(peer) = config.peers.first() {
+        let (dir, name) = (data.path().display(), &config.name);
+        return Err(NodeError::Config(format!(
+            "{dir} belongs to no cluster, and --peer {peer} (or `peers`) names a member of one: join it with a token (`muster \
+             token create` there). A member whose data is gone is given up first (`muster node remove {name}`). To form a new \
+             cluster, leave out --peer"
+        )));
+    }
+    data.save(&ClusterRecord {
+        cluster: ClusterId(random()?),
+        node: NodeId(1),
+        // It has not started yet.
+        incarnation: Incarnation(0),
+        formed: false,
+        joined: None,
+        seed: seed()?,
+        cluster_version: ClusterVersion::default(),
+        recovery: None,
+        outdone: None,
+    })
+}
+
+/// Why a node that has something and no record does not form a cluster.
+fn lost(dir: &Path, left: &Path, name: &str) -> NodeError {
+    let (dir, left) = (dir.display(), left.display());
+    NodeError::Config(format!(
+        "{left} is there, and {dir}/cluster, which says to which cluster it belongs, is not. A node whose data is gone neither \
+         comes back as what it was nor forms a cluster beside its own: restore that file if nothing else is lost; if not, give \
+         the node up in its cluster (`muster node remove {name}`), wipe the whole of {dir}, and join anew with a token. If it \
+         never was a member, or is to form a new cluster, wipe the whole of {dir}"
+    ))
+}
+
+/// Finds the record of this node's cluster, or joins one; durable on return. The incarnation is a new one.
 pub(crate) async fn find_place(
     data: &DataDir,
     token: Option<&JoinToken>,
@@ -38,17 +88,8 @@ pub(crate) async fn find_place(
             ClusterRecord { incarnation: Incarnation(known.incarnation.0 + 1), ..known }
         }
         (None, Some(token)) => join(token, transport, me).await?,
-        (None, None) => ClusterRecord {
-            cluster: ClusterId(random()?),
-            node: NodeId(1),
-            incarnation: Incarnation(1),
-            formed: false,
-            joined: None,
-            seed: seed()?,
-            cluster_version: ClusterVersion::default(),
-            recovery: None,
-            outdone: None,
-        },
+        // It was there when the process began (`found_cluster()`).
+        (None, None) => return Err(lost(data.path(), &data.identity(), &me.name)),
     };
     data.save(&record)?;
     Ok(record)
@@ -152,6 +193,47 @@ mod tests {
         }
         let foreign = misfit(Path::new("/data"), &known, &JoinToken { cluster: ClusterId([2; 16]), ..token });
         assert!(foreign.is_some_and(|reason| reason.contains("/data belongs to cluster 0101")));
+    }
+
+    fn founds(data: &DataDir, config: &Config) -> Result<ClusterRecord, String> {
+        found_cluster(data, config).map_err(|error| error.to_string())?;
+        data.load().map_err(|error| error.to_string())?.ok_or_else(|| "no record".to_owned())
+    }
+
+    #[test]
+    fn only_a_node_that_never_was_anything_else_forms_a_cluster_and_a_first_start_that_failed_may_be_repeated() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(dir.path()).expect("opens");
+        let config = Config { name: "node7".to_owned(), ..Config::embedded(dir.path()) };
+        let record = founds(&data, &config).expect("it is new");
+        assert_eq!((record.node, record.incarnation, record.formed), (NodeId(1), Incarnation(0), false));
+        // It was killed before it had a key, and after.
+        assert_eq!(founds(&data, &config), Ok(record.clone()));
+        std::fs::write(data.identity(), [7; 32]).expect("writes");
+        data.store().expect("made");
+        assert_eq!(founds(&data, &config), Ok(record));
+
+        std::fs::remove_file(dir.path().join("cluster")).expect("removed");
+        let refused = |left: &str| {
+            let error = founds(&data, &config).expect_err("it forms a cluster of its own");
+            let begins = format!("{} is there, and", data.path().join(left).display());
+            assert!(error.starts_with(&begins) && error.contains("`muster node remove node7`"), "{error}");
+            assert!(!dir.path().join("cluster").exists(), "the next start would go on with it");
+        };
+        refused("identity.key");
+        std::fs::remove_file(data.identity()).expect("removed");
+        refused("journal/STORE");
+        // With a token the cluster decides.
+        let token = JoinToken { cluster: CLUSTER, id: 1, secret: [0; 32], seeds: Vec::new(), recovery: None };
+        let joins = Config { join: Some(token), ..config.clone() };
+        assert_eq!(founds(&data, &joins), Err("no record".to_owned()));
+        std::fs::remove_dir_all(data.journal()).expect("wiped");
+        assert_eq!(founds(&data, &joins), Err("no record".to_owned()));
+
+        let told = Config { peers: vec![std::net::SocketAddr::from(([10, 0, 0, 2], 7401))], ..config.clone() };
+        let error = founds(&data, &told).expect_err("it was told of others");
+        assert!(error.contains("--peer 10.0.0.2:7401") && error.contains("leave out --peer"), "{error}");
+        founds(&data, &config).expect("wiped as a whole, it is new");
     }
 
     #[test]

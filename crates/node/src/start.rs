@@ -221,6 +221,7 @@ impl Node {
         config.check_reach().and_then(|()| config.check_pace()).map_err(NodeError::Config)?;
         let ground = Ground::lay(&config)?;
         let listeners = Listeners::bind(&config, ground.handle.clone(), &ground.registry).await?;
+        formation::found_cluster(&ground.data, &config)?;
         let identity = Identity::load_or_create(&ground.data.identity())?;
         let (vm_events, vm_event_queue) = mpsc::channel(QUEUE);
         let mut vmm_config = VmmConfig::new(ground.data.path(), &config.name);
@@ -533,6 +534,7 @@ mod tests {
     async fn alone(dir: &Path) -> Result<Alone, NodeError> {
         let config = Config { peer_listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Config::embedded(dir) };
         let Ground { data, supervisor, registry, handle, requests, metadata } = Ground::lay(&config)?;
+        formation::found_cluster(&data, &config)?;
         let identity = Identity::load_or_create(&data.identity())?;
         let address = NodeAddress { endpoint: identity.endpoint(), ..NodeAddress::default() };
         let (store, versions) = (data.store()?, config.versions());

@@ -1,6 +1,7 @@
 //! Who may join, and who is told why not.
 
 use std::collections::BTreeSet;
+use std::net::UdpSocket;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
@@ -118,6 +119,14 @@ fn a_node_that_lost_its_data_and_kept_its_key_is_refused_until_it_is_given_up() 
         ensure!(!ended.status.success(), "it runs without its data:\n{}", ended.text());
         ensure!(ended.text().contains("its data is gone"), "the reason is not given:\n{}", ended.text());
         std::fs::remove_file(data_dir.join("cluster"))?;
+        // Started as the first host of a cluster is, it forms none of its own, however often.
+        for _ in 0..2 {
+            let ended = cluster.nodes[2].start_again(&Start::Up)?;
+            ensure!(!ended.status.success(), "it runs without its data:\n{}", ended.text());
+            for expect in ["identity.key is there", "neither comes back", "muster node remove node3"] {
+                ensure!(ended.text().contains(expect), "it does not say {expect:?}:\n{}", ended.text());
+            }
+        }
         let ended = cluster.nodes[2].start_again(&Start::Join(token.clone()))?;
         ensure!(!ended.status.success(), "it was let in:\n{}", ended.text());
         for expect in ["whose data is gone does not come back", "muster node remove node3", "join anew"] {
@@ -135,6 +144,67 @@ fn a_node_that_lost_its_data_and_kept_its_key_is_refused_until_it_is_given_up() 
         cluster.nodes[2].start(&Start::Join(token))?;
         cluster.wait_ready(PATIENCE)?;
         wait_tolerant(&cluster.nodes[0])
+    });
+}
+
+#[test]
+fn a_host_that_is_told_of_its_cluster_forms_no_other_one_when_all_its_data_is_gone() {
+    let _machine = machine_shared();
+    Folder::scenario("wiped-founder", |folder| {
+        let mut cluster = Cluster::start(folder, 2)?;
+        let used = cluster.token(1)?;
+        cluster.add()?.start(&Start::Join(used.clone()))?;
+        cluster.wait_ready(PATIENCE)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        // As README advises: a token of its own cluster, used up by now, in the first host's file.
+        let file = Start::Config(cluster.nodes[0].write_config(&format!("join = \"{used}\"\n"))?);
+        cluster.nodes[0].stop()?;
+        cluster.nodes[0].start(&file)?;
+        cluster.wait_ready(PATIENCE)?;
+
+        cluster.nodes[0].kill()?;
+        let data_dir = cluster.nodes[0].data_dir.clone();
+        for (told_by, start) in [("a token", file), ("--peer", Start::Up)] {
+            std::fs::remove_dir_all(&data_dir)?;
+            cluster.nodes[0].arguments.clear();
+            if start == Start::Up {
+                cluster.nodes[0].arguments = vec!["--peer".to_owned(), cluster.nodes[1].peer.to_string()];
+            }
+            let ended = cluster.nodes[0].start_again(&start)?;
+            ensure!(!ended.status.success(), "told by {told_by}, it runs without its data:\n{}", ended.text());
+            ensure!(!data_dir.join("cluster").exists(), "told by {told_by}, it goes on by itself at the next start");
+        }
+        cluster.nodes[0].arguments.clear();
+
+        let removed = cluster.nodes[1].cli(&["node", "remove", "node1"])?;
+        ensure!(removed.status.success(), "{}", removed.text());
+        wait_until(PATIENCE, "node1 is forgotten", || {
+            let members = cluster.nodes[1].members()?;
+            ensure!(members.iter().all(|member| member["name"] != "node1"), "{members:?}");
+            Ok(())
+        })?;
+        let token = cluster.token(1)?;
+        cluster.nodes[0].start(&Start::Join(token))?;
+        cluster.wait_ready(PATIENCE)?;
+        ensure!(cluster.nodes[1].members()?.len() == 3, "the members are {:?}", cluster.nodes[1].members()?);
+        wait_tolerant(&cluster.nodes[1])
+    });
+}
+
+#[test]
+fn a_first_start_that_failed_is_simply_repeated() {
+    let _machine = machine_shared();
+    Folder::scenario("first-start", |folder| {
+        let mut node = Node::new("node1", folder.path())?;
+        let taken = UdpSocket::bind(node.peer).context("the port is free")?;
+        let ended = node.start_again(&Start::Up)?;
+        ensure!(!ended.status.success(), "it runs without its port:\n{}", ended.text());
+        ensure!(node.data_dir.join("identity.key").exists(), "it had no key yet: this shows nothing\n{}", ended.text());
+        drop(taken);
+        node.start(&Start::Up)?;
+        node.wait_ready(PATIENCE)?;
+        ensure!(node.id()? == 1, "the members are {:?}", node.members()?);
+        Ok(())
     });
 }
 
