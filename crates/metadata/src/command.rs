@@ -75,7 +75,7 @@ pub enum Command {
         #[n(2)]
         member: Member,
     },
-    /// A member says where it is and what it can carry, at each start.
+    /// A member says where it is, what it can carry and how it wants to be called, at each start.
     #[n(2)]
     UpdateNode {
         #[n(0)]

@@ -40,6 +40,22 @@ impl Metadata {
         self.nodes.values().find(|node| node.member.address.endpoint == *endpoint)
     }
 
+    /// What a node is called that wants this name. It keeps the one that it has if another member is called so (an order by
+    /// name must reach one node), and if it is a number, which would pass for an id.
+    #[must_use]
+    pub fn name_of<'a>(&'a self, node: NodeId, wanted: &'a str) -> &'a str {
+        match self.nodes.get(&node) {
+            Some(record) if !self.is_free(wanted, node) => &record.member.name,
+            _ => wanted,
+        }
+    }
+
+    /// Whether a node may be called so.
+    fn is_free(&self, name: &str, node: NodeId) -> bool {
+        let number = name.bytes().all(|byte| byte.is_ascii_digit());
+        !number && !self.nodes.values().any(|other| other.member.node != node && other.member.name == name)
+    }
+
     pub(crate) fn admit_node(
         &mut self,
         context: Context,
@@ -79,6 +95,8 @@ impl Metadata {
         if ![0, member.store].contains(&record.member.store) {
             return refuse(ErrorCode::PermissionDenied, impostor(record));
         }
+        let name = self.name_of(member.node, &member.name).to_owned();
+        let member = &Member { name, ..member.clone() };
         if record.member == *member {
             return CommandResult::Done;
         }
@@ -97,8 +115,11 @@ impl Metadata {
         let node = NodeId(self.next.node);
         let meta_replica = self.next_replica();
         member.node = node;
-        if member.name.is_empty() || self.nodes.values().any(|n| n.member.name == member.name) {
+        if !self.is_free(&member.name, node) {
             member.name = format!("node-{node}");
+        }
+        while !self.is_free(&member.name, node) {
+            member.name.push_str("-2");
         }
         let event = json!({
             "event": "node.joined", "node": node.0, "name": member.name,

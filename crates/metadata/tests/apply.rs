@@ -116,6 +116,42 @@ fn a_member_without_its_data_is_an_impostor() {
 }
 
 #[test]
+fn no_two_members_have_one_name_and_none_has_a_number_for_a_name() {
+    let named = |n: u8, name: &str| Member { node: NodeId(u64::from(n)), name: name.into(), ..member(n) };
+    let mut cluster = Cluster { state: Metadata::bootstrap(ClusterId([1; 16]), named(1, "box"), Wall(0)), now: 0 };
+    cluster.apply(Command::CreateToken { secret_hash: token_hash(&[5; 32]), expires: Wall(100), uses: 9 });
+    let admit = |member| Command::AdmitNode { token_id: 1, secret: [5; 32], member };
+    let names = |cluster: &Cluster| -> Vec<String> {
+        cluster.state.nodes.values().map(|node| node.member.name.clone()).collect()
+    };
+    cluster.apply(admit(named(2, "box")));
+    assert_eq!(names(&cluster), ["box", "node-2"]);
+    // Each of its starts says the same again, and what else it says counts.
+    let labels = [("zone".to_owned(), "a".to_owned())].into();
+    let again = Command::UpdateNode { member: Member { labels, ..named(2, "box") } };
+    assert_eq!(cluster.apply(again), CommandResult::Done);
+    assert_eq!(cluster.state.nodes[&NodeId(2)].member.labels["zone"], "a");
+    let wants = |cluster: &mut Cluster, n: u8, name: &str| {
+        assert_eq!(cluster.apply(Command::UpdateNode { member: named(n, name) }), CommandResult::Done);
+        names(cluster)
+    };
+    for (n, name, then) in [
+        (2, "box", ["box", "node-2"]),
+        (2, "1", ["box", "node-2"]),
+        (2, "", ["box", "node-2"]),
+        (2, "shed", ["box", "shed"]),
+        (1, "shed", ["box", "shed"]),
+        (1, "barn", ["barn", "shed"]),
+        (2, "box", ["barn", "box"]),
+        (2, "node-3", ["barn", "node-3"]),
+    ] {
+        assert_eq!(wants(&mut cluster, n, name), then, "node {n} wants to be {name:?}");
+    }
+    cluster.apply(admit(named(3, "7")));
+    assert_eq!(names(&cluster), ["barn", "node-3", "node-3-2"]);
+}
+
+#[test]
 fn a_command_is_applied_once_per_session_and_sequence() {
     let mut cluster = Cluster::new();
     let open = Command::OpenSession { node: NodeId(1), incarnation: Incarnation(1) };

@@ -92,9 +92,8 @@ fn start(config: Config, args: &ArgMatches) -> anyhow::Result<()> {
         end_with(*parent)?;
     }
     log_to_stderr()?;
-    let (name, began) = (config.name.clone(), Instant::now());
-    let format = remote::format(args);
-    node::run(config, |node| announce(format, &name, began, node))?;
+    let (format, began) = (remote::format(args), Instant::now());
+    node::run(config, |node| announce(format, began, node))?;
     Ok(())
 }
 
@@ -120,8 +119,8 @@ fn log_to_stderr() -> anyhow::Result<()> {
 }
 
 /// Says what listens where and what to try next.
-fn announce(format: Format, name: &str, began: Instant, node: &Node) {
-    let (kafka, api, told) = (node.kafka, node.api, &node.kafka_advertised);
+fn announce(format: Format, began: Instant, node: &Node) {
+    let (name, kafka, api, told) = (node.name(), node.kafka, node.api, &node.kafka_advertised);
     let for_clients = if *told == kafka.to_string() { String::new() } else { format!(" (clients are told {told})") };
     let muster = terminal::program();
     let peers: Vec<String> = node.peer.iter().map(SocketAddr::to_string).collect();

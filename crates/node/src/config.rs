@@ -20,7 +20,7 @@ pub const PEER_PORT: u16 = 7401;
 pub struct Config {
     /// Holds all that the node keeps. Two nodes never share one.
     pub data_dir: PathBuf,
-    /// A DNS label; unique in the cluster by convention, the id is what counts.
+    /// A DNS label, and no number. If another member is called so, the cluster calls this one otherwise ([`crate::Node::name`]).
     pub name: String,
     /// TCP, for Kafka clients.
     pub kafka_listen: SocketAddr,
@@ -318,13 +318,18 @@ fn parse_ticks(what: &str, text: &str, least: Millis, most: Millis) -> Result<Mi
     })
 }
 
-/// A node's name: a DNS label (RFC 1123).
+/// A node's name: a DNS label (RFC 1123), but no number, which would pass for a node's id.
 ///
 /// # Errors
 /// With a sentence that says what is wrong.
 pub fn valid_name(name: &str) -> Result<&str, String> {
     let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let fits = (1..=63).contains(&name.len()) && name.chars().all(inside);
+    if fits && name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!(
+            "{name:?} is a number, which would pass for a node's id: choose a name such as \"node{name}\""
+        ));
+    }
     if fits && !name.starts_with('-') && !name.ends_with('-') {
         return Ok(name);
     }
@@ -386,12 +391,14 @@ pub fn valid_relay<'a>(key: &str, value: &'a str) -> Result<&'a str, String> {
     transport::check_relay(value).map(|()| value).map_err(|error| format!("{key}: {error}"))
 }
 
-/// The first label of a host name as a node name; `node` if nothing usable is left.
+/// The first label of a host name as a node name; `node` if nothing usable is left, and before a number.
 fn host_label(host: &str) -> String {
     let first = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
-    let clean: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let clean: String = first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let clean = clean.trim_matches('-');
-    if clean.is_empty() { "node".into() } else { clean.to_owned() }
+    let number = clean.bytes().all(|byte| byte.is_ascii_digit());
+    let name: String = if number { ["node", clean].concat() } else { clean.to_owned() };
+    name.chars().take(63).collect::<String>().trim_end_matches('-').to_owned()
 }
 
 #[cfg(test)]
@@ -530,8 +537,16 @@ mod tests {
 
     #[test]
     fn host_names_become_labels() {
-        for (host, expect) in [("Box_7.example.org", "box-7"), ("", "node"), ("--", "node"), ("a", "a")] {
+        let hosts =
+            [("Box_7.example.org", "box-7"), ("", "node"), ("--", "node"), ("a", "a"), ("42.example.org", "node42")];
+        for (host, expect) in hosts {
             assert_eq!(host_label(host), expect);
+            assert_eq!(valid_name(expect), Ok(expect));
         }
+        for long in ["a".repeat(99), "7".repeat(99), format!("{}-b", "a".repeat(62))] {
+            let label = host_label(&long);
+            assert_eq!(valid_name(&label), Ok(label.as_str()), "{long}");
+        }
+        assert!(valid_name("42").unwrap_err().contains("would pass for a node's id"));
     }
 }

@@ -45,6 +45,8 @@ const TASKS_END: Duration = Duration::from_secs(3);
 /// A running node.
 pub struct Node {
     handle: NodeHandle,
+    /// The name that it was told.
+    told_name: String,
     /// Where Kafka listens.
     pub kafka: SocketAddr,
     /// Where Kafka clients are told to connect.
@@ -77,6 +79,10 @@ pub fn run(config: Config, ready: impl FnOnce(&Node)) -> Result<(), NodeError> {
         let mut node = tokio::select! {
             node = Node::start(config) => node?,
             () = signals.recv() => return Ok(()),
+        };
+        let ready = |node: &Node| {
+            node.warn_of_its_name();
+            ready(node);
         };
         let ended = until_ended(&mut node, &mut signals, ready).await;
         match ended {
@@ -277,6 +283,22 @@ impl Node {
         self.handle.me()
     }
 
+    /// What the cluster calls it: as it was told to be called, if no other member is called so.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.handle.metadata().name_of(self.id(), &self.told_name).to_owned()
+    }
+
+    fn warn_of_its_name(&self) {
+        let name = self.name();
+        if name != self.told_name {
+            let told = &self.told_name;
+            tracing::warn!(
+                "another member is called {told}: the cluster calls this node {name}; --name gives it another name"
+            );
+        }
+    }
+
     /// Its cluster.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
@@ -426,6 +448,7 @@ impl Parts {
         listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
         Ok(Node {
             handle: ground.handle,
+            told_name: config.name.clone(),
             kafka,
             kafka_advertised,
             api,

@@ -159,18 +159,28 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// A member by name or id.
+/// A member by name or id; none if several can be meant.
 pub(crate) fn find_node(metadata: &Metadata, wanted: &str) -> Result<NodeId, OpError> {
-    let by_id = wanted.parse().ok().filter(|id| metadata.nodes.contains_key(id));
-    let by_name = || metadata.nodes.values().find(|node| node.member.name == wanted).map(|node| node.member.node);
-    by_id.or_else(by_name).ok_or_else(|| {
-        let names: Vec<&str> = metadata.nodes.values().map(|node| node.member.name.as_str()).collect();
-        let error = OpError::new(ErrorCode::NotFound, format!("no node is named {wanted:?} or has that id"));
-        match ops::nearest(wanted, names.iter().copied()) {
-            Some(near) => error.hint(format!("did you mean `{near}`?")),
-            None => error.hint(format!("the nodes are {}", names.join(", "))),
+    let id: Option<NodeId> = wanted.parse().ok();
+    let meant = |record: &&NodeRecord| Some(record.member.node) == id || record.member.name == wanted;
+    let found: Vec<&NodeRecord> = metadata.nodes.values().filter(meant).collect();
+    match found[..] {
+        [one] => Ok(one.member.node),
+        [] => {
+            let names: Vec<&str> = metadata.nodes.values().map(|node| node.member.name.as_str()).collect();
+            let error = OpError::new(ErrorCode::NotFound, format!("no node is named {wanted:?} or has that id"));
+            Err(match ops::nearest(wanted, names.iter().copied()) {
+                Some(near) => error.hint(format!("did you mean `{near}`?")),
+                None => error.hint(format!("the nodes are {}", names.join(", "))),
+            })
         }
-    })
+        // Members do not get one name any more, but may have had it.
+        _ => {
+            let each = found.iter().map(|record| format!("node {} ({})", record.member.node, record.member.name));
+            let message = format!("{wanted:?} can mean {}", each.collect::<Vec<_>>().join(" or "));
+            Err(OpError::new(ErrorCode::InvalidArgument, message).hint("say its id, or a name that no other one has"))
+        }
+    }
 }
 
 /// A member's name; its id if it is not (or no longer) a member.
@@ -191,4 +201,33 @@ pub(crate) fn unexpected() -> OpError {
 /// `1 node`, `2 nodes`.
 pub(crate) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::ReplicaId;
+    use metadata::NodeLifecycle;
+    use wire::Member;
+
+    use super::*;
+
+    #[test]
+    fn an_order_by_a_name_that_can_mean_two_nodes_reaches_neither() {
+        let mut metadata = Metadata::default();
+        for (node, name) in (1..).map(NodeId).zip(["box", "box", "shed", "3"]) {
+            let (lifecycle, meta_replica) = (NodeLifecycle::Active, ReplicaId(node.0));
+            let member = Member { node, name: name.into(), ..Member::default() };
+            let record = NodeRecord { member, meta_replica, joined: Wall(0), lifecycle, successor: None };
+            metadata.nodes.insert(node, record);
+        }
+        let found = |wanted: &str| find_node(&metadata, wanted).map_err(|error| (error.code, error.message));
+        for (wanted, node) in [("1", 1), ("2", 2), ("shed", 3), ("4", 4)] {
+            assert_eq!(found(wanted), Ok(NodeId(node)), "{wanted}");
+        }
+        for (wanted, both) in [("box", "node 1 (box) or node 2 (box)"), ("3", "node 3 (shed) or node 4 (3)")] {
+            let refused = Err((ErrorCode::InvalidArgument, format!("{wanted:?} can mean {both}")));
+            assert_eq!(found(wanted), refused, "{wanted}");
+        }
+        assert_eq!(found("barn").map_err(|(code, _)| code), Err(ErrorCode::NotFound));
+    }
 }

@@ -132,6 +132,9 @@ fn is_removing(metadata: &Metadata, node: NodeId) -> bool {
 /// A member, or one that was removed lately (asked for again by somebody who did not hear that it is done).
 fn find_going(metadata: &Metadata, wanted: &str) -> Result<NodeId, OpError> {
     find_node(metadata, wanted).or_else(|missing| {
+        if missing.code != ErrorCode::NotFound {
+            return Err(missing);
+        }
         let departed = |node: &&metadata::DepartedNode| node.name == wanted || node.node.to_string() == wanted;
         metadata.departed.values().rev().find(departed).map(|node| node.node).ok_or(missing)
     })

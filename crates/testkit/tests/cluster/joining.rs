@@ -1,12 +1,12 @@
 //! Who may join, and who is told why not.
 
-use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
-use serde_json::json;
-use testkit::{Cluster, Finished, Folder, Node, Start, wait_until};
+use serde_json::{Value, json};
+use testkit::{Cluster, Finished, Folder, Node, Start, free_port, wait_until};
 
 use crate::support::{PATIENCE, machine_shared, wait_tolerant};
 
@@ -236,6 +236,47 @@ fn a_configuration_file_with_a_token_makes_a_member_and_later_starts_with_it_no_
         ensure!(tokens["tokens"][0]["state"] == "used", "the tokens are {tokens}");
         cluster.nodes[1].kcat().produce("t", [(&b"k"[..], &b"v"[..])], &[], &[])?;
         ensure!(cluster.nodes[0].kcat().consume("t")?.len() == 1, "the two are no cluster any more");
+        Ok(())
+    });
+}
+
+#[test]
+fn two_nodes_that_want_one_name_get_two_and_an_order_by_name_reaches_who_has_it() {
+    let _machine = machine_shared();
+    Folder::scenario("one-name", |folder| {
+        let cluster = Cluster::start(folder, 1)?;
+        // As hosts that were made from one image, or two nodes on one host, that take its name.
+        let elsewhere = folder.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere)?;
+        let mut second = Node::new("node1", &elsewhere)?;
+        second.start(&Start::Join(cluster.token(1)?))?;
+        second.wait_ready(PATIENCE)?;
+        wait_until(PATIENCE, "it shows how it is called", || {
+            let shown = std::fs::read_to_string(elsewhere.join("node1.out"))?;
+            ensure!(shown.contains("node-2 (node 2) is ready"), "{shown}");
+            Ok(())
+        })?;
+        ensure!(second.log().contains("another member is called node1"), "it does not say so:\n{}", second.log());
+
+        // Once the cluster has its new address, it has also heard again how it wants to be called.
+        second.stop()?;
+        second.kafka = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        second.start(&Start::Up)?;
+        second.wait_ready(PATIENCE)?;
+        let names = wait_until(PATIENCE, "the second node has said where it is", || {
+            let members = cluster.nodes[0].members()?;
+            let at = second.kafka.to_string();
+            ensure!(members.iter().any(|member| member["kafka"] == at.as_str()), "{members:?}");
+            let name = |member: &Value| (member["id"].to_string(), member["name"].to_string());
+            Ok(members.iter().map(name).collect::<BTreeMap<_, _>>())
+        })?;
+        let expected = [("1", "\"node1\""), ("2", "\"node-2\"")].map(|(id, name)| (id.to_owned(), name.to_owned()));
+        ensure!(names == BTreeMap::from(expected), "the members are {names:?}");
+        for (name, id) in [("node1", 1), ("node-2", 2)] {
+            let drained = second.cli_json(&["node", "drain", name])?;
+            ensure!(drained["id"] == id && drained["lifecycle"] == "draining", "{drained}");
+            second.cli_json(&["node", "resume", name])?;
+        }
         Ok(())
     });
 }
