@@ -211,7 +211,7 @@ pub enum Command {
         /// It runs no more, says an operator: what it did is done elsewhere without waiting for it.
         #[n(1)]
         dead: bool,
-        /// Who gets its replicas, if it can take them; otherwise whoever has the fewest.
+        /// Who gets its replicas, if it can take them; otherwise whoever has the fewest. `None` leaves it as it was said before.
         #[n(2)]
         successor: Option<NodeId>,
     },

@@ -30,26 +30,30 @@ impl Metadata {
         successor: Option<NodeId>,
     ) -> CommandResult {
         let to = if dead { NodeLifecycle::Removing } else { NodeLifecycle::Leaving };
-        match self.nodes.get(&node).map(|record| record.lifecycle) {
+        let Some(record) = self.nodes.get(&node) else {
             // Asked again by somebody who did not hear that it is done.
-            None if self.departed.contains_key(&node) => CommandResult::Done,
-            None => self.no_member(node),
-            Some(known) if known == to || known == NodeLifecycle::Removing => CommandResult::Done,
-            Some(_) if !self.staying().any(|other| other.member.node != node) => {
-                let message =
-                    format!("node {node} is the only member that stays: there is nothing to move its data to");
-                refuse(ErrorCode::FailedPrecondition, message)
+            return if self.departed.contains_key(&node) { CommandResult::Done } else { self.no_member(node) };
+        };
+        let (known, replaced_by) = (record.lifecycle, record.successor);
+        let goes = known == to || known == NodeLifecycle::Removing;
+        if !goes && !self.staying().any(|other| other.member.node != node) {
+            let message = format!("node {node} is the only member that stays: there is nothing to move its data to");
+            return refuse(ErrorCode::FailedPrecondition, message);
+        }
+        if let Some(next) = successor.filter(|next| replaced_by != Some(*next)) {
+            if next == node || !self.takes_replicas(next) {
+                let message = "whoever is to replace it must be another node that is active";
+                return refuse(ErrorCode::FailedPrecondition, message);
             }
-            Some(_) if successor.is_some_and(|next| next == node || !self.takes_replicas(next)) => {
-                refuse(ErrorCode::FailedPrecondition, "whoever is to replace it must be another node that is active")
+            if let Some(other) = replaced_by.filter(|other| self.takes_replicas(*other)) {
+                let message = format!("node {node} is being replaced already, by node {other}");
+                return refuse(ErrorCode::FailedPrecondition, message);
             }
-            Some(_) => {
-                if let Some(record) = self.nodes.get_mut(&node) {
-                    record.successor = successor;
-                }
-                self.enter(context, node, to)
+            if let Some(record) = self.nodes.get_mut(&node) {
+                record.successor = Some(next);
             }
         }
+        if goes { CommandResult::Done } else { self.enter(context, node, to) }
     }
 
     /// Whether new replicas and VMs may be placed on a node.

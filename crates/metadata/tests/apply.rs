@@ -442,6 +442,33 @@ fn the_last_one_stays_and_a_successor_must_be_there() {
 }
 
 #[test]
+fn a_node_that_goes_already_can_still_be_replaced_and_by_another_one_only_if_its_successor_goes_too() {
+    let mut cluster = Cluster::new();
+    (2..=4).for_each(|n| drop(cluster.join(n)));
+    let replace = |dead, with| Command::RemoveNode { node: NodeId(1), dead, successor: Some(NodeId(with)) };
+    let stands = |cluster: &Cluster| {
+        let record = &cluster.state.nodes[&NodeId(1)];
+        (record.lifecycle, record.successor.map(|node| node.0))
+    };
+    assert_eq!(cluster.apply(remove(1, false)), CommandResult::Done);
+    for nobody in [1, 9] {
+        refused(&cluster.apply(replace(false, nobody)), ErrorCode::FailedPrecondition);
+    }
+    assert_eq!(stands(&cluster), (NodeLifecycle::Leaving, None));
+    for _ in 0..2 {
+        assert_eq!(cluster.apply(replace(false, 2)), CommandResult::Done);
+        assert_eq!(stands(&cluster), (NodeLifecycle::Leaving, Some(2)));
+    }
+    let refusal = refused(&cluster.apply(replace(true, 3)), ErrorCode::FailedPrecondition);
+    assert!(refusal.contains("by node 2"), "{refusal}");
+    assert_eq!(cluster.apply(remove(1, true)), CommandResult::Done, "it died on its way");
+    assert_eq!(stands(&cluster), (NodeLifecycle::Removing, Some(2)));
+    assert_eq!(cluster.apply(remove(2, false)), CommandResult::Done);
+    assert_eq!(cluster.apply(replace(true, 3)), CommandResult::Done);
+    assert_eq!(stands(&cluster), (NodeLifecycle::Removing, Some(3)));
+}
+
+#[test]
 fn vms_of_a_dead_node_wait_for_another_one_and_stale_reports_are_refused() {
     let mut cluster = Cluster::new();
     cluster.join(2);

@@ -1,7 +1,8 @@
 //! Every operation against real tables and nodes that do not always answer.
 
-use base::{ErrorCode, Millis};
+use base::{ErrorCode, Millis, NodeId};
 use compute::VmReportEvent;
+use metadata::{Command, CommandResult};
 use serde_json::{Value, json};
 use wire::Pace;
 
@@ -330,4 +331,19 @@ fn nodes_go_as_ordered_and_orders_that_make_no_sense_say_what_does() {
     let listed = world.value("node.list", json!({})).unwrap();
     let lifecycles: Vec<_> = listed["nodes"].as_array().unwrap().iter().map(|n| n["lifecycle"].clone()).collect();
     assert_eq!(lifecycles, ["leaving", "active", "removing", "leaving"]);
+}
+
+#[test]
+fn a_node_that_leaves_already_is_replaced_and_said_again_once_it_is_gone_that_is_no_failure() {
+    let world = World::new(3);
+    let input = |with: &str| json!({ "node": "node3", "with": with });
+    world.value("node.leave", json!({ "node": "node3" })).unwrap();
+    assert_eq!(world.value("node.replace", input("node2")).unwrap()["lifecycle"], "leaving");
+    assert_eq!(crate::Core::metadata(&*world).nodes[&NodeId(3)].successor, Some(NodeId(2)));
+    assert_eq!(code(world.value("node.replace", input("node1"))), ErrorCode::FailedPrecondition);
+
+    assert_eq!(world.apply(Command::ForgetNode { node: NodeId(3) }), CommandResult::Done);
+    assert_eq!(world.value("node.replace", input("node2")).unwrap()["lifecycle"], "gone");
+    assert!(world.shown("node.replace", input("node2")).starts_with("node3 is gone"));
+    assert_eq!(code(world.value("node.replace", input("node9"))), ErrorCode::NotFound);
 }

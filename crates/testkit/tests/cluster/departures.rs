@@ -30,44 +30,96 @@ fn the_leader_leaves_under_load_and_nothing_is_lost() {
         cluster.kcat().produce("t", [(&b"k"[..], &b"first"[..])], &[], &[])?;
         wait_voters(&cluster.nodes[witness], "t", 3)?;
 
-        let (stop, produced) = (AtomicBool::new(false), AtomicUsize::new(0));
         let others: Vec<&Node> = cluster.nodes.iter().filter(|node| node.name != name).collect();
-        let loaded = std::thread::scope(|scope| {
-            let load = scope.spawn(|| -> anyhow::Result<()> {
-                while !stop.load(Ordering::SeqCst) {
-                    let n = produced.load(Ordering::SeqCst);
-                    let (key, value) = (format!("k{n}"), format!("v{n}"));
-                    others[n % 3].kcat().produce("t", [(key.as_bytes(), value.as_bytes())], &[], &[])?;
-                    produced.fetch_add(1, Ordering::SeqCst);
-                }
-                Ok(())
-            });
-            let left = leave(others[0], &name);
-            stop.store(true, Ordering::SeqCst);
-            let load = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
-            left.and(load)
-        });
-        loaded?;
+        let count = under_load(&others, || leave(others[0], &name))?;
         let ended = cluster.nodes[leaver].wait_for_end(PATIENCE)?;
         ensure!(ended.status.success(), "it left with {}:\n{}", ended.status, cluster.nodes[leaver].log());
         ensure!(cluster.nodes[leaver].log().contains("this node has left the cluster"), "it does not say why it ended");
 
         cluster.wait_ready(PATIENCE)?;
         wait_tolerant(&cluster.nodes[witness])?;
-        let count = produced.load(Ordering::SeqCst);
-        ensure!(count > 3, "the load made only {count} records");
-        for node in cluster.running() {
-            let mut values: Vec<String> = node.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
-            ensure!(values.len() > count, "{} reads {} of {count} records", node.name, values.len());
-            values.dedup();
-            let expected = std::iter::once("first".to_owned()).chain((0..count).map(|n| format!("v{n}")));
-            ensure!(values == expected.collect::<Vec<_>>(), "{} reads {values:?}", node.name);
-        }
+        ensure_loaded(&cluster, count)?;
         // Its data directory is of no use any more, and says so.
         let ended = cluster.nodes[leaver].start_again(&Start::Up)?;
         ensure!(!ended.status.success(), "it runs again:\n{}", ended.text());
         ensure!(ended.text().contains("was removed from the cluster"), "the reason is not given:\n{}", ended.text());
         Ok(())
+    });
+}
+
+/// Does something while one record after the other is produced to `t` through these nodes: `v0`, `v1`, and so on. How many.
+fn under_load(nodes: &[&Node], act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<usize> {
+    let (stop, produced) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| -> anyhow::Result<()> {
+            while !stop.load(Ordering::SeqCst) {
+                let n = produced.load(Ordering::SeqCst);
+                let (key, value) = (format!("k{n}"), format!("v{n}"));
+                nodes[n % nodes.len()].kcat().produce("t", [(key.as_bytes(), value.as_bytes())], &[], &[])?;
+                produced.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        let acted = act();
+        stop.store(true, Ordering::SeqCst);
+        let load = load.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+        acted.and(load)
+    })?;
+    Ok(produced.into_inner())
+}
+
+/// Every node that runs reads `first` and then what [`under_load`] produced, in order.
+fn ensure_loaded(cluster: &Cluster, count: usize) -> anyhow::Result<()> {
+    ensure!(count > 3, "the load made only {count} records");
+    for node in cluster.running() {
+        let mut values: Vec<String> = node.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+        ensure!(values.len() > count, "{} reads {} of {count} records", node.name, values.len());
+        values.dedup();
+        let expected = std::iter::once("first".to_owned()).chain((0..count).map(|n| format!("v{n}")));
+        ensure!(values == expected.collect::<Vec<_>>(), "{} reads {values:?}", node.name);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_leader_is_replaced_under_load_and_its_successor_has_all_that_it_had() {
+    let _machine = machine_shared();
+    Folder::scenario("replace-leader", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        cluster.kcat().produce("t", [(&b"k"[..], &b"first"[..])], &[], &[])?;
+        for topic in ["t", "muster.events"] {
+            wait_voters(&cluster.nodes[0], topic, 3)?;
+        }
+        let leader = cluster.meta_leader(PATIENCE)?;
+        // Two have room: one after the other, so that without a word the first one would be chosen.
+        let token = cluster.token(2)?;
+        for _ in 0..2 {
+            cluster.add()?.start(&Start::Join(token.clone()))?;
+            cluster.wait_ready(PATIENCE)?;
+        }
+        let name = cluster.nodes[leader].name.clone();
+        let others: Vec<&Node> = cluster.nodes.iter().filter(|node| node.name != name).collect();
+        let replace = || others[0].cli_json(&["node", "replace", &name, "--with", "node5"]);
+        let count = under_load(&others, || {
+            let told = replace()?;
+            ensure!(told["lifecycle"] == "leaving", "a node that lives does not leave: {told}");
+            wait_gone(others[0], &name)
+        })?;
+        // Said again by somebody who did not hear that it is done.
+        let again = replace()?;
+        ensure!(again["lifecycle"] == "gone" && again["name"] == name.as_str(), "{again}");
+
+        for topic in ["t", "muster.events"] {
+            wait_voters(others[0], topic, 3)?;
+            let shown = others[0].api().get(&format!("/v1/topics/{topic}"))?.ok()?;
+            let voters = shown["partitions"][0]["voters"].as_array().context("no voters")?;
+            ensure!(voters.iter().any(|voter| voter == "node5"), "others took over {topic}: {shown}");
+        }
+        let ended = cluster.nodes[leader].wait_for_end(PATIENCE)?;
+        ensure!(ended.status.success(), "it left with {}:\n{}", ended.status, cluster.nodes[leader].log());
+        cluster.wait_ready(PATIENCE)?;
+        ensure_loaded(&cluster, count)
     });
 }
 
