@@ -234,7 +234,7 @@ fn node_flags(command: Command) -> Command {
             .arg(parent_arg()),
     )
     .arg(advertise("kafka", "What Kafka clients are told to connect to"))
-    .arg(advertise("api", "Where the API is shown to be, and may be called"))
+    .arg(advertise("api", "Where the API is shown to be, and a name by which it may be called on this host"))
 }
 
 fn listen_flags(command: Command) -> Command {
