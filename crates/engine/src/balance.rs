@@ -156,6 +156,7 @@ mod tests {
             term: 3,
             leader: ReplicaId(2),
             vote: ReplicaId(2),
+            votes: None,
             commit: 1000,
             applied: 1000,
             first_index: 2,

@@ -323,6 +323,7 @@ mod tests {
             term: 2,
             leader: ReplicaId(1),
             vote: ReplicaId(1),
+            votes: None,
             commit: 1000,
             applied: 1000,
             first_index: 2,

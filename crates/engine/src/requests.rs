@@ -564,31 +564,6 @@ impl NodeCore {
         }
     }
 
-    /// What keeps a group without a leader, as far as this node can tell.
-    pub(crate) fn no_leader_yet(&self, group: GroupId) -> String {
-        let now = self.now.mono;
-        let me = self.me();
-        let heard: Vec<String> = self
-            .peers
-            .nodes()
-            .filter(|node| *node != me)
-            .map(|node| match self.peers.silence(node, now) {
-                Some(silence) => format!("node {node} heard {silence} ago"),
-                None => format!("node {node} never heard"),
-            })
-            .collect();
-        let heard = if heard.is_empty() { "no other node known".to_owned() } else { heard.join(", ") };
-        match self.raft.status(group) {
-            Some(status) => format!(
-                "no leader yet for group {group}: term {}, voted for replica {}, voters {:?}; {heard}",
-                status.term,
-                status.vote,
-                status.membership.voters.iter().map(|r| r.0).collect::<Vec<_>>()
-            ),
-            None => format!("no leader known for group {group}, of which this node has no replica; {heard}"),
-        }
-    }
-
     /// A group goes away: nobody waits for it any more.
     pub(crate) fn abandon(&mut self, group: Group, reason: &str) {
         let mut origins: Vec<_> = group.unsynced.into_values().map(|(origin, _)| origin).collect();
@@ -785,7 +760,8 @@ pub(super) mod tests {
         core.now = at(1_000);
         core.requests_tick();
         let [Effect::Reply { outcome: Err(told), .. }] = &core.effects[..] else { panic!("{:?}", core.effects) };
-        let expected = "no leader known for group 7, of which this node has no replica; node 2 heard 600 ms ago";
+        let expected = "no leader known for group 7, of which this node has no replica: last term heard of 0, replicas on \
+                        nodes []; node 2 heard 600 ms ago";
         assert_eq!((told.code, told.message.as_str()), (ErrorCode::NoLeader, expected));
     }
 }

@@ -94,6 +94,45 @@ impl NodeCore {
         (true, String::new())
     }
 
+    /// What keeps a group without a leader, as far as this node can tell.
+    pub(crate) fn no_leader_yet(&self, group: GroupId) -> String {
+        let now = self.now.mono;
+        let me = self.me();
+        let heard: Vec<String> = self
+            .peers
+            .nodes()
+            .filter(|node| *node != me)
+            .map(|node| match self.peers.silence(node, now) {
+                Some(silence) => format!("node {node} heard {silence} ago"),
+                None => format!("node {node} never heard"),
+            })
+            .collect();
+        let heard = if heard.is_empty() { "no other node known".to_owned() } else { heard.join(", ") };
+        match self.raft.status(group) {
+            Some(status) => {
+                let asked_for = if status.role == Role::PreCandidate { "pre-votes" } else { "votes" };
+                let votes = status.votes.map_or_else(String::new, |votes| {
+                    format!("{asked_for} {} for it and {} against, ", votes.granted, votes.rejected)
+                });
+                format!(
+                    "no leader yet for group {group}: term {}, voted for replica {}, {votes}voters {:?}; {heard}",
+                    status.term,
+                    status.vote,
+                    status.membership.voters.iter().map(|r| r.0).collect::<Vec<_>>()
+                )
+            }
+            None => {
+                let replicas = self.metadata.partitions.get(&group).into_iter().flat_map(|it| &it.replicas);
+                format!(
+                    "no leader known for group {group}, of which this node has no replica: last term heard of {}, replicas \
+                     on nodes {:?}; {heard}",
+                    self.leaders.term(group),
+                    replicas.map(|replica| replica.node.0).collect::<Vec<_>>()
+                )
+            }
+        }
+    }
+
     fn view(&self, id: GroupId, group: &Group) -> GroupView {
         let raft = self.raft.status(id);
         let learner = group.membership.learners.contains(&group.replica);

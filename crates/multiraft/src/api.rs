@@ -59,6 +59,8 @@ pub struct GroupStatus {
     /// 0: none known.
     pub leader: ReplicaId,
     pub vote: ReplicaId,
+    /// As candidate, or as one that asks first whether it would be elected ([`Role::PreCandidate`]); `None` otherwise.
+    pub votes: Option<Votes>,
     pub commit: u64,
     pub applied: u64,
     pub first_index: u64,
@@ -68,6 +70,13 @@ pub struct GroupStatus {
     pub membership: Membership,
     /// As leader: what each replica is known to have.
     pub progress: Vec<ReplicaProgress>,
+}
+
+/// What voters answered a candidate so far, its own vote among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Votes {
+    pub granted: usize,
+    pub rejected: usize,
 }
 
 /// How far one replica has come: the cheap part of [`GroupStatus`].

@@ -465,6 +465,10 @@ impl MultiRaft {
             }));
             progress.sort_by_key(|known| known.replica);
         }
+        let votes = matches!(raft.state, StateRole::Candidate | StateRole::PreCandidate).then(|| {
+            let (granted, rejected, _) = raft.prs().tally_votes();
+            Votes { granted, rejected }
+        });
         Some(GroupStatus {
             group,
             replica: ReplicaId(replica.replica),
@@ -472,6 +476,7 @@ impl MultiRaft {
             term,
             leader,
             vote: ReplicaId(raft.vote),
+            votes,
             commit: raft.raft_log.committed,
             applied: raft.raft_log.applied,
             first_index: replica.log().first(),

@@ -1,6 +1,7 @@
 //! Groups at rest. A leader whose group has nothing to do and whose followers have everything does not beat for it: its node
 //! says all the time which groups it leads, in one message for all of them, and the layer above passes that on
-//! ([`crate::MultiRaft::hear_leader`], [`crate::MultiRaft::hear_follower`]). Ten thousand idle groups cost next to nothing so.
+//! ([`crate::MultiRaft::hear_leader`], [`crate::MultiRaft::hear_follower`]). An idle group costs less than half so, and not
+//! nothing: each tick still looks at each group (docs/decisions/0018-groups-at-rest.md has the figures).
 //!
 //! Nothing is taken on trust for good. The leader looks each election timeout whether it hears a quorum, as ever, and beats
 //! at every third look, so that whatever was lost is repaired late rather than never. It wakes, and beats as usual, as soon

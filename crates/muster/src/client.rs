@@ -3,10 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
-use base::ErrorCode;
+use base::{ErrorCode, Millis};
 use data_encoding::HEXLOWER;
 use doors::http::{HttpCall, request_for};
-use doors::rest::IDEMPOTENCY_HEADER;
+use doors::rest::{DEADLINE_HEADER, IDEMPOTENCY_HEADER};
 use ops::{Idempotency, OpError, Spec};
 use serde_json::Value;
 
@@ -21,6 +21,8 @@ pub(crate) struct Client {
     agent: ureq::Agent,
     /// `host:port`.
     address: String,
+    /// How long the node may try, if not as long as the operation itself allows.
+    deadline: Option<Millis>,
 }
 
 /// What a call gave.
@@ -44,7 +46,12 @@ impl Client {
             .timeout_connect(Some(Duration::from_secs(3)))
             .proxy(None)
             .build();
-        Client { agent: config.into(), address }
+        Client { agent: config.into(), address, deadline: None }
+    }
+
+    /// The same, whose calls give up after so long.
+    pub(crate) fn with_deadline(self, deadline: Option<Millis>) -> Client {
+        Client { deadline, ..self }
     }
 
     /// Carries out an operation there. The input must be valid. What must not be done twice goes under a key of its own.
@@ -60,7 +67,8 @@ impl Client {
 
     /// Asks once more if the connection breaks before the answer and the key makes that harmless.
     fn ask(&self, spec: &Spec, call: &HttpCall, key: Option<&str>) -> Result<Answer, OpError> {
-        let wait = Duration::from_millis(spec.limits.deadline.0) + GRACE;
+        let allowed = self.deadline.unwrap_or(spec.limits.deadline).min(spec.limits.deadline_max);
+        let wait = Duration::from_millis(allowed.0) + GRACE;
         let response = match self.send(call, key, wait) {
             Err(error) if key.is_some() && broke_off(&error) => {
                 self.send(call, key, wait).map_err(|_| self.no_answer(&error).hint(MAYBE_DONE))?
@@ -102,6 +110,9 @@ impl Client {
             .header("content-type", "application/json");
         if let Some(key) = key {
             request = request.header(IDEMPOTENCY_HEADER, key);
+        }
+        if let Some(deadline) = self.deadline {
+            request = request.header(DEADLINE_HEADER, deadline.0.to_string());
         }
         match &call.body {
             Some(body) => {

@@ -41,6 +41,14 @@ pub(crate) fn command(registry: &Registry<Ports>) -> Command {
                 .hide_possible_values(false)
                 .help("Tables for people, or JSON for programs"),
         )
+        .arg(
+            Arg::new("deadline")
+                .long("deadline")
+                .global(true)
+                .value_name("TIME")
+                .value_parser(|text: &str| node::parse_duration("it", text))
+                .help("How long the node may try before it gives up, such as 5s [default: 30s for most calls]"),
+        )
         .subcommand(node_flags(up()))
         .subcommand(node_flags(join()))
         .subcommand(dev())
@@ -234,7 +242,7 @@ fn node_flags(command: Command) -> Command {
             .arg(parent_arg()),
     )
     .arg(advertise("kafka", "What Kafka clients are told to connect to"))
-    .arg(advertise("api", "Where the API is shown to be, and may be called"))
+    .arg(advertise("api", "Where the API is shown to be, and a name by which it may be called on this host"))
 }
 
 fn listen_flags(command: Command) -> Command {

@@ -26,7 +26,7 @@ pub(crate) fn run(registry: &Registry<Ports>, matches: &ArgMatches) -> ExitCode 
         }
         Err(error) => return failed(&error, format, 2),
     };
-    let client = Client::new(&api(matches));
+    let client = Client::new(&api(matches)).with_deadline(matches.get_one::<base::Millis>("deadline").copied());
     let input = match with_stdin(wanted.spec, wanted.input.clone()) {
         Ok(input) => input,
         Err(error) => return failed(&error, format, 2),

@@ -65,6 +65,7 @@ fn mistakes_end_with_2_and_say_what_was_meant() {
         (vec!["vm", "create", "web", "--cpus", "two"], "error: `cpus` must be an integer, is \"two\""),
         (vec!["topic", "create", "t", "--config", "x"], "error: `config` must be KEY=VALUE, is \"x\""),
         (vec!["status", "--output", "yaml"], "[possible values: human, json]"),
+        (vec!["status", "--deadline", "soon"], "it must be a number of seconds, minutes or hours"),
         (vec!["node"], "--config"),
     ] {
         let output = muster(&args);
@@ -125,6 +126,23 @@ fn a_call_whose_connection_breaks_is_sent_again_under_its_key() {
     assert!(key.is_some(), "it had none");
     assert_eq!(key, again);
     assert!(text(&calls.join().unwrap().stderr).contains("there is no topic `orders`"));
+}
+
+#[test]
+fn a_deadline_is_told_to_the_node() {
+    for place in ["before", "behind"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let calls = std::thread::spawn(move || match place {
+            "before" => muster(&["--deadline", "2s", "topic", "list", "--api", &address]),
+            _ => muster(&["topic", "list", "--api", &address, "--deadline", "2s"]),
+        });
+        let (stream, _) = listener.accept().unwrap();
+        let lines = BufReader::new(stream).lines().map(Result::unwrap);
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        assert!(head.iter().any(|line| line.eq_ignore_ascii_case("muster-deadline-ms: 2000")), "{place}: {head:?}");
+        assert_eq!(calls.join().unwrap().status.code(), Some(1));
+    }
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub struct Config {
     pub peer_listen: SocketAddr,
     /// `host:port` that Kafka clients are told to connect to; by default `kafka_listen`, which then is one address.
     pub kafka_advertise: Option<String>,
-    /// `host:port` under which the API is shown and may be called; by default `api_listen`, which then is one address.
+    /// `host:port` under which the API is shown, and may be called on its own host (others are refused); by default
+    /// `api_listen`, which then is one address.
     pub api_advertise: Option<String>,
     /// Failure domains and whatever else placement should know, such as `zone=a`.
     pub labels: BTreeMap<String, String>,

@@ -35,6 +35,7 @@ pub fn operations() -> Vec<Operation<Ports>> {
         cluster::hold::operation(),
         cluster::release::operation(),
         cluster::status::operation(),
+        cluster::version::operation(),
         group::list::operation(),
         kv::cas::operation(),
         kv::delete::operation(),

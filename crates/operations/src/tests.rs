@@ -102,6 +102,29 @@ fn the_status_says_at_which_version_the_cluster_is_and_whether_it_is_held_there(
 }
 
 #[test]
+fn the_version_has_a_command_of_its_own_that_asks_the_leader() {
+    let world = World::new(3);
+    assert_eq!(world.shown("cluster.version", json!({})), "cluster version: 2");
+    world.value("cluster.hold", json!({})).unwrap();
+    assert_eq!(world.shown("cluster.version", json!({})), "cluster version: 2 (held at 2)");
+    let held = json!({ "active": 2, "possible": 2, "held_at": 2, "waits_for": [] });
+    assert_eq!(world.value("cluster.version", json!({})).unwrap(), held);
+    world.no_leader();
+    assert_eq!(code(world.value("cluster.version", json!({}))), ErrorCode::NoLeader);
+    assert_eq!(world.value("cluster.version", json!({ "stale": true })).unwrap(), held);
+}
+
+#[test]
+fn nodes_that_keep_the_version_from_rising_are_named() {
+    let text = |held_at: Value, waits_for: Value| {
+        crate::cluster::version::text(&json!({ "active": 1, "held_at": held_at, "waits_for": waits_for }))
+    };
+    let waits = "cluster version: 1 (rises when a, b can more: upgrade muster there)";
+    assert_eq!(text(Value::Null, json!(["a", "b"])), waits);
+    assert_eq!(text(json!(1), json!(["b"])), "cluster version: 1 (held at 1, and b can less than the others)");
+}
+
+#[test]
 fn the_status_warns_of_nodes_that_do_not_keep_one_pace_and_says_which() {
     let world = World::new(4);
     let pace = |interval, timeout| Pace { heartbeat_interval: Millis(interval), election_timeout: Millis(timeout) };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, kill_process};
 
 use crate::wait::wait_until;
@@ -178,6 +178,23 @@ pub fn run(program: impl AsRef<OsStr>, arguments: &[&str], input: Stdio, limit: 
     command.args(arguments);
     let name = command.get_program().display().to_string().rsplit('/').next().unwrap_or("child").to_owned();
     Process::start_with_input(&mut command, input, &name, folder.path())?.wait(limit)
+}
+
+/// Longest time that a command as root may take.
+const ROOT_LIMIT: Duration = Duration::from_secs(20);
+
+/// The words that carry out `command` as root: sudo's before them, unless this is root.
+pub(crate) fn as_root<'w>(command: &[&'w str]) -> Vec<&'w str> {
+    let sudo: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["sudo", "-n"] };
+    [sudo, command].concat()
+}
+
+/// Runs `command` as root to its end. Needs root, or sudo without a password.
+pub(crate) fn run_as_root(command: &[&str]) -> anyhow::Result<()> {
+    let words = as_root(command);
+    let finished = run(words[0], &words[1..], Stdio::null(), ROOT_LIMIT)?;
+    ensure!(finished.status.success(), "`{}` failed (it needs root): {}", command.join(" "), finished.text());
+    Ok(())
 }
 
 fn append(path: &Path) -> anyhow::Result<File> {

@@ -1,12 +1,10 @@
 //! A disk that is soon full.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
-use crate::process::run;
+use crate::process::run_as_root;
 
 /// A file system in memory of a few MiB, gone with this value. Needs root or sudo without a password.
 #[derive(Debug)]
@@ -22,7 +20,7 @@ impl SmallDisk {
     pub fn mount(path: &Path, mebibytes: u32) -> anyhow::Result<Self> {
         std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         let options = format!("size={mebibytes}m,mode=0777");
-        as_root(&["mount", "-t", "tmpfs", "-o", &options, "tmpfs", &path.display().to_string()])?;
+        run_as_root(&["mount", "-t", "tmpfs", "-o", &options, "tmpfs", &path.display().to_string()])?;
         Ok(SmallDisk { path: path.to_owned() })
     }
 
@@ -68,22 +66,10 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: whoever still has a file open there keeps it until it is closed.
-        if let Err(error) = as_root(&["umount", "--lazy", &self.path.display().to_string()]) {
+        if let Err(error) = run_as_root(&["umount", "--lazy", &self.path.display().to_string()]) {
             eprintln!("testkit: {error:#}");
         }
     }
-}
-
-fn as_root(command: &[&str]) -> anyhow::Result<()> {
-    let root = rustix::process::geteuid().is_root();
-    let (program, arguments) = if root {
-        (command[0], command[1..].to_vec())
-    } else {
-        ("sudo", ["-n"].iter().chain(command).copied().collect())
-    };
-    let finished = run(program, &arguments, Stdio::null(), Duration::from_secs(20))?;
-    ensure!(finished.status.success(), "`{}` failed (it needs root): {}", command.join(" "), finished.text());
-    Ok(())
 }
 
 #[cfg(test)]

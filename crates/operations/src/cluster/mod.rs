@@ -13,6 +13,7 @@ pub(crate) mod hold;
 pub(crate) mod release;
 pub(crate) mod status;
 mod tolerance;
+pub(crate) mod version;
 
 /// Where the cluster version stands.
 #[derive(Serialize, JsonSchema)]

@@ -12,6 +12,7 @@ use serde_json::Value;
 use wire::Pace;
 
 use super::tolerance::{self, Voters};
+use super::version::{self, VersionView};
 use crate::Ports;
 use crate::common::{Asked, ask_every_node, count, node_name};
 use crate::node::list::{NodeView, best_informed, views};
@@ -38,19 +39,6 @@ struct Output {
     nodes: Vec<NodeView>,
     vms: Vec<VmView>,
     topics: Vec<TopicStatus>,
-}
-
-/// The version at which the nodes work together: what a newer one brings is used when all nodes can it.
-#[derive(Serialize, JsonSchema)]
-struct VersionView {
-    /// The active cluster version. It only rises.
-    active: u16,
-    /// The highest that all nodes can.
-    possible: u16,
-    /// Where an operator holds it; null if nobody does.
-    held_at: Option<u16>,
-    /// Nodes that can less than some other one: they keep the cluster from rising.
-    waits_for: Vec<String>,
 }
 
 /// The cluster's own group.
@@ -123,7 +111,7 @@ async fn run(call: Call<Ports>, _: NoInput) -> Result<Output, OpError> {
         answered_by: node_name(&metadata, core.me()),
         fault_tolerance: fault_tolerance(&metadata, &asked),
         warnings: uneven_pace(&asked).into_iter().collect(),
-        version: version_view(&metadata),
+        version: version::view(&metadata),
         meta: meta_view(&metadata, &asked),
         nodes: views(&metadata, &asked),
         vms: vms.map(|vm| crate::vm::view(&call, &metadata, vm)).collect(),
@@ -158,28 +146,6 @@ fn meta_view(metadata: &Metadata, asked: &[Asked]) -> MetaView {
         commit: meta().map(|view| view.commit).max(),
         voters: names(best.map(|status| &status.meta_voters)),
         learners: names(best.map(|status| &status.meta_learners)),
-    }
-}
-
-fn version_view(metadata: &Metadata) -> VersionView {
-    let nodes = || metadata.nodes.values().map(|node| &node.member);
-    let most = nodes().map(|member| member.versions.max).max().unwrap_or_default();
-    VersionView {
-        active: metadata.cluster_version.0,
-        possible: nodes().map(|member| member.versions.max).min().unwrap_or_default().0,
-        held_at: metadata.version_hold.map(|hold| hold.0),
-        waits_for: nodes().filter(|member| member.versions.max < most).map(|member| member.name.clone()).collect(),
-    }
-}
-
-/// `2`, or why it is not more.
-fn version_text(version: &Value) -> String {
-    let active = &version["active"];
-    let waits: Vec<_> = version["waits_for"].as_array().into_iter().flatten().map(ops::human::text).collect();
-    match (waits.is_empty(), version["held_at"].is_null()) {
-        (false, _) => format!("{active} (rises when {} can more: upgrade muster there)", waits.join(", ")),
-        (true, false) => format!("{active} (held at {})", version["held_at"]),
-        (true, true) => active.to_string(),
     }
 }
 
@@ -253,10 +219,10 @@ fn text(output: &Value) -> String {
         Some(incarnation) => format!(", incarnation {incarnation}"),
     };
     let mut text = format!(
-        "cluster {cluster}{recovered}: {}, {}\ncluster version: {}\n__meta: leader {}, term {}, commit {}\n",
+        "cluster {cluster}{recovered}: {}, {}\n{}\n__meta: leader {}, term {}, commit {}\n",
         count(nodes.len(), "node"),
         ops::human::text(&output["fault_tolerance"]),
-        version_text(&output["version"]),
+        version::text(&output["version"]),
         meta("leader"),
         meta("term"),
         meta("commit"),

@@ -21,6 +21,7 @@ mod saturated;
 mod settings;
 mod shaken;
 mod single_node;
+mod stuck_disk;
 mod support;
 mod upgrades;
 mod verbs;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{Cluster, Folder, Node, Start, wait_until};
 
 use crate::support::{PATIENCE, machine_shared, wait_tolerant};
@@ -65,6 +65,11 @@ fn the_cluster_version_rises_after_the_last_node_and_older_ones_are_refused_from
         }
         let held = cluster.nodes[1].cli_json(&["cluster", "hold"])?;
         ensure!(held["held_at"] == 2, "{held}");
+        // Whichever node is asked, it knows.
+        let told = cluster.nodes[2].cli_json(&["cluster", "version"])?;
+        ensure!(told == json!({ "active": 2, "possible": 2, "held_at": 2, "waits_for": [] }), "{told}");
+        let told = cluster.nodes[0].cli(&["cluster", "version"])?;
+        ensure!(told.text() == "cluster version: 2 (held at 2)\n", "{:?}", told.text());
         let released = cluster.nodes[2].cli_json(&["cluster", "release"])?;
         ensure!(released["held_at"].is_null(), "{released}");
 
