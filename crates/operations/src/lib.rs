@@ -9,6 +9,8 @@
 mod cluster;
 mod common;
 mod group;
+#[cfg(test)]
+mod key_tests;
 mod kv;
 mod lease;
 mod lock;

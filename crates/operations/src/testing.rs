@@ -116,8 +116,8 @@ impl World {
         }
     }
 
-    /// Carries out an operation as the principal `local`.
-    pub fn output(self: &Arc<Self>, operation: &str, input: Value) -> Result<Output, OpError> {
+    /// Where the calls of a node are carried out; each is another node's.
+    pub fn pipeline(self: &Arc<Self>) -> Pipeline<Ports> {
         let ports = Ports {
             core: Arc::clone(self) as Arc<dyn Core>,
             console: Arc::clone(self) as Arc<dyn ConsoleLog>,
@@ -125,16 +125,23 @@ impl World {
             random: Arc::clone(self) as Arc<dyn Random>,
             tasks: Arc::clone(self) as Arc<dyn Tasks>,
         };
-        let registry = Arc::new(crate::registry().unwrap());
-        let pipeline = Pipeline::new(
-            registry,
+        Pipeline::new(
+            Arc::new(crate::registry().unwrap()),
             Arc::new(ports),
             Arc::clone(self) as Arc<dyn Clock>,
             Arc::new(LoopbackOnly),
             Arc::clone(self) as Arc<dyn Observer>,
-        );
-        let invocation = Invocation { door: "test", operation: operation.into(), input, ..Default::default() };
-        let result = block_on(pipeline.invoke(invocation));
+        )
+    }
+
+    /// Carries out an operation as the principal `local`.
+    pub fn output(self: &Arc<Self>, operation: &str, input: Value) -> Result<Output, OpError> {
+        self.output_of(call(operation, input))
+    }
+
+    fn output_of(self: &Arc<Self>, invocation: Invocation) -> Result<Output, OpError> {
+        let operation = invocation.operation.clone();
+        let result = block_on(self.pipeline().invoke(invocation));
         for record in self.records.lock().unwrap().drain(..) {
             assert!(!record.undeclared, "{operation} fails with what it does not declare: {record:?}");
         }
@@ -144,6 +151,14 @@ impl World {
     /// The same, of one value.
     pub fn value(self: &Arc<Self>, operation: &str, input: Value) -> Result<Value, OpError> {
         match self.output(operation, input)? {
+            Output::Value(value) => Ok(value),
+            Output::Stream(_) => panic!("{operation} streams"),
+        }
+    }
+
+    /// The same, under an Idempotency-Key.
+    pub fn keyed(self: &Arc<Self>, key: &str, operation: &str, input: Value) -> Result<Value, OpError> {
+        match self.output_of(Invocation { idempotency_key: Some(key.into()), ..call(operation, input) })? {
             Output::Value(value) => Ok(value),
             Output::Stream(_) => panic!("{operation} streams"),
         }
@@ -171,6 +186,11 @@ impl World {
             },
         }
     }
+}
+
+/// A call as a test makes it.
+pub(crate) fn call(operation: &str, input: Value) -> Invocation {
+    Invocation { door: "test", operation: operation.into(), input, ..Default::default() }
 }
 
 fn member(node: u64) -> Member {

@@ -132,25 +132,40 @@ fn a_call_that_is_repeated_through_another_node_is_carried_out_once() {
         let (lease, swap) = (json!({ "ttl_s": 600 }), json!({ "value": "first", "revision": 0 }));
         let grant = |node: &Node, key: &str| node.api().with_key(key).post("/v1/leases", &lease)?.ok();
         let cas = |node: &Node, key: &str| node.api().with_key(key).post("/v1/kv/once/cas", &swap);
+        let value = json!({ "value": "first" });
+        let set = |node: &Node| node.api().with_key("put-1").put("/v1/kv/set", &value)?.ok();
+        let delete = |node: &Node| node.api().with_key("delete-1").delete("/v1/kv/gone")?.ok();
         let granted = grant(&cluster.nodes[asked], "grant-1")?;
         let swapped = cas(&cluster.nodes[asked], "cas-1")?.ok()?;
-        put(&cluster.nodes[other], &["once", "later"])?;
+        let was_set = set(&cluster.nodes[asked])?;
+        put(&cluster.nodes[asked], &["gone", "first"])?;
+        let deleted = delete(&cluster.nodes[asked])?;
+        ensure!(deleted["deleted"] == 1, "it was there: {deleted}");
+        for key in ["once", "set", "gone"] {
+            put(&cluster.nodes[other], &[key, "later"])?;
+        }
 
         // Whoever was asked knows nothing of it any more, and whoever is asked now never did.
         cluster.nodes[asked].kill()?;
         let again = wait_until(PATIENCE, "there is a leader again", || grant(&cluster.nodes[other], "grant-1"))?;
         repeated(&granted, &again)?;
         repeated(&swapped, &cas(&cluster.nodes[other], "cas-1")?.ok()?)?;
+        repeated(&was_set, &set(&cluster.nodes[other])?)?;
+        repeated(&deleted, &delete(&cluster.nodes[other])?)?;
         cluster.nodes[asked].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
         repeated(&granted, &grant(&cluster.nodes[asked], "grant-1")?)?;
         repeated(&swapped, &cas(&cluster.nodes[asked], "cas-1")?.ok()?)?;
+        repeated(&was_set, &set(&cluster.nodes[asked])?)?;
+        repeated(&deleted, &delete(&cluster.nodes[asked])?)?;
 
         let node = &cluster.nodes[other];
         let leases = node.api().get("/v1/leases")?.ok()?;
         ensure!(leases["leases"].as_array().is_some_and(|leases| leases.len() == 1), "one was granted: {leases}");
-        let key = node.api().get("/v1/kv/once")?.ok()?;
-        ensure!(key["value"] == "later" && key["version"] == 2, "a repeated call changed it again: {key}");
+        for (key, version) in [("once", 2), ("set", 2), ("gone", 1)] {
+            let key = node.api().get(&format!("/v1/kv/{key}"))?.ok()?;
+            ensure!(key["value"] == "later" && key["version"] == version, "a repeated call changed it again: {key}");
+        }
         // Under another key they are other calls.
         let another = grant(node, "grant-2")?;
         ensure!(another["lease"] != granted["lease"], "{another} is what was granted before");
