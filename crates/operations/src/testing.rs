@@ -39,6 +39,8 @@ pub(crate) struct World {
     state: Mutex<State>,
     /// Whether sleepers wake at once (nothing else is going to happen).
     hurry: AtomicBool,
+    /// Whether callers may hang up.
+    hang_ups: AtomicBool,
     records: Mutex<Vec<Record>>,
 }
 
@@ -66,6 +68,7 @@ impl World {
                 leader: Some(NodeId(1)),
             }),
             hurry: true.into(),
+            hang_ups: false.into(),
             records: Mutex::default(),
         })
     }
@@ -86,6 +89,11 @@ impl World {
     /// Sleepers no longer wake by themselves.
     pub fn patient(&self) {
         self.hurry.store(false, Ordering::SeqCst);
+    }
+
+    /// Callers may hang up from now on.
+    pub fn hang_ups(&self) {
+        self.hang_ups.store(true, Ordering::SeqCst);
     }
 
     /// Applies a command, as if it came from elsewhere.
@@ -302,13 +310,19 @@ impl Core for World {
             (Request::Status, Target::Node(node)) => self.state.lock().unwrap().status(node),
             (Request::Vitals { .. }, Target::Here) => self.state.lock().unwrap().vitals(NodeId(1)),
             (Request::Vitals { .. }, Target::Node(node)) => self.state.lock().unwrap().vitals(node),
-            (Request::Command(_) | Request::Barrier, _) if leader.is_none() => {
+            (Request::Command(_) | Request::Barrier | Request::KeepLease { .. }, _) if leader.is_none() => {
                 ready(Err(error(ErrorCode::NoLeader, "no leader yet: term 7, 1 of 3 votes"))).boxed()
             }
             (Request::Command(command), Target::Leader(GroupId::META)) => {
                 let result = self.apply(command);
                 let index = self.state.lock().unwrap().metadata.applied;
                 ready(Ok(Reply::Command { index, result })).boxed()
+            }
+            (Request::KeepLease { lease }, Target::Leader(GroupId::META)) => {
+                let state = self.state.lock().unwrap();
+                let kept =
+                    state.metadata.kv.leases.get(&lease).map(|record| Reply::LeaseKept { ttl_ms: record.ttl_ms });
+                ready(kept.ok_or_else(|| error(ErrorCode::NotFound, &metadata::no_lease(lease)))).boxed()
             }
             (Request::Barrier, Target::Here) => ready(Ok(Reply::Done)).boxed(),
             (request, target) => panic!("{request:?} is not for {target:?}"),
@@ -400,7 +414,7 @@ impl Tasks for World {
 
 impl Observer for World {
     fn audit(&self, record: &Record) {
-        assert_ne!(record.ended, Ended::Abandoned);
+        assert!(record.ended != Ended::Abandoned || self.hang_ups.load(Ordering::SeqCst), "{record:?}");
         self.records.lock().unwrap().push(record.clone());
     }
     fn metrics(&self, _: &Record) {}

@@ -214,6 +214,42 @@ fn a_lock_has_one_holder_and_goes_to_whoever_waits_longest() {
 }
 
 #[test]
+fn a_waiter_that_is_killed_leaves_the_queue_and_a_retry_under_its_key_gets_the_lock() {
+    let _machine = machine_shared();
+    Folder::scenario("lock-waiters", |folder| {
+        let cluster = Cluster::start(folder, 3)?;
+        let [one, two, three] = [&cluster.nodes[0], &cluster.nodes[1], &cluster.nodes[2]];
+        // Nobody's lease ends by itself while this runs.
+        let acquire = |node: &Node, key: &str, wait: u32| {
+            let input = json!({ "ttl_s": 600, "timeout_s": wait });
+            node.api().with_key(key).post("/v1/locks/backup/acquire", &input)
+        };
+        let held = acquire(one, "holder", 0)?.ok()?;
+        let waits = ["lock", "acquire", "backup", "--ttl-s", "600", "--timeout-s", "600", "-o", "json"];
+        let mut second = two.cli_start("second", &waits)?;
+        waiting(three, 1)?;
+        let mut third = three.cli_start("third", &waits)?;
+        waiting(three, 2)?;
+        second.kill()?;
+        waiting(one, 1)?;
+        let refused = acquire(two, "late", 0)?;
+        ensure!(refused.body["code"] == "deadline_exceeded", "it is held: {refused:?}");
+        ensure!(lock_of(one, "backup")?["waiting"] == 1, "who was refused waits on");
+
+        said(one, &["lock", "release", "backup", &held["lease"].to_string()])?;
+        let next: Value = serde_json::from_slice(&third.wait(PATIENCE)?.stdout)?;
+        ensure!(next["token"].as_u64() > held["token"].as_u64(), "{next} after {held}");
+        said(one, &["lock", "release", "backup", &next["lease"].to_string()])?;
+        // What failed under a key may be tried again under it, and is done once, whoever is asked.
+        let got = acquire(two, "late", 0)?.ok()?;
+        ensure!(got["token"].as_u64() > next["token"].as_u64(), "{got} after {next}");
+        repeated(&got, &acquire(three, "late", 0)?.ok()?)?;
+        ensure!(lock_of(one, "backup")?["waiting_leases"] == json!([]), "somebody is left in the queue");
+        Ok(())
+    });
+}
+
+#[test]
 fn locks_outlive_a_killed_leader_and_go_on_only_when_they_are_released_or_their_lease_is_over() {
     let _machine = machine_shared();
     Folder::scenario("lock-failover", |folder| {
