@@ -113,3 +113,26 @@ fn who_takes_over_an_earlier_calls_place_goes_on_when_that_one_hangs_up() {
     assert_eq!(lost.code, ErrorCode::FailedPrecondition, "{lost:?}");
     assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"][0]["lease"], held["lease"]);
 }
+
+#[test]
+fn text_that_json_would_bloat_or_a_terminal_obey_comes_in_base64() {
+    let world = World::new(1);
+    for (bytes, encoding) in [
+        (&b"blue\n\tand \"red\" \xc3\xa9\r\n"[..], "text"),
+        (&b""[..], "text"),
+        (&b"\0"[..], "base64"),
+        (&b"\x1b[2J"[..], "base64"),
+        (&b"\xff\xfe"[..], "base64"),
+    ] {
+        let value = data_encoding::BASE64.encode(bytes);
+        world.value("kv.put", json!({ "key": "a", "value": value, "encoding": "base64" })).unwrap();
+        let got = world.value("kv.get", json!({ "key": "a" })).unwrap();
+        assert_eq!(got["encoding"], encoding, "{got}");
+        let registry = crate::registry().unwrap();
+        let ops::Human::Bytes { text, bytes: exact } = registry.get("kv.get").unwrap().spec().human else {
+            panic!("it is not shown as bytes");
+        };
+        assert_eq!(exact(&got), bytes);
+        assert_eq!(text(&got).starts_with("(base64) "), encoding == "base64", "people cannot tell: {}", text(&got));
+    }
+}

@@ -187,7 +187,7 @@ impl World {
         match registry.get(operation).unwrap().spec().human {
             ops::Human::Fields => ops::human::fields(&value),
             ops::Human::Record(columns) => ops::human::record(columns, &value),
-            ops::Human::Text(text) => text(&value),
+            ops::Human::Text(text) | ops::Human::Bytes { text, .. } => text(&value),
             ops::Human::Table { rows, columns, empty } => match value.pointer(rows).and_then(Value::as_array) {
                 Some(rows) if !rows.is_empty() => ops::human::json_table(columns, rows),
                 _ => empty.into(),

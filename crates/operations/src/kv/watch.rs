@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{KeyView, view};
+use super::{KeyView, value_text, view};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
 
@@ -178,7 +178,7 @@ fn text(item: &Value) -> String {
     let key = ops::human::text(&item["key"]);
     match item["what"].as_str() {
         Some("watching") => String::new(),
-        Some("put") => format!("{} put {key} {}", item["revision"], ops::human::text(&item["now"]["value"])),
+        Some("put") => format!("{} put {key} {}", item["revision"], ops::human::one_line(&value_text(&item["now"]))),
         Some(what) => format!("{} {what} {key}", item["revision"]),
         None => String::new(),
     }

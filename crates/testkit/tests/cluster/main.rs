@@ -14,6 +14,7 @@ mod joining;
 mod json_output;
 mod kafka;
 mod kv;
+mod kv_cli;
 mod main_job;
 mod metrics;
 mod recover;
