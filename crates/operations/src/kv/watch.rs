@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use base::ErrorCode;
+use base::limits::API_WAITS_MAX;
 use futures::StreamExt;
 use metadata::{KeyChange, KeyChanged, Metadata};
 use ops::{Call, Example, Human, Limits, Method, OpError, Operation, Scope, Typed};
@@ -69,7 +70,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         ])
         .scope(Scope::Local)
         .errors(ERRORS)
-        .limits(Limits { concurrent: 1_024, ..Limits::default() })
+        .limits(Limits { concurrent: API_WAITS_MAX, ..Limits::default() })
         .positional(&["prefix"])
         .human(Human::Text(text))
 }

@@ -1,6 +1,6 @@
 //! `lock.acquire`: waits until the lock is the caller's.
 
-use base::limits::REQUEST_DEADLINE_DEFAULT;
+use base::limits::{API_WAITS_MAX, REQUEST_DEADLINE_DEFAULT};
 use base::{ErrorCode, GroupId, LeaseId, Millis, Mono};
 use engine::{Reply, Request, RequestError, Target};
 use futures::future::{BoxFuture, Either, select};
@@ -72,7 +72,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         .scope(Scope::Leader)
         .idempotency(Idempotency::Keyed)
         .errors(WRITE_ERRORS)
-        .limits(Limits { concurrent: 4_096, deadline: Millis(86_400_000), deadline_max: Millis(86_400_000), ..Limits::default() })
+        .limits(Limits { concurrent: API_WAITS_MAX, deadline: Millis(86_400_000), deadline_max: Millis(86_400_000), ..Limits::default() })
         .positional(&["name"])
         .human(Human::Text(text))
 }

@@ -4,6 +4,7 @@ mod addresses;
 mod bad_input;
 mod contended;
 mod copies;
+mod crowded;
 mod damaged_disk;
 mod departures;
 mod dev;
