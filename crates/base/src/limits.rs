@@ -312,10 +312,14 @@ pub const IDEMPOTENCY_KEPT: Millis = Millis(600_000);
 pub const ONCE_MAX: usize = 16_384;
 /// Length of an Idempotency-Key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Body of one API request.
-pub const API_BODY_BYTES_MAX: usize = 2 << 20;
+/// Body of one API request: a key's value in JSON, as text in which each character may be escaped, and what belongs to it.
+pub const API_BODY_BYTES_MAX: usize = 2 * KV_VALUE_BYTES_MAX + (64 << 10);
 /// Connections on the API's listener.
 pub const API_CONNECTIONS_MAX: usize = 1_024;
+/// Connections beyond these, each for one probe: whether a node is well is asked most when it has too much to do.
+pub const API_CONNECTIONS_RESERVED: usize = 32;
+/// Streams and calls that may wait for hours, such as watches and waits for locks: others find room beside them.
+pub const API_WAITS_MAX: u32 = 768;
 /// An API connection that has not sent a whole request head after this long is closed.
 pub const API_HEADER_TIMEOUT: Millis = Millis(10_000);
 /// A request body must arrive within this.

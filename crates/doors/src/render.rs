@@ -18,7 +18,7 @@ pub fn output(spec: &Spec, value: &Value, format: Format) -> String {
         (Format::Json, _) => format!("{value:#}"),
         (Format::Human, Human::Fields) => ops::human::fields(value),
         (Format::Human, Human::Record(columns)) => ops::human::record(columns, value),
-        (Format::Human, Human::Text(text)) => text(value),
+        (Format::Human, Human::Text(text) | Human::Bytes { text, .. }) => text(value),
         (Format::Human, Human::Table { rows, columns, empty }) => match value.pointer(rows).and_then(Value::as_array) {
             Some(rows) if !rows.is_empty() => ops::human::json_table(columns, rows),
             _ => empty.to_owned(),

@@ -154,6 +154,25 @@ impl Server {
         self.send("POST /v1/things HTTP/1.1\r\ncontent-type: application/json", body).await
     }
 
+    /// A connection that follows a stream.
+    async fn following(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(b"GET /v1/things/a/follow?size=1&big HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        let mut first = [0; 15];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200 OK");
+        stream
+    }
+
+    /// Asks until there is room.
+    async fn until_ok(&self, head: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.send(head, "").await.0 != 200 {
+            assert!(Instant::now() < deadline, "the places were not freed");
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn healthy(&self) {
         assert_eq!(self.send("GET /healthz HTTP/1.1", "").await, (200, json!("ok\n")));
     }
@@ -267,36 +286,58 @@ async fn probes_answer() {
 
 #[tokio::test]
 async fn too_much_is_refused() {
-    let limits = ServerLimits { connections_max: 2, header_timeout: Millis(300), ..ServerLimits::default() };
-    let server = server(limits).await;
+    let header_timeout = Millis(300);
+    let server =
+        server(ServerLimits { header_timeout, connections_max: 2, reserved: 0, ..ServerLimits::default() }).await;
     let (status, problem) = server.post(&"x".repeat(base::limits::API_BODY_BYTES_MAX + 1)).await;
     assert_eq!((status, problem["code"].as_str()), (413, Some("too_large")));
     let head = format!("GET /v1/things/{} HTTP/1.1", "x".repeat(base::limits::API_HEAD_BYTES_MAX));
     let (status, _) = server.send(&head, "").await;
     assert!([414, 431].contains(&status), "{status}");
     // Two that follow a stream fill the listener; a third is told so, until they go.
-    let mut held = Vec::new();
-    for _ in 0..2 {
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        stream.write_all(b"GET /v1/things/a/follow?size=1&big HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-        let mut first = [0; 15];
-        stream.read_exact(&mut first).await.unwrap();
-        assert_eq!(&first, b"HTTP/1.1 200 OK");
-        held.push(stream);
-    }
+    let held = [server.following().await, server.following().await];
     let (status, problem) = server.send("GET /healthz HTTP/1.1", "").await;
     assert_eq!((status, problem["detail"].as_str()), (503, Some("too many connections")));
     drop(held);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while server.send("GET /healthz HTTP/1.1", "").await.0 != 200 {
-        assert!(Instant::now() < deadline, "the places were not freed");
-        tokio::task::yield_now().await;
-    }
+    server.until_ok("GET /healthz HTTP/1.1").await;
     // Who sends no head is closed.
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     silent.write_all(b"GET / HT").await.unwrap();
     let mut rest = Vec::new();
     timeout(Duration::from_secs(10), silent.read_to_end(&mut rest)).await.expect("closed").unwrap();
+}
+
+#[tokio::test]
+async fn probes_find_room_where_all_connections_are_taken_and_nothing_else_does() {
+    let server = server(ServerLimits { connections_max: 2, reserved: 2, ..ServerLimits::default() }).await;
+    let held = [server.following().await, server.following().await];
+    for _ in 0..3 {
+        server.healthy().await;
+        assert_eq!(server.send("GET /metrics HTTP/1.1", "").await, (200, json!("muster_up 1\n")));
+        assert_eq!(server.send("GET /readyz HTTP/1.1", "").await.0, 503);
+        let (status, problem) = server.post(r#"{"name": "a"}"#).await;
+        assert_eq!((status, problem["detail"].as_str()), (503, Some("too many connections")));
+    }
+    // The reserve is for one probe after the other: nobody keeps a place in it.
+    let mut kept = TcpStream::connect(server.address).await.unwrap();
+    kept.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let answer = Server::rest(kept).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    drop(held);
+    server.until_ok("GET /v1/things/a HTTP/1.1").await;
+}
+
+#[tokio::test]
+async fn streams_leave_room_for_other_calls() {
+    let server = server(ServerLimits { waits_max: 2, ..ServerLimits::default() }).await;
+    let held = [server.following().await, server.following().await];
+    let follow = "GET /v1/things/a/follow?size=1 HTTP/1.1";
+    let (status, problem) = server.send(follow, "").await;
+    let detail = "too many streams and waiting calls are under way on this node";
+    assert_eq!((status, problem["detail"].as_str()), (429, Some(detail)));
+    assert_eq!(server.post(r#"{"name": "a"}"#).await.0, 200);
+    drop(held);
+    server.until_ok(follow).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 /// One line of a stream, at most; items are bounded by the API itself.
 const LINE_BYTES_MAX: u64 = 4 << 20;
+/// A whole answer, at most: of what the API itself bounds in items the longest is far below.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// How long a call may take beyond the deadline that it asked for.
 const GRACE: Duration = Duration::from_secs(5);
 const MAYBE_DONE: &str = "what was asked for may still have been done: look before you ask again";
@@ -79,7 +81,8 @@ impl Client {
         if status.is_success() && spec.streams {
             return Ok(Answer::Items(Items { lines: BufReader::new(response.into_body().into_reader()), over: false }));
         }
-        let text = response.into_body().read_to_string().map_err(|error| self.no_answer(&error))?;
+        let body = response.into_body().into_with_config().limit(ANSWER_BYTES_MAX);
+        let text = body.read_to_string().map_err(|error| self.no_answer(&error))?;
         let value: Option<Value> = serde_json::from_str(&text).ok();
         match value {
             Some(value) if status.is_success() => Ok(Answer::Value(value)),

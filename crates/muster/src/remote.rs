@@ -4,16 +4,20 @@ use std::io::Read;
 use std::process::ExitCode;
 
 use base::ErrorCode;
-use base::limits::API_BODY_BYTES_MAX;
+use base::limits::KV_VALUE_BYTES_MAX;
 use clap::ArgMatches;
 use doors::render::{self, Format};
 use operations::Ports;
-use ops::{OpError, Registry, Spec};
+use ops::{Human, OpError, Registry, Spec};
 use serde_json::Value;
 
 use crate::client::{Answer, Client};
 use crate::command::{API_DEFAULT, API_ENV};
 use crate::terminal;
+
+/// What is read of standard input. That is more than a value may have, also of one in base64, and little enough to reach the
+/// API, which says so.
+const STDIN_BYTES_MAX: u64 = KV_VALUE_BYTES_MAX as u64 / 2 * 3;
 
 /// Carries out what the command line asks for.
 pub(crate) fn run(registry: &Registry<Ports>, matches: &ArgMatches) -> ExitCode {
@@ -42,23 +46,34 @@ pub(crate) fn run(registry: &Registry<Ports>, matches: &ArgMatches) -> ExitCode 
     ExitCode::SUCCESS
 }
 
-/// Reads the field that stands for standard input, if it is `-`: as text, or in base64 if it is none.
-fn with_stdin(spec: &Spec, mut input: Value) -> Result<Value, OpError> {
+/// Reads the field that stands for standard input, if it is `-`.
+fn with_stdin(spec: &Spec, input: Value) -> Result<Value, OpError> {
     let Some(field) = spec.stdin.filter(|field| input[*field] == "-") else { return Ok(input) };
     let mut bytes = Vec::new();
     std::io::stdin()
         .lock()
-        .take(API_BODY_BYTES_MAX as u64)
+        .take(STDIN_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(|error| OpError::new(ErrorCode::InvalidArgument, format!("cannot read standard input: {error}")))?;
-    input[field] = match String::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(error) => {
+    Ok(filled(input, field, &bytes))
+}
+
+/// The input with bytes in a field: as they are if they are text, otherwise in base64.
+fn filled(mut input: Value, field: &str, bytes: &[u8]) -> Value {
+    let base64 = |bytes: &[u8]| Value::from(data_encoding::BASE64.encode(bytes));
+    match operations::plain_text(bytes) {
+        Some(text) => input[field] = text.into(),
+        None => {
+            input[field] = base64(bytes);
+            // `kv cas` has both of its values in one encoding.
+            let expect = input.get("expect").and_then(Value::as_str).map(|text| base64(text.as_bytes()));
+            if let Some(expect) = expect.filter(|_| input["encoding"] != "base64") {
+                input["expect"] = expect;
+            }
             input["encoding"] = "base64".into();
-            data_encoding::BASE64.encode(error.as_bytes()).into()
         }
-    };
-    Ok(input)
+    }
+    input
 }
 
 /// `muster version`.
@@ -87,13 +102,19 @@ pub(crate) fn format(matches: &ArgMatches) -> Format {
 
 /// Carries out one operation and prints what it gives, as it comes.
 pub(crate) fn show(client: &Client, spec: &Spec, input: &Value, format: Format) -> Result<(), OpError> {
+    let cannot_print = |error: anyhow::Error| OpError::new(ErrorCode::Internal, format!("cannot print: {error}"));
     let print = |value: &Value| {
         let text = render::output(spec, value, format);
         let printed = if text.is_empty() { Ok(()) } else { terminal::print(text) };
-        printed.map_err(|error| OpError::new(ErrorCode::Internal, format!("cannot print: {error}")))
+        printed.map_err(cannot_print)
     };
     match client.call(spec, input)? {
-        Answer::Value(value) => print(&value),
+        Answer::Value(value) => match spec.human {
+            Human::Bytes { bytes, .. } if format == Format::Human && !terminal::is_read_by_a_person() => {
+                terminal::write(&bytes(&value)).map_err(cannot_print)
+            }
+            _ => print(&value),
+        },
         Answer::Items(items) => items.into_iter().try_for_each(|item| print(&item?)),
     }
 }
@@ -101,4 +122,34 @@ pub(crate) fn show(client: &Client, spec: &Spec, input: &Value, format: Format) 
 fn failed(error: &OpError, format: Format, code: u8) -> ExitCode {
     terminal::complain(&render::failure(error, format));
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::BASE64;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_standard_input_holds_travels_as_text_or_in_base64() {
+        let text = "blue\n\t\"quoted\" \u{e9}\r\n";
+        let input = json!({ "key": "k", "value": "-" });
+        assert_eq!(filled(input.clone(), "value", text.as_bytes()), json!({ "key": "k", "value": text }));
+        for bytes in [&b"\xff"[..], b"\0", b"\x1b[2J"] {
+            let expect = json!({ "key": "k", "value": BASE64.encode(bytes), "encoding": "base64" });
+            assert_eq!(filled(input.clone(), "value", bytes), expect);
+        }
+    }
+
+    #[test]
+    fn what_is_expected_is_in_the_same_encoding_as_what_is_set() {
+        let set = |expect: &str, bytes: &[u8]| filled(json!({ "value": "-", "expect": expect }), "value", bytes);
+        assert_eq!(set("blue", b"red"), json!({ "value": "red", "expect": "blue" }));
+        let base64 = json!({ "value": "AA==", "expect": BASE64.encode(b"blue"), "encoding": "base64" });
+        assert_eq!(set("blue", b"\0"), base64);
+        // It was said to be base64 already.
+        let said = json!({ "value": "-", "expect": "AAE=", "encoding": "base64" });
+        assert_eq!(filled(said, "value", b"\0"), json!({ "value": "AA==", "expect": "AAE=", "encoding": "base64" }));
+    }
 }

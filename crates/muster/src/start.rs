@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 use doors::render::Format;
 use node::{Config, Node};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
@@ -92,6 +93,7 @@ fn start(config: Config, args: &ArgMatches) -> anyhow::Result<()> {
         end_with(*parent)?;
     }
     log_to_stderr()?;
+    open_many_files();
     let (format, began) = (remote::format(args), Instant::now());
     node::run(config, |node| announce(format, began, node))?;
     Ok(())
@@ -106,6 +108,14 @@ fn end_with(parent: i32) -> anyhow::Result<()> {
         bail!("the process {parent} that started this one has ended");
     }
     Ok(())
+}
+
+/// Connections, segments and guests are open files: as many as the host allows, where shells begin with 1,024.
+fn open_many_files() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the number of files that this process may open");
+    }
 }
 
 fn log_to_stderr() -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! What goes to the terminal.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,8 +12,18 @@ use serde_json::Value;
 
 /// Prints a line to stdout. A reader that went away (`muster vm logs web | head`) ends the process quietly.
 pub(crate) fn print(text: impl AsRef<str>) -> anyhow::Result<()> {
+    write(format!("{}\n", text.as_ref()).as_bytes())
+}
+
+/// Whether a person reads stdout, and no file or program.
+pub(crate) fn is_read_by_a_person() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Writes bytes to stdout as they are; the same if the reader went away.
+pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         outcome => Ok(outcome?),
     }

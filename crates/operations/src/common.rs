@@ -74,12 +74,25 @@ pub(crate) async fn command_result(call: &Call<Ports>, command: Command) -> Resu
     applied(call, command).await.map(|(_, result)| result)
 }
 
+/// As [`command`], of a command that may be carried out again: a call that is repeated under its key has it applied anew.
+pub(crate) async fn command_again(
+    call: &Call<Ports>,
+    command: Command,
+) -> Result<(CommandResult, Arc<Metadata>), OpError> {
+    let (index, result) = proposed(call, command).await?;
+    Ok((result, call.context.core.metadata_after(index.saturating_sub(1)).await))
+}
+
 async fn applied(call: &Call<Ports>, command: Command) -> Result<(u64, CommandResult), OpError> {
-    let target = Target::Leader(GroupId::META);
     let command = match &call.once {
         Some(once) => Command::Once { key: OnceKey(once.next_command()), command: Box::new(command) },
         None => command,
     };
+    proposed(call, command).await
+}
+
+async fn proposed(call: &Call<Ports>, command: Command) -> Result<(u64, CommandResult), OpError> {
+    let target = Target::Leader(GroupId::META);
     let asked = call.context.core.request(target, call.deadline, Request::Command(command));
     match asked.await.map_err(failure)? {
         Reply::Command { result: CommandResult::Refused { code, message }, .. } => Err(OpError::new(code, message)),

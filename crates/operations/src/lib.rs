@@ -9,6 +9,8 @@
 mod cluster;
 mod common;
 mod group;
+#[cfg(test)]
+mod key_tests;
 mod kv;
 mod lease;
 mod lock;
@@ -23,6 +25,7 @@ mod token;
 mod topic;
 mod vm;
 
+pub use kv::plain_text;
 pub use ports::{ConsoleFrom, ConsoleLine, ConsoleLog, Core, Images, LineStream, Ports, Random, TaskView, Tasks};
 
 use ops::{Operation, Registry, RegistryError};

@@ -23,7 +23,7 @@ pub struct Ports {
 pub trait Core: Send + Sync {
     /// This node.
     fn me(&self) -> NodeId;
-    /// Asks; answered by the deadline.
+    /// Asks; answered by the deadline. It is handed over at once: whoever drops the answer has asked all the same.
     fn request(
         &self,
         target: Target,

@@ -39,6 +39,8 @@ pub(crate) struct World {
     state: Mutex<State>,
     /// Whether sleepers wake at once (nothing else is going to happen).
     hurry: AtomicBool,
+    /// Whether callers may hang up.
+    hang_ups: AtomicBool,
     records: Mutex<Vec<Record>>,
 }
 
@@ -66,6 +68,7 @@ impl World {
                 leader: Some(NodeId(1)),
             }),
             hurry: true.into(),
+            hang_ups: false.into(),
             records: Mutex::default(),
         })
     }
@@ -86,6 +89,11 @@ impl World {
     /// Sleepers no longer wake by themselves.
     pub fn patient(&self) {
         self.hurry.store(false, Ordering::SeqCst);
+    }
+
+    /// Callers may hang up from now on.
+    pub fn hang_ups(&self) {
+        self.hang_ups.store(true, Ordering::SeqCst);
     }
 
     /// Applies a command, as if it came from elsewhere.
@@ -116,8 +124,8 @@ impl World {
         }
     }
 
-    /// Carries out an operation as the principal `local`.
-    pub fn output(self: &Arc<Self>, operation: &str, input: Value) -> Result<Output, OpError> {
+    /// Where the calls of a node are carried out; each is another node's.
+    pub fn pipeline(self: &Arc<Self>) -> Pipeline<Ports> {
         let ports = Ports {
             core: Arc::clone(self) as Arc<dyn Core>,
             console: Arc::clone(self) as Arc<dyn ConsoleLog>,
@@ -125,16 +133,23 @@ impl World {
             random: Arc::clone(self) as Arc<dyn Random>,
             tasks: Arc::clone(self) as Arc<dyn Tasks>,
         };
-        let registry = Arc::new(crate::registry().unwrap());
-        let pipeline = Pipeline::new(
-            registry,
+        Pipeline::new(
+            Arc::new(crate::registry().unwrap()),
             Arc::new(ports),
             Arc::clone(self) as Arc<dyn Clock>,
             Arc::new(LoopbackOnly),
             Arc::clone(self) as Arc<dyn Observer>,
-        );
-        let invocation = Invocation { door: "test", operation: operation.into(), input, ..Default::default() };
-        let result = block_on(pipeline.invoke(invocation));
+        )
+    }
+
+    /// Carries out an operation as the principal `local`.
+    pub fn output(self: &Arc<Self>, operation: &str, input: Value) -> Result<Output, OpError> {
+        self.output_of(call(operation, input))
+    }
+
+    fn output_of(self: &Arc<Self>, invocation: Invocation) -> Result<Output, OpError> {
+        let operation = invocation.operation.clone();
+        let result = block_on(self.pipeline().invoke(invocation));
         for record in self.records.lock().unwrap().drain(..) {
             assert!(!record.undeclared, "{operation} fails with what it does not declare: {record:?}");
         }
@@ -144,6 +159,14 @@ impl World {
     /// The same, of one value.
     pub fn value(self: &Arc<Self>, operation: &str, input: Value) -> Result<Value, OpError> {
         match self.output(operation, input)? {
+            Output::Value(value) => Ok(value),
+            Output::Stream(_) => panic!("{operation} streams"),
+        }
+    }
+
+    /// The same, under an Idempotency-Key.
+    pub fn keyed(self: &Arc<Self>, key: &str, operation: &str, input: Value) -> Result<Value, OpError> {
+        match self.output_of(Invocation { idempotency_key: Some(key.into()), ..call(operation, input) })? {
             Output::Value(value) => Ok(value),
             Output::Stream(_) => panic!("{operation} streams"),
         }
@@ -164,13 +187,18 @@ impl World {
         match registry.get(operation).unwrap().spec().human {
             ops::Human::Fields => ops::human::fields(&value),
             ops::Human::Record(columns) => ops::human::record(columns, &value),
-            ops::Human::Text(text) => text(&value),
+            ops::Human::Text(text) | ops::Human::Bytes { text, .. } => text(&value),
             ops::Human::Table { rows, columns, empty } => match value.pointer(rows).and_then(Value::as_array) {
                 Some(rows) if !rows.is_empty() => ops::human::json_table(columns, rows),
                 _ => empty.into(),
             },
         }
     }
+}
+
+/// A call as a test makes it.
+pub(crate) fn call(operation: &str, input: Value) -> Invocation {
+    Invocation { door: "test", operation: operation.into(), input, ..Default::default() }
 }
 
 fn member(node: u64) -> Member {
@@ -282,13 +310,19 @@ impl Core for World {
             (Request::Status, Target::Node(node)) => self.state.lock().unwrap().status(node),
             (Request::Vitals { .. }, Target::Here) => self.state.lock().unwrap().vitals(NodeId(1)),
             (Request::Vitals { .. }, Target::Node(node)) => self.state.lock().unwrap().vitals(node),
-            (Request::Command(_) | Request::Barrier, _) if leader.is_none() => {
+            (Request::Command(_) | Request::Barrier | Request::KeepLease { .. }, _) if leader.is_none() => {
                 ready(Err(error(ErrorCode::NoLeader, "no leader yet: term 7, 1 of 3 votes"))).boxed()
             }
             (Request::Command(command), Target::Leader(GroupId::META)) => {
                 let result = self.apply(command);
                 let index = self.state.lock().unwrap().metadata.applied;
                 ready(Ok(Reply::Command { index, result })).boxed()
+            }
+            (Request::KeepLease { lease }, Target::Leader(GroupId::META)) => {
+                let state = self.state.lock().unwrap();
+                let kept =
+                    state.metadata.kv.leases.get(&lease).map(|record| Reply::LeaseKept { ttl_ms: record.ttl_ms });
+                ready(kept.ok_or_else(|| error(ErrorCode::NotFound, &metadata::no_lease(lease)))).boxed()
             }
             (Request::Barrier, Target::Here) => ready(Ok(Reply::Done)).boxed(),
             (request, target) => panic!("{request:?} is not for {target:?}"),
@@ -380,7 +414,7 @@ impl Tasks for World {
 
 impl Observer for World {
     fn audit(&self, record: &Record) {
-        assert_ne!(record.ended, Ended::Abandoned);
+        assert!(record.ended != Ended::Abandoned || self.hang_ups.load(Ordering::SeqCst), "{record:?}");
         self.records.lock().unwrap().push(record.clone());
     }
     fn metrics(&self, _: &Record) {}

@@ -2,6 +2,7 @@
 //!
 //! Kept in the memory of the node that took the call. Through another node, or after a restart, the retry runs again, and
 //! the cluster recognises its commands (see [`crate::Once`]). Only successes are kept; a failure may be tried again under the same key.
+//! Of an input only a digest is kept: a thousand values of a mebibyte each would be a gibibyte.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,8 @@ type Key = (String, &'static str, String);
 type Table = Arc<Mutex<BTreeMap<Key, Entry>>>;
 
 struct Entry {
-    input: Value,
+    /// Of key and input: [`crate::Once::digest`].
+    call: [u8; 32],
     /// `None` while the first call is under way.
     result: Option<Value>,
     since: Mono,
@@ -65,20 +67,20 @@ impl Results {
         principal: &str,
         operation: &'static str,
         key: &str,
-        input: &Value,
+        call: [u8; 32],
         now: Mono,
     ) -> Result<Claim, OpError> {
         let key = (principal.to_owned(), operation, key.to_owned());
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = table.get(&key) {
             return match &entry.result {
-                _ if entry.input != *input => Err(OpError::new(
+                _ if entry.call != call => Err(OpError::new(
                     ErrorCode::InvalidArgument,
                     format!("the Idempotency-Key was used before for another {operation}"),
                 )
                 .hint("choose a new key for every new request, and keep it for its retries")),
                 Some(result) if now.since(entry.since) <= limits::IDEMPOTENCY_KEPT => Ok(Claim::Again(result.clone())),
-                Some(_) => Ok(Claim::First(start(&self.table, &mut table, key, input, now))),
+                Some(_) => Ok(Claim::First(start(&self.table, &mut table, key, call, now))),
                 None => Err(OpError::new(ErrorCode::Busy, "the first call with this Idempotency-Key is under way")
                     .hint("wait for it, then try again")),
             };
@@ -93,12 +95,12 @@ impl Results {
                 None => return Err(OpError::new(ErrorCode::Busy, "too many calls with an Idempotency-Key at once")),
             }
         }
-        Ok(Claim::First(start(&self.table, &mut table, key, input, now)))
+        Ok(Claim::First(start(&self.table, &mut table, key, call, now)))
     }
 }
 
-fn start(shared: &Table, table: &mut BTreeMap<Key, Entry>, key: Key, input: &Value, now: Mono) -> Turn {
-    table.insert(key.clone(), Entry { input: input.clone(), result: None, since: now });
+fn start(shared: &Table, table: &mut BTreeMap<Key, Entry>, key: Key, call: [u8; 32], now: Mono) -> Turn {
+    table.insert(key.clone(), Entry { call, result: None, since: now });
     Turn { table: Arc::clone(shared), key: Some(key) }
 }
 
@@ -110,7 +112,8 @@ mod tests {
     use super::*;
 
     fn claim(results: &Results, key: &str, input: &Value, ms: u64) -> Result<Claim, ErrorCode> {
-        results.claim("a", "op", key, input, Mono(0).plus(Millis(ms))).map_err(|e| e.code)
+        let call = crate::Once::of("a", "op", key, input).digest();
+        results.claim("a", "op", key, call, Mono(0).plus(Millis(ms))).map_err(|e| e.code)
     }
 
     #[test]

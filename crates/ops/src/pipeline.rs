@@ -95,8 +95,11 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
         };
         let spec = operation.spec();
         account.record.stage = Stage::Validate;
-        let kept_input = keyed(operation, &invocation).then(|| invocation.input.clone());
-        let prepared = match check_key(&invocation).and_then(|()| (operation.prepare)(invocation.input)) {
+        let once = match once_of(operation, &principal, &invocation) {
+            Ok(once) => once,
+            Err(error) => return Err(account.fail(error)),
+        };
+        let prepared = match (operation.prepare)(invocation.input) {
             Ok(prepared) => prepared,
             Err(error) => return Err(account.fail(error)),
         };
@@ -105,13 +108,9 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
             Ok(permit) => permit,
             Err(error) => return Err(account.fail(error)),
         };
-        let once = match (&kept_input, &invocation.idempotency_key) {
-            (Some(input), Some(key)) => Some(Once::of(&principal.name, spec.name, key, input)),
-            _ => None,
-        };
-        let turn = match (kept_input, &invocation.idempotency_key) {
-            (Some(input), Some(key)) => {
-                match self.results.claim(&principal.name, spec.name, key, &input, account.started) {
+        let turn = match (&once, &invocation.idempotency_key) {
+            (Some(once), Some(key)) => {
+                match self.results.claim(&principal.name, spec.name, key, once.digest(), account.started) {
                     Ok(Claim::First(turn)) => Some(turn),
                     Ok(Claim::Again(value)) => {
                         account.end(Ended::Replayed);
@@ -245,20 +244,22 @@ fn permitted(principal: &Principal, what: &str, needed: Permission) -> Result<()
     Err(OpError::new(ErrorCode::PermissionDenied, message).hint("ask somebody who has it"))
 }
 
-fn keyed<C: Send + Sync + 'static>(operation: &Operation<C>, invocation: &Invocation) -> bool {
-    invocation.idempotency_key.is_some()
-        && operation.spec().idempotency == Idempotency::Keyed
-        && !operation.spec().streams
-}
-
-fn check_key(invocation: &Invocation) -> Result<(), OpError> {
-    match &invocation.idempotency_key {
-        Some(key) if key.is_empty() || key.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX => Err(OpError::new(
+/// What makes the call known again, if it has a key and the operation heeds that. Without a key it costs nothing.
+fn once_of<C: Send + Sync + 'static>(
+    operation: &Operation<C>,
+    principal: &Principal,
+    invocation: &Invocation,
+) -> Result<Option<Once>, OpError> {
+    let Some(key) = &invocation.idempotency_key else { return Ok(None) };
+    if key.is_empty() || key.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX {
+        return Err(OpError::new(
             ErrorCode::InvalidArgument,
             format!("an Idempotency-Key has 1 to {} bytes, this one {}", limits::IDEMPOTENCY_KEY_BYTES_MAX, key.len()),
-        )),
-        _ => Ok(()),
+        ));
     }
+    let spec = operation.spec();
+    let heeds = spec.idempotency == Idempotency::Keyed && !spec.streams;
+    Ok(heeds.then(|| Once::of(&principal.name, spec.name, key, &invocation.input)))
 }
 
 fn allowed_time(limits: &Limits, asked: Option<Millis>) -> Millis {

@@ -208,6 +208,8 @@ pub enum Human {
     Record(&'static [Column]),
     /// One line per element of the array at `rows` (a JSON pointer).
     Table { rows: &'static str, columns: &'static [Column], empty: &'static str },
+    /// Bytes that the output stands for: exactly these where standard output is a file or a pipe, `text` on a terminal.
+    Bytes { text: fn(&Value) -> String, bytes: fn(&Value) -> Vec<u8> },
     /// The operation's own text; of a stream, per item. Ends without a newline; an empty text is not printed.
     Text(fn(&Value) -> String),
 }

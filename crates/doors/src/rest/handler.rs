@@ -11,11 +11,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
-use base::limits::{API_BODY_BYTES_MAX, API_BODY_TIMEOUT};
+use base::limits::{API_BODY_BYTES_MAX, API_BODY_TIMEOUT, REQUEST_DEADLINE_MAX};
 use base::{ErrorCode, Millis};
 use futures::StreamExt;
 use ops::{Credentials, Invocation, ItemStream, Method, OpError, Output, Permission, Spec};
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RestDoor;
 use super::problem::Problem;
@@ -26,15 +27,23 @@ pub const DEADLINE_HEADER: &str = "muster-deadline-ms";
 /// Names a request, so that a retry of it is told apart from another.
 pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 
-/// All routes.
-pub(super) fn router<C: Send + Sync + 'static>(door: Arc<RestDoor<C>>) -> Router {
+/// What a probe asks for.
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// On a request whose connection has a place in reserve: it may be a probe.
+#[derive(Clone, Copy)]
+pub(super) struct ProbesOnly;
+
+/// All routes. Of streams and of calls that may wait for long, `waits_max` are served at once.
+pub(super) fn router<C: Send + Sync + 'static>(door: Arc<RestDoor<C>>, waits_max: usize) -> Router {
     let mut router = Router::new();
+    let waits = Arc::new(Semaphore::new(waits_max));
     for spec in door.pipeline.registry().specs() {
         let (method, path, name) = (filter(spec.route.method), spec.route.path, spec.name);
-        let door = Arc::clone(&door);
+        let (door, waits) = (Arc::clone(&door), Arc::clone(&waits));
         let handler = move |path: RawPathParams, request: Request| {
-            let door = Arc::clone(&door);
-            async move { call(&door, name, path, request).await.unwrap_or_else(IntoResponse::into_response) }
+            let (door, waits) = (Arc::clone(&door), Arc::clone(&waits));
+            async move { call(&door, name, waits, path, request).await.unwrap_or_else(IntoResponse::into_response) }
         };
         router = router.route(path, on(method, handler));
     }
@@ -54,10 +63,12 @@ pub(super) fn router<C: Send + Sync + 'static>(door: Arc<RestDoor<C>>) -> Router
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::middleware::from_fn(move |request: Request, next: axum::middleware::Next| {
-            let refused = check_host(&request, &door.host_names).err();
+            let refused = check_reserve(&request)
+                .and_then(|()| check_host(&request, &door.host_names).map_err(Problem::from))
+                .err();
             async move {
                 match refused {
-                    Some(error) => Problem::from(error).into_response(),
+                    Some(problem) => problem.into_response(),
                     None => next.run(request).await,
                 }
             }
@@ -76,6 +87,7 @@ fn filter(method: Method) -> MethodFilter {
 async fn call<C: Send + Sync + 'static>(
     door: &RestDoor<C>,
     name: &'static str,
+    waits: Arc<Semaphore>,
     path: RawPathParams,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -97,10 +109,23 @@ async fn call<C: Send + Sync + 'static>(
     let body = read_body(spec, &parts.headers, body).await?;
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let input = input_from(spec, path, query(&parts.uri)?, body)?;
+    let place = if waits_long(spec) { Some(place_among(waits)?) } else { None };
     match door.pipeline.invoke(Invocation { input, ..invocation }).await? {
         Output::Value(value) => Ok(json_response(StatusCode::OK, value.to_string())),
-        Output::Stream(items) => Ok(ndjson(items)),
+        Output::Stream(items) => Ok(ndjson(items, place)),
     }
+}
+
+/// Whether a call may hold its connection for long.
+fn waits_long(spec: &Spec) -> bool {
+    spec.streams || spec.limits.deadline_max > REQUEST_DEADLINE_MAX
+}
+
+fn place_among(waits: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, OpError> {
+    waits.try_acquire_owned().map_err(|_| {
+        OpError::new(ErrorCode::Busy, "too many streams and waiting calls are under way on this node")
+            .hint("ask another node, or try again when some have ended")
+    })
 }
 
 fn credentials(parts: &Parts) -> Result<Credentials, OpError> {
@@ -179,9 +204,10 @@ fn json_response(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }
 
-/// One line per item. A failure is the last line: `{"error": ...}`.
-fn ndjson(items: ItemStream) -> Response {
-    let lines = items.map(|item| {
+/// One line per item. A failure is the last line: `{"error": ...}`. `place` is held until the end.
+fn ndjson(items: ItemStream, place: Option<OwnedSemaphorePermit>) -> Response {
+    let lines = items.map(move |item| {
+        let _held = &place;
         let mut line = item.unwrap_or_else(|error| json!({ "error": error })).to_string();
         line.push('\n');
         Ok::<_, std::convert::Infallible>(Bytes::from(line))
@@ -218,6 +244,15 @@ async fn no_such_method(request: Request) -> Response {
     let error = OpError::new(ErrorCode::InvalidArgument, format!("{path} does not take {}", request.method()))
         .hint("GET /openapi.json lists what there is");
     Problem(error, StatusCode::METHOD_NOT_ALLOWED).into_response()
+}
+
+/// Where all other connections are taken, those in reserve must not be taken by what took them.
+fn check_reserve(request: &Request) -> Result<(), Problem> {
+    if request.extensions().get::<ProbesOnly>().is_none() || PROBES.contains(&request.uri().path()) {
+        return Ok(());
+    }
+    let error = OpError::new(ErrorCode::Busy, "too many connections").hint("ask another node, or try again in a while");
+    Err(Problem(error, StatusCode::SERVICE_UNAVAILABLE))
 }
 
 /// A page in a browser may have its own name resolve to this machine (DNS rebinding); its requests then carry that name.

@@ -1,7 +1,8 @@
 //! The registry over HTTP/1.1: one route per operation, failures as problem documents, streams as NDJSON.
 //!
 //! Besides: `GET /openapi.json`; `GET /healthz` (the process answers); `GET /readyz` (the node is a ready member);
-//! `GET /metrics` (Prometheus' text format; whoever may read may have it).
+//! `GET /metrics` (Prometheus' text format; whoever may read may have it). The last three find a connection also where calls
+//! have taken all others.
 //!
 //! A browser on the same machine must not become a way in: bodies must be `application/json` (which makes browsers ask
 //! first), and the `Host` header must be an address, `localhost` or a name that the door was told is its own.

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::Millis;
-use base::limits::{API_CONNECTIONS_MAX, API_HEAD_BYTES_MAX, API_HEADER_TIMEOUT};
+use base::limits::{
+    API_CONNECTIONS_MAX, API_CONNECTIONS_RESERVED, API_HEAD_BYTES_MAX, API_HEADER_TIMEOUT, API_WAITS_MAX,
+};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -18,12 +20,16 @@ use tokio::task::JoinSet;
 
 use super::RestDoor;
 use super::complaints::Complaints;
-use super::handler::router;
+use super::handler::{ProbesOnly, router};
 
 /// Bounds of one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
     pub connections_max: usize,
+    /// Connections beyond these, each of which is for one probe.
+    pub reserved: usize,
+    /// Streams and calls that may wait for long.
+    pub waits_max: usize,
     /// A connection that has not sent a whole request head after this long is closed, also between requests.
     pub header_timeout: Millis,
     /// How long requests may go on once the server is asked to stop.
@@ -32,7 +38,13 @@ pub struct ServerLimits {
 
 impl Default for ServerLimits {
     fn default() -> Self {
-        ServerLimits { connections_max: API_CONNECTIONS_MAX, header_timeout: API_HEADER_TIMEOUT, drain: Millis(2_000) }
+        ServerLimits {
+            connections_max: API_CONNECTIONS_MAX,
+            reserved: API_CONNECTIONS_RESERVED,
+            waits_max: API_WAITS_MAX as usize,
+            header_timeout: API_HEADER_TIMEOUT,
+            drain: Millis(2_000),
+        }
     }
 }
 
@@ -53,9 +65,10 @@ pub async fn serve<C: Send + Sync + 'static>(
     limits: ServerLimits,
     stop: impl Future<Output = ()> + Send,
 ) -> Served {
-    let router = router(door);
+    let router = router(door, limits.waits_max);
     let complaints = Arc::new(Complaints::default());
     let room = Arc::new(Semaphore::new(limits.connections_max));
+    let reserve = Arc::new(Semaphore::new(limits.reserved));
     let (stopping, watching) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut served = Served::default();
@@ -75,7 +88,9 @@ pub async fn serve<C: Send + Sync + 'static>(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+        let probes_only = room.available_permits() == 0;
+        let places = if probes_only { &reserve } else { &room };
+        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             served.refused += 1;
             turn_away(stream, peer);
             continue;
@@ -85,7 +100,8 @@ pub async fn serve<C: Send + Sync + 'static>(
         let complaints = complaints.clone();
         connections.spawn(async move {
             let asked = AtomicBool::new(false);
-            if let Err(error) = connection(stream, peer, service, limits.header_timeout, watching, &asked).await {
+            let serving = Serving { peer, probes_only, header_timeout: limits.header_timeout };
+            if let Err(error) = connection(stream, serving, service, watching, &asked).await {
                 tell(peer, &error, asked.into_inner(), &complaints);
             }
             drop(permit);
@@ -100,12 +116,20 @@ pub async fn serve<C: Send + Sync + 'static>(
     served
 }
 
+/// What is known of a connection.
+#[derive(Clone, Copy)]
+struct Serving {
+    peer: SocketAddr,
+    /// It has a place in reserve.
+    probes_only: bool,
+    header_timeout: Millis,
+}
+
 /// Serves one connection to its end; `asked` becomes true with the first request that can be understood.
 async fn connection(
     stream: TcpStream,
-    peer: SocketAddr,
+    Serving { peer, probes_only, header_timeout }: Serving,
     service: TowerToHyperService<axum::Router>,
-    header_timeout: Millis,
     mut stopping: watch::Receiver<bool>,
     asked: &AtomicBool,
 ) -> hyper::Result<()> {
@@ -113,11 +137,15 @@ async fn connection(
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
+        if probes_only {
+            request.extensions_mut().insert(ProbesOnly);
+        }
         service.call(request)
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(header_timeout.0))
+        .keep_alive(!probes_only)
         .max_buf_size(API_HEAD_BYTES_MAX);
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let stop = async {

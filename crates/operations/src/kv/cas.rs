@@ -20,7 +20,7 @@ struct Input {
     value: String,
     /// Only if its last change was that revision; 0: only if it does not exist.
     revision: Option<u64>,
-    /// Only if it holds this value.
+    /// Only if it holds this value. This one and the new one together have at most 1 MiB.
     expect: Option<String>,
     /// How both values are written here.
     #[serde(default)]

@@ -33,14 +33,17 @@ struct Output {
 
 pub(crate) fn operation() -> Operation<Ports> {
     Operation::new("kv.delete", "Delete a key", (Method::Delete, "/v1/kv/{key}"), run)
-        .docs("Deleting what is not there is no error: it says that nothing went.")
+        .docs(
+            "Deleting what is not there is no error: it says that nothing went. A retry may take away what others have put \
+             since, unless it carries the first call's Idempotency-Key.",
+        )
         .examples(&[
             Example { command: "muster kv delete app/color", says: "this key" },
             Example { command: "muster kv delete app/ --prefix", says: "all keys that begin with app/" },
         ])
         .permission(Permission::Operate)
         .scope(Scope::Leader)
-        .idempotency(Idempotency::Idempotent)
+        .idempotency(Idempotency::Keyed)
         .errors(WRITE_ERRORS)
         .limits(LIMITS)
         .positional(&["key"])

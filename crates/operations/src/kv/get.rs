@@ -3,9 +3,8 @@
 use ops::{Call, Example, Human, Method, OpError, Operation, Scope};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{KeyView, LIMITS, check_key, missing, view};
+use super::{KeyView, LIMITS, bytes_in, check_key, missing, value_text, view};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
 
@@ -24,7 +23,9 @@ pub(crate) fn operation() -> Operation<Ports> {
     Operation::new("kv.get", "Show what a key holds", (Method::Get, "/v1/kv/{key}"), run)
         .docs(
             "Linearizable: sees every change that was acknowledged before the call, through whichever node. With \
-             --stale this node answers at once from what it has applied, but for the last 25 ms. Bytes that are no text are shown in base64.",
+             --stale this node answers at once from what it has applied, but for the last 25 ms. Bytes that are no text, and \
+             text with control characters, come in base64; the command line writes into a file or a pipe the bytes that were \
+             put, and adds nothing.",
         )
         .examples(&[
             Example { command: "muster kv get app/color", says: "the value and nothing else" },
@@ -34,7 +35,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         .errors(READ_ERRORS)
         .limits(LIMITS)
         .positional(&["key"])
-        .human(Human::Text(text))
+        .human(Human::Bytes { text: value_text, bytes: bytes_in })
 }
 
 async fn run(call: Call<Ports>, input: Input) -> Result<KeyView, OpError> {
@@ -42,8 +43,4 @@ async fn run(call: Call<Ports>, input: Input) -> Result<KeyView, OpError> {
     let metadata = read(&call, input.stale).await?;
     let record = metadata.kv.keys.get(&input.key).ok_or_else(|| missing(&input.key))?;
     Ok(view(&input.key, record, true))
-}
-
-fn text(output: &Value) -> String {
-    output["value"].as_str().unwrap_or_default().to_owned()
 }

@@ -35,7 +35,7 @@ pub(crate) enum Encoding {
     /// As text.
     #[default]
     Text,
-    /// Bytes that are no text, in base64.
+    /// In base64: bytes that are no text, or text with control characters.
     Base64,
 }
 
@@ -58,11 +58,11 @@ pub(crate) struct KeyView {
 }
 
 pub(crate) fn view(key: &str, record: &KeyRecord, with_value: bool) -> KeyView {
-    let (value, encoding) = text_of(&record.value);
+    let text = plain_text(&record.value);
     KeyView {
         key: key.to_owned(),
-        value: with_value.then_some(value),
-        encoding,
+        value: with_value.then(|| text.map_or_else(|| BASE64.encode(&record.value), str::to_owned)),
+        encoding: if text.is_some() { Encoding::Text } else { Encoding::Base64 },
         revision: record.modified,
         created_revision: record.created,
         version: record.version,
@@ -70,11 +70,12 @@ pub(crate) fn view(key: &str, record: &KeyRecord, with_value: bool) -> KeyView {
     }
 }
 
-pub(crate) fn text_of(value: &[u8]) -> (String, Encoding) {
-    match std::str::from_utf8(value) {
-        Ok(text) => (text.to_owned(), Encoding::Text),
-        Err(_) => (BASE64.encode(value), Encoding::Base64),
-    }
+/// The value as text, if that is how it is to stand in JSON: a control character would take six bytes there, and could
+/// move the cursor of whoever looks. Those that end lines and columns take two, as quotes do.
+#[must_use]
+pub fn plain_text(value: &[u8]) -> Option<&str> {
+    let plain = |byte: &u8| *byte >= b' ' || matches!(byte, b'\t' | b'\n' | b'\r');
+    std::str::from_utf8(value).ok().filter(|text| text.as_bytes().iter().all(plain))
 }
 
 /// The bytes that a text stands for.
@@ -139,6 +140,19 @@ pub(crate) fn put_text(output: &Value) -> String {
         Some(lease) => format!("{key} is at revision {}, under lease {lease}", output["revision"]),
         None => format!("{key} is at revision {}", output["revision"]),
     }
+}
+
+/// The bytes that a [`KeyView`] in JSON holds.
+pub(crate) fn bytes_in(view: &Value) -> Vec<u8> {
+    let value = view["value"].as_str().unwrap_or_default().as_bytes();
+    let decoded = if view["encoding"] == "base64" { BASE64.decode(value).ok() } else { None };
+    decoded.unwrap_or_else(|| value.to_vec())
+}
+
+/// The value that a [`KeyView`] in JSON holds, for people.
+pub(crate) fn value_text(view: &Value) -> String {
+    let value = view["value"].as_str().unwrap_or_default();
+    if view["encoding"] == "base64" { format!("(base64) {value}") } else { value.to_owned() }
 }
 
 pub(crate) fn missing(key: &str) -> OpError {

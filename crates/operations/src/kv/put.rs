@@ -31,7 +31,8 @@ pub(crate) fn operation() -> Operation<Ports> {
         .docs(
             "Durable on return: a majority of the voters has it on disk. Without a time or a lease the key lasts, even if it \
              had one before. Values are small things that every node holds in memory: configuration, who leads what; \
-             put data into topics.",
+             put data into topics. A retry may undo what others have put since, unless it carries the first call's \
+             Idempotency-Key.",
         )
         .examples(&[
             Example { command: "muster kv put app/color blue", says: "sets it, whatever it was" },
@@ -40,7 +41,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         ])
         .permission(Permission::Operate)
         .scope(Scope::Leader)
-        .idempotency(Idempotency::Idempotent)
+        .idempotency(Idempotency::Keyed)
         .errors(WRITE_ERRORS)
         .limits(LIMITS)
         .positional(&["key", "value"])

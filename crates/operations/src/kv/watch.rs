@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use base::ErrorCode;
+use base::limits::API_WAITS_MAX;
 use futures::StreamExt;
 use metadata::{KeyChange, KeyChanged, Metadata};
 use ops::{Call, Example, Human, Limits, Method, OpError, Operation, Scope, Typed};
@@ -11,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{KeyView, view};
+use super::{KeyView, value_text, view};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
 
@@ -69,7 +70,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         ])
         .scope(Scope::Local)
         .errors(ERRORS)
-        .limits(Limits { concurrent: 1_024, ..Limits::default() })
+        .limits(Limits { concurrent: API_WAITS_MAX, ..Limits::default() })
         .positional(&["prefix"])
         .human(Human::Text(text))
 }
@@ -178,7 +179,7 @@ fn text(item: &Value) -> String {
     let key = ops::human::text(&item["key"]);
     match item["what"].as_str() {
         Some("watching") => String::new(),
-        Some("put") => format!("{} put {key} {}", item["revision"], ops::human::text(&item["now"]["value"])),
+        Some("put") => format!("{} put {key} {}", item["revision"], ops::human::one_line(&value_text(&item["now"]))),
         Some(what) => format!("{} {what} {key}", item["revision"]),
         None => String::new(),
     }

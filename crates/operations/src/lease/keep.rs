@@ -1,5 +1,6 @@
 //! `lease.keep`: a lease is renewed, for as long as somebody listens.
 
+use base::limits::API_WAITS_MAX;
 use base::{LeaseId, Millis, Mono};
 use futures::StreamExt;
 use ops::{Call, Example, Human, Limits, Method, OpError, Operation, Permission, Scope, Typed};
@@ -43,7 +44,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         .scope(Scope::Leader)
         .idempotency(ops::Idempotency::Idempotent)
         .errors(KEEP_ERRORS)
-        .limits(Limits { concurrent: 4_096, ..Limits::default() })
+        .limits(Limits { concurrent: API_WAITS_MAX, ..Limits::default() })
         .positional(&["lease"])
         .human(Human::Text(text))
 }

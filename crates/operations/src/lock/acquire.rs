@@ -1,8 +1,10 @@
 //! `lock.acquire`: waits until the lock is the caller's.
 
-use base::{ErrorCode, LeaseId, Millis};
-use futures::future::{Either, select};
-use metadata::{Command, CommandResult, KeyExpect, KeyLife, Metadata};
+use base::limits::{API_WAITS_MAX, REQUEST_DEADLINE_DEFAULT};
+use base::{ErrorCode, GroupId, LeaseId, Millis, Mono};
+use engine::{Reply, Request, RequestError, Target};
+use futures::future::{BoxFuture, Either, select};
+use metadata::{Command, CommandResult, KeyLife, Metadata};
 use ops::{Call, Example, Human, Idempotency, Limits, Method, OpError, Operation, Permission, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,8 +12,12 @@ use serde_json::Value;
 
 use super::{check_name, key_of, queue, queue_changed};
 use crate::Ports;
-use crate::common::{WRITE_ERRORS, command, command_result, unexpected};
+use crate::common::{WRITE_ERRORS, command_again, command_result, unexpected};
 use crate::lease::renew;
+
+/// Leases of earlier calls under the same Idempotency-Key that one call looks through: those calls failed, and each took its
+/// lease along.
+const EARLIER_MAX: usize = 64;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -55,7 +61,8 @@ pub(crate) fn operation() -> Operation<Ports> {
         .docs(
             "One holder at a time, in the order in which they asked. It is held by a lease: renew that with lease.keep for \
              as long as it is needed, or the next one gets it. A holder whose lease ended unnoticed may still act: pass the \
-             fencing token along with what you do, and have it refused when a higher one was seen.",
+             fencing token along with what you do, and have it refused when a higher one was seen. Who hangs up while \
+             waiting leaves the queue.",
         )
         .examples(&[
             Example { command: "muster lock acquire backup", says: "waits 10 s for it, holds it for 30 s" },
@@ -65,7 +72,7 @@ pub(crate) fn operation() -> Operation<Ports> {
         .scope(Scope::Leader)
         .idempotency(Idempotency::Keyed)
         .errors(WRITE_ERRORS)
-        .limits(Limits { concurrent: 4_096, deadline: Millis(86_400_000), deadline_max: Millis(86_400_000), ..Limits::default() })
+        .limits(Limits { concurrent: API_WAITS_MAX, deadline: Millis(86_400_000), deadline_max: Millis(86_400_000), ..Limits::default() })
         .positional(&["name"])
         .human(Human::Text(text))
 }
@@ -73,30 +80,75 @@ pub(crate) fn operation() -> Operation<Ports> {
 async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
     check_name(&input.name)?;
     let ttl_ms = u64::from(input.ttl_s) * 1_000;
-    let CommandResult::LeaseGranted { lease } = command_result(&call, Command::GrantLease { ttl_ms }).await? else {
-        return Err(unexpected());
-    };
-    match wait(&call, &input, lease, ttl_ms).await {
-        Ok(token) => Ok(Output { name: input.name, lease: lease.0, token }),
-        Err(error) => {
-            // Whoever waits behind must not wait for the end of a lease that nobody renews.
-            let _ = command_result(&call, Command::EndLease { lease, expired: false }).await;
-            Err(error)
+    let give_up = call.clock.now().mono.plus(Millis(u64::from(input.timeout_s) * 1_000)).min(call.deadline);
+    for _ in 0..EARLIER_MAX {
+        let CommandResult::LeaseGranted { lease } = command_result(&call, Command::GrantLease { ttl_ms }).await? else {
+            return Err(unexpected());
+        };
+        let mut queued = Queued { call: &call, lease: Some(lease) };
+        match wait(&call, &input, lease, ttl_ms, give_up).await {
+            Ok(Some(token)) => {
+                queued.lease = None;
+                return Ok(Output { name: input.name, lease: lease.0, token });
+            }
+            Ok(None) => queued.lease = None,
+            Err(error) => {
+                if let Some(left) = queued.leave() {
+                    let _ = left.await;
+                }
+                return Err(error);
+            }
         }
+    }
+    let message = format!("{EARLIER_MAX} calls for lock {} failed under this Idempotency-Key", input.name);
+    Err(OpError::new(ErrorCode::Busy, message).hint("choose a new key"))
+}
+
+/// A lease that stands in a queue. It ends when the call does without having got the lock, also when whoever called has hung
+/// up: those who wait behind must not wait for the end of a lease that nobody renews.
+struct Queued<'a> {
+    call: &'a Call<Ports>,
+    /// `None`: it is not to end (any more).
+    lease: Option<LeaseId>,
+}
+
+impl Queued<'_> {
+    /// Ends the lease; that is under way when this returns.
+    fn leave(&mut self) -> Option<BoxFuture<'static, Result<Reply, RequestError>>> {
+        // Not under the call's key: if that is used again, the call's next command is a new lease.
+        let end = Request::Command(Command::EndLease { lease: self.lease.take()?, expired: false });
+        let deadline = self.call.clock.now().mono.plus(REQUEST_DEADLINE_DEFAULT);
+        Some(self.call.context.core.request(Target::Leader(GroupId::META), deadline, end))
     }
 }
 
-/// Stands in the queue until the front of it.
-async fn wait(call: &Call<Ports>, input: &Input, lease: LeaseId, ttl_ms: u64) -> Result<u64, OpError> {
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        drop(self.leave());
+    }
+}
+
+/// Stands in the queue until the front of it. `None`: the lease is that of an earlier call under the same key, and has ended.
+async fn wait(
+    call: &Call<Ports>,
+    input: &Input,
+    lease: LeaseId,
+    ttl_ms: u64,
+    give_up: Mono,
+) -> Result<Option<u64>, OpError> {
     let core = &call.context.core;
-    let give_up = call.clock.now().mono.plus(Millis(u64::from(input.timeout_s) * 1_000)).min(call.deadline);
     let stand = Command::PutKey {
         key: key_of(&input.name, lease),
         value: input.owner.clone().into_bytes().into(),
-        expect: Some(KeyExpect::Absent),
+        expect: None,
         life: KeyLife::Bound(lease),
     };
-    let (_, mut metadata) = command(call, stand).await?;
+    let (stood, mut metadata) = match command_again(call, stand).await {
+        Err(error) if error.code == ErrorCode::NotFound && call.once.is_some() => return Ok(None),
+        stood => stood?,
+    };
+    // It stood there before: an earlier call may take it along when it ends.
+    let shared = matches!(stood, CommandResult::KeyPut { version, .. } if version > 1);
     let mut place = place_of(&metadata, &input.name, lease);
     let mut renewed = call.clock.now().mono;
     loop {
@@ -104,9 +156,10 @@ async fn wait(call: &Call<Ports>, input: &Input, lease: LeaseId, ttl_ms: u64) ->
             Place::Front { token } => {
                 // With its whole time before it.
                 renew(call, lease, call.deadline).await?;
-                return Ok(token);
+                return Ok(Some(token));
             }
             Place::Behind { holder } => holder,
+            Place::Lost if shared => return Ok(None),
             Place::Lost => {
                 let message = format!("the place in the queue for lock {} was lost: its lease ended", input.name);
                 return Err(OpError::new(ErrorCode::FailedPrecondition, message));

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use ops::{Call, Column, Example, Human, Method, OpError, Operation, Scope};
+use ops::{Call, Cell, Column, Example, Human, Method, OpError, Operation, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{PREFIX, key_of, queue};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
-use crate::kv::{LIMITS, text_of};
+use crate::kv::LIMITS;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +35,8 @@ struct LockView {
     owner: String,
     /// How many wait for it.
     waiting: usize,
+    /// The leases by which they wait, in order; lock.release takes one out of the queue.
+    waiting_leases: Vec<u64>,
 }
 
 const COLUMNS: &[Column] = &[
@@ -43,6 +45,7 @@ const COLUMNS: &[Column] = &[
     Column::plain("TOKEN", "/token"),
     Column::plain("OWNER", "/owner"),
     Column::plain("WAITING", "/waiting"),
+    Column { title: "THEIR LEASES", pointer: "/waiting_leases", cell: Cell::List },
 ];
 
 pub(crate) fn operation() -> Operation<Ports> {
@@ -63,10 +66,12 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
     let mut locks = Vec::new();
     for name in names {
         let queue = queue(&metadata, &name);
-        let Some((lease, token)) = queue.first().copied() else { continue };
-        let owner = metadata.kv.keys.get(&key_of(&name, lease)).map(|record| text_of(&record.value).0);
-        let waiting = queue.len() - 1;
-        locks.push(LockView { name, lease: lease.0, token, owner: owner.unwrap_or_default(), waiting });
+        let Some(((lease, token), waiting)) = queue.split_first() else { continue };
+        let record = metadata.kv.keys.get(&key_of(&name, *lease));
+        let owner = record.map(|record| String::from_utf8_lossy(&record.value).into_owned()).unwrap_or_default();
+        let waiting_leases: Vec<u64> = waiting.iter().map(|(lease, _)| lease.0).collect();
+        let waiting = waiting.len();
+        locks.push(LockView { name, lease: lease.0, token: *token, owner, waiting, waiting_leases });
     }
     Ok(Output { locks })
 }

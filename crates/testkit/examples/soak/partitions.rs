@@ -66,8 +66,9 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
         let topic = format!("minority-{kind:?}-{round}");
         let led = each_leads(cluster, &topic)?;
         let leader = cluster.meta_leader(PATIENCE)?;
-        let moment = Instant::now();
         apply(&cuts, cluster, kind, leader)?;
+        // Not sooner: while the rules are being made the leader still accepts.
+        let moment = Instant::now();
         let minority = match kind {
             Kind::Isolated | Kind::Deaf | Kind::Mute => vec![leader],
             Kind::FromOne => Vec::new(),

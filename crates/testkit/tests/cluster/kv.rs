@@ -17,7 +17,7 @@ fn keys_are_the_same_through_every_node_and_outlive_their_leader() {
         wait_tolerant(&cluster.nodes[0])?;
         let [one, two, three] = [&cluster.nodes[0], &cluster.nodes[1], &cluster.nodes[2]];
         let first = put(one, &["app/color", "blue"])?;
-        ensure!(said(two, &["kv", "get", "app/color"])? == "blue\n");
+        ensure!(said(two, &["kv", "get", "app/color"])? == "blue");
         let watch = three.cli_start("watch", &["kv", "watch", "app/", "--from-revision", &first.to_string()])?;
         seen(&watch, "put app/color blue")?;
         let second = put(two, &["app/color", "green"])?;
@@ -40,14 +40,11 @@ fn keys_are_the_same_through_every_node_and_outlive_their_leader() {
         cluster.nodes[leader].kill()?;
         let survivor = (leader + 1) % 3;
         // Through a survivor at once: the call waits for the next leader.
-        ensure!(said(&cluster.nodes[survivor], &["kv", "get", "app/lasting"])? == "before\n");
+        ensure!(said(&cluster.nodes[survivor], &["kv", "get", "app/lasting"])? == "before");
         put(&cluster.nodes[survivor], &["app/lasting", "after"])?;
         cluster.nodes[leader].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
-        ensure!(
-            said(&cluster.nodes[leader], &["kv", "get", "app/lasting"])? == "after\n",
-            "a restarted node is behind"
-        );
+        ensure!(said(&cluster.nodes[leader], &["kv", "get", "app/lasting"])? == "after", "a restarted node is behind");
 
         // Who goes on watching through another node misses nothing.
         let rest = json_lines(&cluster.nodes[leader], &format!("/v1/kv-changes?prefix=app/&from_revision={first}"), 8)?;
@@ -132,25 +129,40 @@ fn a_call_that_is_repeated_through_another_node_is_carried_out_once() {
         let (lease, swap) = (json!({ "ttl_s": 600 }), json!({ "value": "first", "revision": 0 }));
         let grant = |node: &Node, key: &str| node.api().with_key(key).post("/v1/leases", &lease)?.ok();
         let cas = |node: &Node, key: &str| node.api().with_key(key).post("/v1/kv/once/cas", &swap);
+        let value = json!({ "value": "first" });
+        let set = |node: &Node| node.api().with_key("put-1").put("/v1/kv/set", &value)?.ok();
+        let delete = |node: &Node| node.api().with_key("delete-1").delete("/v1/kv/gone")?.ok();
         let granted = grant(&cluster.nodes[asked], "grant-1")?;
         let swapped = cas(&cluster.nodes[asked], "cas-1")?.ok()?;
-        put(&cluster.nodes[other], &["once", "later"])?;
+        let was_set = set(&cluster.nodes[asked])?;
+        put(&cluster.nodes[asked], &["gone", "first"])?;
+        let deleted = delete(&cluster.nodes[asked])?;
+        ensure!(deleted["deleted"] == 1, "it was there: {deleted}");
+        for key in ["once", "set", "gone"] {
+            put(&cluster.nodes[other], &[key, "later"])?;
+        }
 
         // Whoever was asked knows nothing of it any more, and whoever is asked now never did.
         cluster.nodes[asked].kill()?;
         let again = wait_until(PATIENCE, "there is a leader again", || grant(&cluster.nodes[other], "grant-1"))?;
         repeated(&granted, &again)?;
         repeated(&swapped, &cas(&cluster.nodes[other], "cas-1")?.ok()?)?;
+        repeated(&was_set, &set(&cluster.nodes[other])?)?;
+        repeated(&deleted, &delete(&cluster.nodes[other])?)?;
         cluster.nodes[asked].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
         repeated(&granted, &grant(&cluster.nodes[asked], "grant-1")?)?;
         repeated(&swapped, &cas(&cluster.nodes[asked], "cas-1")?.ok()?)?;
+        repeated(&was_set, &set(&cluster.nodes[asked])?)?;
+        repeated(&deleted, &delete(&cluster.nodes[asked])?)?;
 
         let node = &cluster.nodes[other];
         let leases = node.api().get("/v1/leases")?.ok()?;
         ensure!(leases["leases"].as_array().is_some_and(|leases| leases.len() == 1), "one was granted: {leases}");
-        let key = node.api().get("/v1/kv/once")?.ok()?;
-        ensure!(key["value"] == "later" && key["version"] == 2, "a repeated call changed it again: {key}");
+        for (key, version) in [("once", 2), ("set", 2), ("gone", 1)] {
+            let key = node.api().get(&format!("/v1/kv/{key}"))?.ok()?;
+            ensure!(key["value"] == "later" && key["version"] == version, "a repeated call changed it again: {key}");
+        }
         // Under another key they are other calls.
         let another = grant(node, "grant-2")?;
         ensure!(another["lease"] != granted["lease"], "{another} is what was granted before");
@@ -194,6 +206,42 @@ fn a_lock_has_one_holder_and_goes_to_whoever_waits_longest() {
         said(one, &["lock", "release", "backup", &last["lease"].to_string()])?;
         ensure!(said(two, &["lock", "list"])?.contains("no locks"));
         ensure!(two.cli_json(&["lease", "list"])? == json!({ "leases": [] }), "a lease was left behind");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_waiter_that_is_killed_leaves_the_queue_and_a_retry_under_its_key_gets_the_lock() {
+    let _machine = machine_shared();
+    Folder::scenario("lock-waiters", |folder| {
+        let cluster = Cluster::start(folder, 3)?;
+        let [one, two, three] = [&cluster.nodes[0], &cluster.nodes[1], &cluster.nodes[2]];
+        // Nobody's lease ends by itself while this runs.
+        let acquire = |node: &Node, key: &str, wait: u32| {
+            let input = json!({ "ttl_s": 600, "timeout_s": wait });
+            node.api().with_key(key).post("/v1/locks/backup/acquire", &input)
+        };
+        let held = acquire(one, "holder", 0)?.ok()?;
+        let waits = ["lock", "acquire", "backup", "--ttl-s", "600", "--timeout-s", "600", "-o", "json"];
+        let mut second = two.cli_start("second", &waits)?;
+        waiting(three, 1)?;
+        let mut third = three.cli_start("third", &waits)?;
+        waiting(three, 2)?;
+        second.kill()?;
+        waiting(one, 1)?;
+        let refused = acquire(two, "late", 0)?;
+        ensure!(refused.body["code"] == "deadline_exceeded", "it is held: {refused:?}");
+        ensure!(lock_of(one, "backup")?["waiting"] == 1, "who was refused waits on");
+
+        said(one, &["lock", "release", "backup", &held["lease"].to_string()])?;
+        let next: Value = serde_json::from_slice(&third.wait(PATIENCE)?.stdout)?;
+        ensure!(next["token"].as_u64() > held["token"].as_u64(), "{next} after {held}");
+        said(one, &["lock", "release", "backup", &next["lease"].to_string()])?;
+        // What failed under a key may be tried again under it, and is done once, whoever is asked.
+        let got = acquire(two, "late", 0)?.ok()?;
+        ensure!(got["token"].as_u64() > next["token"].as_u64(), "{got} after {next}");
+        repeated(&got, &acquire(three, "late", 0)?.ok()?)?;
+        ensure!(lock_of(one, "backup")?["waiting_leases"] == json!([]), "somebody is left in the queue");
         Ok(())
     });
 }

@@ -1,0 +1,138 @@
+//! Keys, leases and locks against real tables: calls that are repeated, and callers that go away.
+
+use base::{ErrorCode, LeaseId};
+use futures::FutureExt;
+use metadata::{Command, CommandResult};
+use serde_json::{Value, json};
+
+use crate::Core;
+use crate::testing::{World, call};
+
+#[test]
+fn a_put_or_a_delete_that_is_repeated_under_its_key_undoes_nothing() {
+    let world = World::new(3);
+    let first = json!({ "key": "a", "value": "first" });
+    let put = world.keyed("put-1", "kv.put", first.clone()).unwrap();
+    world.value("kv.put", json!({ "key": "a", "value": "later" })).unwrap();
+    assert_eq!(world.keyed("put-1", "kv.put", first.clone()).unwrap(), put);
+    let now = world.value("kv.get", json!({ "key": "a" })).unwrap();
+    assert_eq!((&now["value"], &now["version"]), (&json!("later"), &json!(2)));
+
+    let going = json!({ "key": "a", "revision": now["revision"] });
+    let deleted = world.keyed("delete-1", "kv.delete", going.clone()).unwrap();
+    world.value("kv.put", json!({ "key": "a", "value": "anew" })).unwrap();
+    assert_eq!(world.keyed("delete-1", "kv.delete", going).unwrap(), deleted);
+    assert_eq!(world.value("kv.get", json!({ "key": "a" })).unwrap()["value"], "anew");
+
+    // Under another key, or under none, they are other calls.
+    for key in ["put-2", "put-3"] {
+        world.keyed(key, "kv.put", first.clone()).unwrap();
+    }
+    assert_eq!(world.value("kv.put", first).unwrap()["version"], 4);
+    assert_eq!(world.value("kv.delete", json!({ "key": "a" })).unwrap()["deleted"], 1);
+    let gone = world.value("kv.get", json!({ "key": "a" })).unwrap_err();
+    assert_eq!(gone.code, ErrorCode::NotFound);
+}
+
+fn end(world: &World, lease: &Value) {
+    let lease = LeaseId(lease.as_u64().unwrap());
+    let ended = world.apply(Command::EndLease { lease, expired: false });
+    assert!(matches!(ended, CommandResult::KeysDeleted { .. }), "{ended:?}");
+}
+
+#[test]
+fn a_lock_waiter_that_hangs_up_leaves_the_queue() {
+    let world = World::new(3);
+    let acquire = || json!({ "name": "backup", "ttl_s": 600, "timeout_s": 600 });
+    let held = world.value("lock.acquire", acquire()).unwrap();
+    world.patient();
+    world.hang_ups();
+    let pipeline = world.pipeline();
+    let mut waiting = Box::pin(pipeline.invoke(call("lock.acquire", acquire())));
+    assert!(waiting.as_mut().now_or_never().is_none(), "the lock is held");
+    let lock = world.value("lock.list", json!({})).unwrap()["locks"][0].clone();
+    assert_eq!((&lock["lease"], &lock["waiting"]), (&held["lease"], &json!(1)));
+    let lease = LeaseId(lock["waiting_leases"][0].as_u64().unwrap());
+    assert!(world.metadata().kv.leases.contains_key(&lease));
+    let shown = world.shown("lock.list", json!({}));
+    let row: Vec<_> = shown.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[row.len() - 2..], ["1".to_owned(), lease.to_string()], "{shown}");
+
+    drop(waiting);
+    let lock = world.value("lock.list", json!({})).unwrap()["locks"][0].clone();
+    assert_eq!((&lock["lease"], &lock["waiting_leases"]), (&held["lease"], &json!([])));
+    assert!(!world.metadata().kv.leases.contains_key(&lease), "its lease is left behind");
+    // Who has the lock keeps it when the call is over.
+    assert_eq!(world.metadata().kv.leases.len(), 1);
+}
+
+#[test]
+fn a_lock_that_was_not_got_in_time_is_got_by_a_retry_under_the_same_key() {
+    let world = World::new(3);
+    let acquire = json!({ "name": "backup", "timeout_s": 0 });
+    let held = world.value("lock.acquire", acquire.clone()).unwrap();
+    for _ in 0..3 {
+        let late = world.keyed("k", "lock.acquire", acquire.clone()).unwrap_err();
+        assert_eq!(late.code, ErrorCode::DeadlineExceeded, "{late:?}");
+        assert_eq!(world.metadata().kv.leases.len(), 1, "a lease is left behind");
+    }
+    end(&world, &held["lease"]);
+    let got = world.keyed("k", "lock.acquire", acquire.clone()).unwrap();
+    assert!(got["token"].as_u64() > held["token"].as_u64(), "{got} after {held}");
+    // Its answer was lost: once more, through another node.
+    assert_eq!(world.keyed("k", "lock.acquire", acquire.clone()).unwrap(), got);
+    // It was held, and is not any more.
+    end(&world, &got["lease"]);
+    let next = world.keyed("k", "lock.acquire", acquire).unwrap();
+    assert!(next["token"].as_u64() > got["token"].as_u64(), "{next} after {got}");
+}
+
+#[test]
+fn who_takes_over_an_earlier_calls_place_goes_on_when_that_one_hangs_up() {
+    let world = World::new(3);
+    let acquire = || json!({ "name": "backup", "timeout_s": 600 });
+    let held = world.value("lock.acquire", acquire()).unwrap();
+    world.patient();
+    world.hang_ups();
+    let (one, another) = (world.pipeline(), world.pipeline());
+    let keyed = || ops::Invocation { idempotency_key: Some("k".into()), ..call("lock.acquire", acquire()) };
+    let mut first = Box::pin(one.invoke(keyed()));
+    assert!(first.as_mut().now_or_never().is_none());
+    let mut again = Box::pin(another.invoke(keyed()));
+    assert!(again.as_mut().now_or_never().is_none());
+    let waiting = || world.value("lock.list", json!({})).unwrap()["locks"][0]["waiting_leases"].clone();
+    let shared = waiting();
+    assert_eq!(shared.as_array().map(Vec::len), Some(1), "one call, one place: {shared}");
+    drop(first);
+    assert!(again.as_mut().now_or_never().is_none(), "it waits on");
+    assert!(waiting() != shared && waiting().as_array().is_some_and(|leases| leases.len() == 1), "{}", waiting());
+    // A place of its own is lost when somebody takes it away: it was not to wait any more.
+    let own = waiting()[0].clone();
+    end(&world, &own);
+    let lost = again.as_mut().now_or_never().expect("it ends").err().expect("it fails");
+    assert_eq!(lost.code, ErrorCode::FailedPrecondition, "{lost:?}");
+    assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"][0]["lease"], held["lease"]);
+}
+
+#[test]
+fn text_that_json_would_bloat_or_a_terminal_obey_comes_in_base64() {
+    let world = World::new(1);
+    for (bytes, encoding) in [
+        (&b"blue\n\tand \"red\" \xc3\xa9\r\n"[..], "text"),
+        (&b""[..], "text"),
+        (&b"\0"[..], "base64"),
+        (&b"\x1b[2J"[..], "base64"),
+        (&b"\xff\xfe"[..], "base64"),
+    ] {
+        let value = data_encoding::BASE64.encode(bytes);
+        world.value("kv.put", json!({ "key": "a", "value": value, "encoding": "base64" })).unwrap();
+        let got = world.value("kv.get", json!({ "key": "a" })).unwrap();
+        assert_eq!(got["encoding"], encoding, "{got}");
+        let registry = crate::registry().unwrap();
+        let ops::Human::Bytes { text, bytes: exact } = registry.get("kv.get").unwrap().spec().human else {
+            panic!("it is not shown as bytes");
+        };
+        assert_eq!(exact(&got), bytes);
+        assert_eq!(text(&got).starts_with("(base64) "), encoding == "base64", "people cannot tell: {}", text(&got));
+    }
+}
