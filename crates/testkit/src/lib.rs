@@ -9,6 +9,7 @@
 //! that it started, and hypervisors that work in a folder of its own; both by id.
 
 mod binary;
+mod buckets;
 mod cluster;
 mod enclave;
 mod exposition;
@@ -24,6 +25,7 @@ mod trickle;
 mod wait;
 
 pub use binary::muster_binary;
+pub use buckets::Buckets;
 pub use cluster::{Cluster, Folder};
 pub use enclave::{Enclave, Network};
 pub use exposition::{Labels, Scrape};
