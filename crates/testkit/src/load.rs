@@ -4,6 +4,7 @@
 //! A writer tries an operation again, through the next node, until its deadline is over; only then has it failed. A
 //! producer is a kcat, which does the same by itself.
 
+mod given;
 mod producer;
 mod verify;
 mod writer;
@@ -20,6 +21,7 @@ use serde_json::json;
 use crate::cluster::Cluster;
 use crate::kcat::Kcat;
 use crate::node::Node;
+pub use given::Given;
 pub use producer::Produced;
 pub use writer::Written;
 
@@ -125,7 +127,7 @@ impl Load {
         if plan.producers > 0 {
             let topic = json!({ "name": plan.topic, "partitions": plan.producers });
             let made = first.api().post("/v1/topics", &topic)?;
-            // From an earlier load.
+            // Made before, with as many partitions.
             if made.status != 409 {
                 made.ok()?;
             }

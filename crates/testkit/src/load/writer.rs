@@ -47,7 +47,7 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
         }
         let key = round % plan.keys;
         let path = format!("/v1/kv/{}", done.path(key));
-        let body = json!({ "value": format!("{round:<width$}", width = plan.value_bytes) });
+        let body = json!({ "value": value(round, plan.value_bytes) });
         let began = Instant::now();
         let outcome = loop {
             let attempted = Instant::now();
@@ -79,6 +79,16 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
     done
 }
 
+/// What a key is given in a round.
+fn value(round: u64, bytes: usize) -> String {
+    format!("{round:<bytes$}")
+}
+
+/// In which round a value was given; none if it never was, to the last byte.
+pub(super) fn round_of(text: &str, bytes: usize) -> Option<u64> {
+    text.trim_end().parse().ok().filter(|round| value(*round, bytes) == text)
+}
+
 impl Written {
     /// A key's name in a path.
     fn path(&self, key: u64) -> String {
@@ -95,6 +105,15 @@ impl Written {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_was_changed_is_of_no_round() {
+        assert_eq!((value(12, 4).as_str(), value(12345, 4).as_str()), ("12  ", "12345"));
+        assert_eq!((round_of("12  ", 4), round_of("12345", 4)), (Some(12), Some(12345)));
+        for changed in ["12", "12 ", "12   ", "012 ", "+12 ", " 12 ", "", "x"] {
+            assert_eq!(round_of(changed, 4), None, "{changed:?}");
+        }
+    }
 
     #[test]
     fn a_key_holds_what_was_acknowledged_last_or_what_nobody_knows_the_outcome_of() {
