@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{Outcome, Produced, Written, writer};
+use super::{Outcome, Produced, Written, watcher, writer};
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::wait::wait_until;
@@ -20,7 +20,8 @@ const READ_LIMIT: Duration = Duration::from_secs(600);
 
 impl Outcome {
     /// Reads every key from every running node's own tables, and every record through every running node, and waits until
-    /// every replica holds all of its group. Values have to be as they were given, to the last byte, and records in order.
+    /// every replica holds all of its group. Values have to be as they were given, to the last byte, and records in order; the
+    /// watchers have to have been told of all keys, and all the same.
     ///
     /// # Errors
     /// Naming what was acknowledged and is not there, or what is there and should not be.
@@ -33,6 +34,9 @@ impl Outcome {
                 verify_records(&self.plan.topic, produced, node)?;
             }
         }
+        watcher::check(&self.watchers, &self.writers, self.plan.keys, |api| {
+            cluster.running().any(|node| node.api == api)
+        })?;
         replicas_are_equal(cluster)
     }
 }
