@@ -83,6 +83,13 @@ impl Api {
         Api { deadline_ms, ..Self::with_limit(address, deadline + ON_THE_WAY) }
     }
 
+    /// A client for [`Api::follow`], which waits so long until a stream begins, and then follows it for `stream`.
+    pub(crate) fn following(address: SocketAddr, answer: Duration, stream: Duration) -> Self {
+        let config = Agent::config_builder().timeout_global(Some(answer + stream)).timeout_recv_body(Some(stream));
+        let agent = config.http_status_as_error(false).build().into();
+        Api { agent, ..Self::at(address) }
+    }
+
     /// The same client, whose calls all carry this Idempotency-Key.
     #[must_use]
     pub fn with_key(self, key: &str) -> Self {
@@ -139,6 +146,24 @@ impl Api {
         Ok(lines)
     }
 
+    /// The lines of a stream, until it ends or breaks, its time is over, or `take` wants no more. A line that broke off is
+    /// none. What is no stream is given as it is.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub(crate) fn follow(&self, path: &str, mut take: impl FnMut(&str) -> bool) -> anyhow::Result<Answer> {
+        let answer = self.agent.get(self.url(path)).call();
+        let answer = match answer {
+            Ok(answer) if answer.status().as_u16() == 200 => answer,
+            other => return Self::read(other).with_context(|| format!("GET {}", self.url(path))),
+        };
+        let (mut reader, mut line) = (BufReader::new(answer.into_body().into_reader()), String::new());
+        while reader.read_line(&mut line).is_ok() && line.ends_with('\n') && take(&line) {
+            line.clear();
+        }
+        Ok(Answer { status: 200, body: Value::Null })
+    }
+
     /// DELETE.
     ///
     /// # Errors
@@ -169,8 +194,33 @@ impl Api {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
     use crate::ports::free_port;
+
+    #[test]
+    fn a_stream_is_followed_to_its_last_whole_line_and_no_longer_than_wanted() -> anyhow::Result<()> {
+        const HEAD: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n";
+        for (wanted, expected) in [(9, ["one\n", "two\n"].as_slice()), (1, ["one\n"].as_slice())] {
+            let listener = std::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+            let api = Api::following(listener.local_addr()?, CALL_LIMIT, CALL_LIMIT);
+            let server = std::thread::spawn(move || -> std::io::Result<()> {
+                let mut stream = listener.accept()?.0;
+                let asked = stream.read(&mut [0; 4_096])?;
+                assert!(asked > 0, "nothing was asked for");
+                stream.write_all(format!("{HEAD}one\ntwo\nthr").as_bytes())
+            });
+            let mut lines = Vec::new();
+            let answer = api.follow("/", |line| {
+                lines.push(line.to_owned());
+                lines.len() < wanted
+            })?;
+            server.join().expect("it does not panic")?;
+            assert!(answer.status == 200 && lines == expected, "{lines:?}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_call_that_reached_nobody_is_told_from_one_that_was_not_answered() -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! kcat, a stock Kafka client, as a process.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -33,6 +34,15 @@ pub struct Record {
     pub value: Vec<u8>,
     /// As `name=value`, joined by commas.
     pub headers: String,
+}
+
+impl Finished {
+    /// Of a kcat that was to produce: whether all records were acknowledged. kcat ends with success even if some were not; it
+    /// only says so. What it says of brokers that are gone means nothing.
+    #[must_use]
+    pub fn delivered(&self) -> bool {
+        self.status.success() && !self.text().contains("Delivery failed")
+    }
 }
 
 impl Record {
@@ -77,8 +87,7 @@ impl Kcat {
     ) -> anyhow::Result<()> {
         let finished = self.try_produce(topic, records, headers, extra)?;
         let text = finished.text();
-        // kcat ends with success even if some deliveries failed; it only says so.
-        let delivered = finished.status.success() && !text.contains("Delivery failed") && !text.contains("% ERROR");
+        let delivered = finished.delivered() && !text.contains("% ERROR");
         ensure!(delivered, "kcat could not produce to {topic} ({}):\n{text}", finished.status);
         Ok(())
     }
@@ -130,8 +139,7 @@ impl Kcat {
         let record = [(key.as_bytes(), &b"no"[..])];
         let said = self.try_produce(topic, record, &[], &["-p", &partition, "-X", &timeout])?;
         let text = said.text();
-        let delivered = said.status.success() && !text.contains("Delivery failed");
-        ensure!(!delivered, "partition {partition} of {topic} took a record:\n{text}");
+        ensure!(!said.delivered(), "partition {partition} of {topic} took a record:\n{text}");
         let reason = text.lines().find(|line| line.contains("Delivery failed") || line.contains("ERROR"));
         reason.map(str::to_owned).with_context(|| format!("kcat could not produce, and does not say why: {text:?}"))
     }
@@ -155,6 +163,14 @@ impl Kcat {
         let errors = String::from_utf8_lossy(&finished.stderr);
         ensure!(finished.status.success(), "kcat could not read {topic} ({}):\n{errors}", finished.status);
         finished.stdout.split(|byte| *byte == RECORD).filter(|record| !record.is_empty()).map(parse).collect()
+    }
+
+    /// Every record of one partition from its beginning to its present end.
+    ///
+    /// # Errors
+    /// If kcat fails or does not end.
+    pub fn consume_partition(&self, topic: &str, partition: impl Display) -> anyhow::Result<Vec<Record>> {
+        self.consume_with(topic, &["-p", &partition.to_string(), "-o", "beginning", "-e"])
     }
 
     /// Leader and replicas (by broker id) of each partition of `topic`, as this broker tells clients.

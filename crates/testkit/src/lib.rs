@@ -9,6 +9,7 @@
 //! that it started, and hypervisors that work in a folder of its own; both by id.
 
 mod binary;
+mod buckets;
 mod cluster;
 mod enclave;
 mod exposition;
@@ -25,12 +26,13 @@ mod trickle;
 mod wait;
 
 pub use binary::muster_binary;
+pub use buckets::Buckets;
 pub use cluster::{Cluster, Folder};
 pub use enclave::{Enclave, Network};
 pub use exposition::{Labels, Scrape};
 pub use http::{Answer, Api, Text, nobody_listened};
 pub use kcat::{Kcat, Record};
-pub use load::{Acknowledged, Load, LoadPlan, Outcome, Produced, Written};
+pub use load::{Acknowledged, Given, Load, LoadPlan, Outcome, Produced, Watched, Written};
 pub use loop_disk::{Frozen, LoopDisk};
 pub use network::{Cuts, enter_own_network};
 pub use node::{Node, Start};

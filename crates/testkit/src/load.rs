@@ -1,16 +1,19 @@
 //! Load whose every acknowledgement is remembered, so that it can be asked afterwards whether anything acknowledged is
-//! missing: writers of keys over REST, and producers of records over Kafka with acks=all.
+//! missing: writers of keys over REST, and producers of records over Kafka with acks=all. A watcher at each node is told of
+//! the keys meanwhile.
 //!
 //! A writer tries an operation again, through the next node, until its deadline is over; only then has it failed. A
 //! producer is a kcat, which does the same by itself.
 
+mod given;
 mod producer;
 mod verify;
+mod watcher;
 mod writer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +23,9 @@ use serde_json::json;
 use crate::cluster::Cluster;
 use crate::kcat::Kcat;
 use crate::node::Node;
+pub use given::Given;
 pub use producer::Produced;
+pub use watcher::Watched;
 pub use writer::Written;
 
 /// What is to be done at once, and until when each operation may be tried.
@@ -88,7 +93,10 @@ impl LoadPlan {
 pub struct Load {
     plan: LoadPlan,
     stop: Arc<AtomicBool>,
+    /// The revision with which the watchers have seen all.
+    until: Arc<AtomicU64>,
     writers: Vec<JoinHandle<Written>>,
+    watchers: Vec<JoinHandle<Watched>>,
     producers: Vec<JoinHandle<anyhow::Result<Produced>>>,
 }
 
@@ -97,6 +105,7 @@ pub struct Load {
 pub struct Outcome {
     plan: LoadPlan,
     pub writers: Vec<Written>,
+    pub watchers: Vec<Watched>,
     pub producers: Vec<Produced>,
 }
 
@@ -111,7 +120,7 @@ impl Load {
     /// Makes the topic and begins.
     ///
     /// # Errors
-    /// If the topic cannot be made.
+    /// If the topic cannot be made, or the cluster does not say at which revision its keys are.
     pub fn start(cluster: &Cluster, plan: LoadPlan) -> anyhow::Result<Self> {
         Load::start_at(&cluster.nodes.iter().collect::<Vec<_>>(), plan)
     }
@@ -119,13 +128,13 @@ impl Load {
     /// As [`Load::start`], but only these nodes are asked for anything.
     ///
     /// # Errors
-    /// If the topic cannot be made.
+    /// As [`Load::start`].
     pub fn start_at(nodes: &[&Node], plan: LoadPlan) -> anyhow::Result<Self> {
         let first = nodes.iter().find(|node| node.pid().is_some()).context("no node runs")?;
         if plan.producers > 0 {
             let topic = json!({ "name": plan.topic, "partitions": plan.producers });
             let made = first.api().post("/v1/topics", &topic)?;
-            // From an earlier load.
+            // Made before, with as many partitions.
             if made.status != 409 {
                 made.ok()?;
             }
@@ -133,6 +142,15 @@ impl Load {
         let apis: Arc<[SocketAddr]> = nodes.iter().map(|node| node.api).collect();
         let brokers: Vec<SocketAddr> = nodes.iter().map(|node| node.kafka).collect();
         let stop = Arc::new(AtomicBool::new(false));
+        let (until, from) = (Arc::new(AtomicU64::new(watcher::ENDLESS)), revision(first, &plan.topic)?);
+        let watchers = apis
+            .iter()
+            .filter(|_| plan.writers > 0)
+            .map(|node| {
+                let (node, plan, until) = (*node, plan.clone(), Arc::clone(&until));
+                std::thread::spawn(move || watcher::watch(node, &plan, from, &until))
+            })
+            .collect();
         let writers = (0..plan.writers)
             .map(|number| {
                 let (plan, stop, apis) = (plan.clone(), Arc::clone(&stop), Arc::clone(&apis));
@@ -145,7 +163,7 @@ impl Load {
                 std::thread::spawn(move || producer::produce(number, &plan, &kcat, &stop))
             })
             .collect();
-        Ok(Load { plan, stop, writers, producers })
+        Ok(Load { plan, stop, until, writers, watchers, producers })
     }
 
     /// Ends it, and waits for what is under way.
@@ -156,19 +174,25 @@ impl Load {
         self.stop.store(true, Ordering::SeqCst);
         let writers =
             std::mem::take(&mut self.writers).into_iter().map(|it| it.join().map_err(|_| anyhow!("a writer panicked")));
-        let writers = writers.collect::<anyhow::Result<_>>()?;
+        let writers = writers.collect::<anyhow::Result<Vec<_>>>()?;
+        self.until.store(watcher::last_put(&writers), Ordering::SeqCst);
         let producers = std::mem::take(&mut self.producers).into_iter().map(|it| match it.join() {
             Ok(produced) => produced,
             Err(_) => Err(anyhow!("a producer panicked")),
         });
         let producers = producers.collect::<anyhow::Result<_>>()?;
-        Ok(Outcome { plan: self.plan.clone(), writers, producers })
+        let watchers = std::mem::take(&mut self.watchers)
+            .into_iter()
+            .map(|it| it.join().map_err(|_| anyhow!("a watcher panicked")));
+        let watchers = watchers.collect::<anyhow::Result<_>>()?;
+        Ok(Outcome { plan: self.plan.clone(), writers, watchers, producers })
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+        self.until.store(0, Ordering::SeqCst);
     }
 }
 
@@ -212,6 +236,12 @@ impl Outcome {
         let all = self.writers.iter().flat_map(|it| it.acknowledged.iter().zip(&it.took));
         all.filter(|(key, _)| (from..to).contains(&key.at)).map(|(_, took)| *took).collect()
     }
+}
+
+/// At which revision the load's keys are.
+fn revision(node: &Node, topic: &str) -> anyhow::Result<u64> {
+    let list = node.api().get(&format!("/v1/kv?prefix={topic}%2F&limit=1"))?.ok()?;
+    list["revision"].as_u64().with_context(|| format!("no revision in {list}"))
 }
 
 /// The longest time between two moments in which none of the others lies.

@@ -5,16 +5,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use testkit::{Cluster, Labels, Node, Scrape, wait_until};
+use testkit::{Buckets, Cluster, Labels, Node, Scrape, wait_until};
 
 use crate::figures::Figures;
-use crate::look::PATIENCE;
+use crate::look::{PATIENCE, risen};
 
 const SEND_GAP: &str = "muster_raft_heartbeat_send_gap_seconds";
+const SEND_DELAY: &str = "muster_peer_send_delay_seconds";
+const WRITTEN_GAP: &str = "muster_peer_heartbeat_gap_seconds";
+const RECEIVE_GAP: &str = "muster_raft_heartbeat_receive_gap_seconds";
 const INTERVAL: &str = "muster_raft_heartbeat_interval_seconds";
 const TURN: &str = "muster_core_turn_seconds";
 /// By so much a heartbeat may be off its interval, in 999 of 1,000 cases.
 const TOLERANCE_S: f64 = 0.050;
+/// The same in percent.
+const LATE_PERCENT_MAX: f64 = 0.1;
+/// Of fewer heartbeats, a node that was started and finds what has waited for it makes out as much by itself.
+const LATE_COUNT_MIN: f64 = 10_000.0;
+/// A node's own heartbeats are due at its ticks, every 25 ms, and have the same 150 ms between them as those of groups: one
+/// tick that comes a moment early puts them off by another, and 50 ms are the tolerance. The next bound that is counted.
+const WRITTEN_GAP_MAX_MS: f64 = 250.0;
+/// The interval, 50 ms of the sender's, and a turn of the receiver's core as long as `snapshot` allows one (250 ms). The next
+/// bound that is counted; half of what makes a follower ask for an election.
+const RECEIVE_GAP_MAX_MS: f64 = 500.0;
+/// A group that is born elects its first leader in term 2.
+const BORN_TERM_MAX: f64 = 2.0;
 /// Followers that hear nothing for this long ask for an election.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -109,12 +124,12 @@ impl<'a> Span<'a> {
         grown
     }
 
-    /// A histogram of each node.
-    fn each(&self, name: &str) -> Vec<Buckets> {
+    /// A histogram of each node; of several series, their sum.
+    fn each(&self, name: &str, labels: &[(&str, &str)]) -> Vec<Buckets> {
         let since = |(now, before): (&Counted, Option<&Scrape>)| {
-            let now = Buckets::of(&now.scrape, name);
+            let now = Buckets::of(&now.scrape, name, labels);
             match before {
-                Some(before) => now.without(&Buckets::of(before, name)),
+                Some(before) => now.without(&Buckets::of(before, name, labels)),
                 None => now,
             }
         };
@@ -122,8 +137,15 @@ impl<'a> Span<'a> {
     }
 
     /// A histogram of all nodes together.
-    fn all(&self, name: &str) -> Buckets {
-        self.each(name).into_iter().fold(Buckets::default(), Buckets::with)
+    fn all(&self, name: &str, labels: &[(&str, &str)]) -> Buckets {
+        self.each(name, labels).into_iter().fold(Buckets::default(), Buckets::with)
+    }
+
+    /// A histogram of those nodes together that sent heartbeats for groups.
+    fn of_leaders(&self, name: &str, labels: &[(&str, &str)]) -> Buckets {
+        let sent = self.each(SEND_GAP, &[]);
+        let led = self.each(name, labels).into_iter().zip(sent).filter(|(_, sent)| sent.count() > 0.0);
+        led.map(|(one, _)| one).fold(Buckets::default(), Buckets::with)
     }
 }
 
@@ -132,73 +154,78 @@ fn group_of(labels: &Labels) -> String {
     format!("{}/{}", label("topic"), label("partition"))
 }
 
-/// A histogram: upper bounds in seconds, ascending, the last one of all; and how many values are at most that.
-#[derive(Clone, Debug, Default)]
-struct Buckets(Vec<(f64, f64)>);
-
-impl Buckets {
-    fn of(scrape: &Scrape, name: &str) -> Buckets {
-        let name = format!("{name}_bucket");
-        let bound = |labels: &Labels| match labels.get("le")?.as_str() {
-            "+Inf" => Some(f64::INFINITY),
-            bound => bound.parse::<f64>().ok(),
-        };
-        let series = scrape.series(&name, &[]);
-        let buckets = series.filter_map(|(labels, count)| Some((bound(labels)?, count))).collect();
-        Buckets(buckets)
-    }
-
-    fn without(mut self, before: &Buckets) -> Buckets {
-        self.0.iter_mut().zip(&before.0).for_each(|(now, before)| now.1 -= before.1);
-        self
-    }
-
-    fn with(mut self, other: Buckets) -> Buckets {
-        if self.0.is_empty() {
-            return other;
-        }
-        self.0.iter_mut().zip(&other.0).for_each(|(sum, one)| sum.1 += one.1);
-        self
-    }
-
-    fn count(&self) -> f64 {
-        self.0.last().map_or(0.0, |last| last.1)
-    }
-
-    /// The least bound, in milliseconds, that so large a part of the values keeps; 0 if there are no values.
-    fn bound_ms(&self, part: f64) -> f64 {
-        let count = self.count();
-        if count == 0.0 {
-            return 0.0;
-        }
-        let found = self.0.iter().find(|(_, up_to)| *up_to >= count * part);
-        found.map_or(f64::INFINITY, |(bound, _)| bound * 1_000.0)
-    }
-}
-
-/// Whether heartbeats left in time, by the gaps between those of every group that the nodes led. `judged`: limits hold.
+/// Whether heartbeats left in time and came in time. `judged`: limits hold.
+///
+/// - By the gaps between those of every group that the nodes led, as their cores send them; and by the same with the time
+///   that messages wait for the control stream to a peer, as if that came to them by chance.
+/// - A stream that stalls makes one long wait, of a frame with all that came together in it. Beside thousands of quick ones
+///   that is nothing, and yet all heartbeats of that time were late. So there is a limit for what was written to each peer,
+///   waits included: a node's own heartbeats (gossip), which leave with those of its groups. Only of nodes that led: others'
+///   silence ends no leadership.
+/// - By the gaps as they come in, whoever is to blame: the sender, the network, or the receiver, whose core does something
+///   else.
 pub fn heartbeats(figures: &mut Figures, scenario: &str, span: &Span<'_>, judged: bool) {
-    let gaps = span.all(SEND_GAP);
-    eprintln!("   {scenario}: {} heartbeats, by upper bounds of the gaps before them: {:?}", gaps.count(), gaps.0);
-    let what = format!("{scenario}: p99.9 of the gaps between heartbeats");
-    if gaps.count() == 0.0 {
-        // A leader that is well sends several in that time.
-        if span.time() >= ELECTION_TIMEOUT {
-            figures.verdict(&what, false, "no heartbeats were counted");
+    let gaps = span.all(SEND_GAP, &[]);
+    let delays = span.of_leaders(SEND_DELAY, &[("channel", "control")]);
+    let limit = |most: f64| judged.then_some(most);
+    let most_s = span.after.interval_s + TOLERANCE_S;
+    let timeout_ms = ELECTION_TIMEOUT.as_secs_f64() * 1_000.0;
+    let kinds = [
+        ("between heartbeats", &gaps, most_s * 1_000.0),
+        ("between a node's heartbeats written to a peer", &span.of_leaders(WRITTEN_GAP, &[]), WRITTEN_GAP_MAX_MS),
+        ("between heartbeats that come in", &span.all(RECEIVE_GAP, &[]), RECEIVE_GAP_MAX_MS),
+    ];
+    for (which, gaps, most_ms) in kinds {
+        eprintln!("   {scenario}: {} gaps {which}: {gaps:?}", gaps.count());
+        let what = format!("{scenario}: p99.9 of the gaps {which}");
+        if gaps.count() == 0.0 {
+            // A leader that is well sends several in that time.
+            if span.time() >= ELECTION_TIMEOUT {
+                figures.verdict(&what, false, "none were counted");
+            }
+            continue;
         }
-        return;
+        figures.number(&what, &[gaps.bound_ms(0.999)], " ms", limit(most_ms));
+        let what = format!("{scenario}: longest gap {which}, at most");
+        figures.number(&what, &[gaps.bound_ms(1.0)], " ms", limit(timeout_ms));
     }
-    let most = (span.after.interval_s + TOLERANCE_S) * 1_000.0;
-    figures.number(&what, &[gaps.bound_ms(0.999)], " ms", judged.then_some(most));
-    let what = format!("{scenario}: longest gap between heartbeats, at most");
-    figures.number(&what, &[gaps.bound_ms(1.0)], " ms", judged.then_some(ELECTION_TIMEOUT.as_secs_f64() * 1_000.0));
+    if gaps.count() > 0.0 {
+        eprintln!("   {scenario}: {} waits for a control stream: {delays:?}", delays.count());
+        let what = format!("{scenario}: heartbeats more than 50 ms late, waits for the stream included");
+        let most = limit(LATE_PERCENT_MAX).filter(|_| gaps.count() >= LATE_COUNT_MIN);
+        figures.number(&what, &[gaps.above_with(&delays, most_s) * 100.0], "%", most);
+    }
 }
 
 /// The longest turn of each node's core: nothing else happens meanwhile.
 pub fn turns(figures: &mut Figures, scenario: &str, span: &Span<'_>, most_ms: Option<f64>) {
-    let longest: Vec<f64> = span.each(TURN).iter().map(|turns| turns.bound_ms(1.0)).collect();
+    let longest: Vec<f64> = span.each(TURN, &[]).iter().map(|turns| turns.bound_ms(1.0)).collect();
     let names = span.after.nodes.iter().map(|node| node.name.as_str());
     let by_name: Vec<String> = names.zip(&longest).map(|(name, ms)| format!("{name} {ms} ms")).collect();
     eprintln!("   {scenario}: longest turns are at most: {}", by_name.join(", "));
     figures.number(&format!("{scenario}: longest turn of a node's core, at most"), &longest, " ms", most_ms);
+}
+
+/// Terms tell of elections, and the counters of leaders that came and went in between, if any did. Groups that are born
+/// meanwhile have their first election, and no other.
+pub fn elections(
+    figures: &mut Figures,
+    scenario: &str,
+    span: &Span<'_>,
+    before: &BTreeMap<String, u64>,
+    after: &BTreeMap<String, u64>,
+) {
+    let risen = risen(before, after);
+    let stood = span.groups_grown("muster_group_elections_total");
+    let seen = format!("{} groups, risen: {risen:?}, candidates in: {stood:?}", before.len());
+    figures.verdict(&format!("{scenario}: no elections"), risen.is_empty() && stood.is_empty(), &seen);
+    let changed = span.groups_grown("muster_group_leader_changes_total");
+    let seen = format!("leaders changed in: {changed:?}");
+    figures.verdict(&format!("{scenario}: no leader changes"), changed.is_empty(), &seen);
+    let born = after.iter().filter(|(name, _)| !before.contains_key(*name));
+    let terms: Vec<f64> = born.map(|(_, term)| *term as f64).collect();
+    if !terms.is_empty() {
+        let what = format!("{scenario}: highest term of groups that are born");
+        figures.number(&what, &terms, "", Some(BORN_TERM_MAX));
+    }
 }

@@ -232,9 +232,7 @@ impl Scene<'_> {
             let (start, partition) = (Instant::now(), partition.to_string());
             let quick = ["-p", &partition, "-X", "topic.metadata.refresh.interval.ms=250", "-X", "retry.backoff.ms=50"];
             let said = kcat.try_produce(topic, [(&b"k"[..], value.as_bytes())], &[], &quick)?;
-            // It also complains of brokers that are gone; what counts is whether the record was delivered.
-            let delivered = said.status.success() && !said.text().contains("Delivery failed");
-            ensure!(delivered, "{topic}/{partition}, {value}: {}", said.text());
+            ensure!(said.delivered(), "{topic}/{partition}, {value}: {}", said.text());
             took.push(start.elapsed());
         }
         self.values.push(value);
@@ -247,8 +245,7 @@ impl Scene<'_> {
     fn read_back(&mut self) -> anyhow::Result<()> {
         let kcat = self.kcat();
         for (topic, partition) in self.sample() {
-            let partition = partition.to_string();
-            let records = kcat.consume_with(topic, &["-p", &partition, "-o", "beginning", "-e"])?;
+            let records = kcat.consume_partition(topic, partition)?;
             let values: Vec<String> = records.iter().map(testkit::Record::text).collect();
             ensure!(values == self.values, "{topic}/{partition} holds {values:?}, and was given {:?}", self.values);
         }

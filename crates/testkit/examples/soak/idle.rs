@@ -1,13 +1,16 @@
 //! Many partitions that nobody uses: what they cost, and how their leaders come and go.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde_json::json;
-use testkit::{Cluster, Kcat, Start, wait_until};
+use testkit::{Cluster, Given, Kcat, Start, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, cost, in_folder, let_pass, strays, wait_home};
+use crate::look::{
+    PATIENCE, cost, ensure_all_led, give, in_folder, judge_given, let_pass, strays, wait_home, wait_sparing,
+};
 use crate::options::Options;
 
 const TOPIC: &str = "idle";
@@ -19,8 +22,16 @@ const CPU_PERCENT_MAX: f64 = 3.0;
 const RESIDENT_MIB_MAX: f64 = 300.0;
 /// From a node's return until its leaders are back.
 const HOME_MAX: Duration = Duration::from_secs(60);
+/// So often all nodes are killed and started.
+const STARTS: usize = 3;
 /// From the start of all nodes until every group is led.
 const LED_MAX: Duration = Duration::from_secs(10);
+/// Partitions that are given a record then, one after the other, ...
+const SAMPLE: usize = 20;
+/// ... until each has taken it: a start of kcat each, besides.
+const TAKEN_MAX: Duration = Duration::from_secs(15);
+/// Between two looks at all groups.
+const LOOK: Duration = Duration::from_millis(250);
 
 pub fn run(options: &Options, figures: &mut Figures) {
     in_folder("soak-idle", figures, |folder, figures| {
@@ -63,6 +74,36 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     figures.times("a node is killed: every partition is led again", away, Limit::default());
     figures.times("a node returns: leaders are back on their first replicas", home, Limit::max(HOME_MAX));
 
+    let (mut led, mut taken, mut given) = (Vec::new(), Vec::new(), sample(partitions));
+    for _ in 0..STARTS {
+        let (all_led, all_taken) = start_all(cluster, partitions, &mut given)?;
+        led.push(all_led);
+        taken.push(all_taken);
+        cluster.wait_ready(PATIENCE)?;
+        wait_home(&cluster.nodes[0].kcat(), TOPIC, PATIENCE)?;
+    }
+    figures.times("all nodes start again: every group led, as all its replicas tell", led, Limit::max(LED_MAX));
+    let what = format!("all nodes start again: a key and a record of each of {} partitions are taken", given.len());
+    figures.times(&what, taken, Limit::max(TAKEN_MAX));
+    for node in &cluster.nodes {
+        judge_given(figures, &format!("idle, through {}", node.name), &node.kcat(), TOPIC, &given);
+    }
+    Ok(())
+}
+
+/// Some partitions all over the topic, and what they are given.
+fn sample(partitions: usize) -> BTreeMap<i64, Given> {
+    let step = (partitions / SAMPLE).max(1);
+    (0..partitions as i64).step_by(step).take(SAMPLE).map(|partition| (partition, Given::by("idle", 0))).collect()
+}
+
+/// Kills all nodes and starts them at once: until every group is led, and until each of a sample, and `__meta`, has taken
+/// something.
+fn start_all(
+    cluster: &mut Cluster,
+    partitions: usize,
+    given: &mut BTreeMap<i64, Given>,
+) -> anyhow::Result<(Duration, Duration)> {
     for node in &mut cluster.nodes {
         node.kill()?;
     }
@@ -70,11 +111,16 @@ fn idle(cluster: &mut Cluster, partitions: usize, figures: &mut Figures) -> anyh
     for node in &mut cluster.nodes {
         node.start(&Start::Up)?;
     }
-    let led = wait_led(&cluster.nodes[0].kcat(), None, moment)?;
-    figures.times("all nodes start again: every group is led", vec![led], Limit::max(LED_MAX));
-    cluster.wait_ready(PATIENCE)?;
-    wait_home(&cluster.nodes[0].kcat(), TOPIC, PATIENCE)?;
-    Ok(())
+    let led = wait_sparing(PATIENCE, LOOK, "every group is led", || {
+        let groups = ensure_all_led(cluster)?;
+        // And `__meta`, and muster's own.
+        ensure!(groups > partitions + 1, "there are only {groups} groups");
+        Ok(moment.elapsed())
+    })?;
+    cluster.nodes[0].api().put("/v1/kv/idle", &json!({ "value": "taken" }))?.ok()?;
+    let kcat = cluster.kcat();
+    given.iter_mut().try_for_each(|(partition, given)| give(&kcat, TOPIC, *partition, given))?;
+    Ok((led, moment.elapsed()))
 }
 
 /// From `moment` until every partition has a leader.

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use testkit::{Cluster, Folder, Kcat, Node, Outcome, wait_until};
+use serde_json::Value;
+use testkit::{Cluster, Folder, Given, Kcat, Node, Outcome, wait_until};
 
 use crate::figures::Figures;
 
@@ -89,6 +90,66 @@ pub fn wait_home(kcat: &Kcat, topic: &str, limit: Duration) -> anyhow::Result<Du
         ensure!(none + elsewhere == 0, "{none} partitions have no leader, {elsewhere} another");
         Ok(start.elapsed())
     })
+}
+
+/// Whether every group of the cluster, `__meta` and those of muster's own topics too, is led by one node that all of its
+/// replicas name, as all nodes tell; and how many groups there are. Every node has a replica of each.
+pub fn ensure_all_led(cluster: &Cluster) -> anyhow::Result<usize> {
+    let first = cluster.running().next().context("no node runs")?;
+    let body = first.api().get("/v1/groups")?.ok()?;
+    let nodes = body["nodes"].as_array().context("no list of nodes")?;
+    let silent: Vec<&Value> = nodes.iter().filter(|node| node["reachable"] != true).map(|node| &node["node"]).collect();
+    let all = cluster.nodes.len();
+    ensure!(nodes.len() == all && silent.is_empty(), "of {} nodes these do not answer: {silent:?}", nodes.len());
+    // Of each group, who says that it leads, and whom its replicas name.
+    let mut groups: BTreeMap<&str, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
+    for node in nodes {
+        for group in node["groups"].as_array().into_iter().flatten() {
+            let (lead, named) = groups.entry(group["name"].as_str().context("a group without a name")?).or_default();
+            if group["role"] == "leader" {
+                lead.push(&node["node"]);
+            }
+            named.push(&group["leader"]);
+        }
+    }
+    let led = |(lead, named): &(Vec<&Value>, Vec<&Value>)| {
+        named.len() == all && lead.len() == 1 && named.iter().all(|name| *name == lead[0])
+    };
+    let others: Vec<_> = groups.iter().filter(|(_, told)| !led(told)).collect();
+    let (some, count) = (&others[..others.len().min(3)], others.len());
+    ensure!(
+        others.is_empty(),
+        "of {} groups {count} are not, such as (who leads, whom they name) {some:?}",
+        groups.len()
+    );
+    Ok(groups.len())
+}
+
+/// Gives a partition one more record, which has to be acknowledged.
+pub fn give(kcat: &Kcat, topic: &str, partition: i64, given: &mut Given) -> anyhow::Result<()> {
+    let (number, run) = (partition.to_string(), given.next_run(1));
+    let mut extra = vec!["-p", &number];
+    // kcat's own are made for networks far away.
+    let quick = ["topic.metadata.refresh.interval.ms=50", "retry.backoff.ms=20", "reconnect.backoff.max.ms=100"];
+    quick.iter().for_each(|setting| extra.extend(["-X", *setting]));
+    let said = kcat.try_produce(topic, run.iter().map(|(key, value)| (*key, value.as_bytes())), &[], &extra)?;
+    given.ran(1, said.delivered());
+    ensure!(said.delivered(), "{topic}/{partition} did not take a record: {}", said.text());
+    Ok(())
+}
+
+/// Reads back what was given to some partitions of a topic, and says how it went.
+pub fn judge_given(figures: &mut Figures, scenario: &str, kcat: &Kcat, topic: &str, given: &BTreeMap<i64, Given>) {
+    let read = given.iter().try_for_each(|(partition, given)| {
+        let read = kcat.consume_partition(topic, partition)?;
+        given.check(&read).with_context(|| format!("{topic}/{partition}"))
+    });
+    let count: u64 = given.values().map(Given::acknowledged).sum();
+    let seen = match &read {
+        Ok(()) => format!("{count} records of {} partitions, byte by byte and in order", given.len()),
+        Err(error) => format!("{error:#}"),
+    };
+    figures.verdict(&format!("{scenario}: what was given to {topic} is read back"), read.is_ok(), &seen);
 }
 
 /// Reads everything back, and says how it went.

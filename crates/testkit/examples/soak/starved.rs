@@ -1,7 +1,6 @@
 //! Both cores have more to do than they can: producers at full speed, machines that boot on an emulated CPU, and loops
 //! that do nothing else, if wanted. No group may come to another term or another leader.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,9 +9,9 @@ use anyhow::bail;
 use serde_json::json;
 use testkit::{Cluster, Folder, Load, LoadPlan, Process};
 
-use crate::counts::{Moment, Span, heartbeats, turns};
+use crate::counts::{Moment, Span, elections, heartbeats, turns};
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, let_pass, machine_time, risen, wait_home, wait_whole};
+use crate::look::{PATIENCE, in_folder, judge, let_pass, machine_time, wait_home, wait_whole};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -22,8 +21,6 @@ const PRODUCERS: usize = 4;
 const MACHINES: [&str; 2] = ["soaka", "soakb"];
 /// With more time than this to spare the cores are not what is short.
 const IDLE_PERCENT_MAX: f64 = 10.0;
-/// A group that is born meanwhile elects its first leader in term 2.
-const TERM_MAX: f64 = 2.0;
 
 pub fn run(options: &Options, figures: &mut Figures) {
     in_folder("soak-starved", figures, |folder, figures| {
@@ -60,7 +57,8 @@ fn starved(cluster: &mut Cluster, folder: &Folder, options: &Options, figures: &
     if options.vms {
         figures.verdict("starved: machines boot", booted > 0, &format!("{booted} machines"));
     }
-    judge_elections(figures, &span, &before, &after);
+    elections(figures, "starved", &span, &before, &after);
+    figures.number("starved: pre-votes on a node", &span.grown("muster_raft_pre_votes_total", &[]), "", None);
     heartbeats(figures, "starved", &span, true);
     turns(figures, "starved", &span, None);
     judge_time(figures, &span);
@@ -108,27 +106,6 @@ fn saturate(cluster: &mut Cluster, options: &Options) -> anyhow::Result<usize> {
         passed
     })?;
     Ok(booted.load(Ordering::SeqCst))
-}
-
-/// Terms tell of elections, and the counters of leaders that came and went in between, if any did.
-fn judge_elections(
-    figures: &mut Figures,
-    span: &Span<'_>,
-    before: &BTreeMap<String, u64>,
-    after: &BTreeMap<String, u64>,
-) {
-    let risen = risen(before, after);
-    let stood = span.groups_grown("muster_group_elections_total");
-    let seen = format!("{} groups, risen: {risen:?}, candidates in: {stood:?}", before.len());
-    figures.verdict("starved: no elections", risen.is_empty() && stood.is_empty(), &seen);
-    let changed = span.groups_grown("muster_group_leader_changes_total");
-    figures.verdict("starved: no leader changes", changed.is_empty(), &format!("leaders changed in: {changed:?}"));
-    let born = after.iter().filter(|(name, _)| !before.contains_key(*name));
-    let terms: Vec<f64> = born.map(|(_, term)| *term as f64).collect();
-    if !terms.is_empty() {
-        figures.number("starved: highest term of groups that are born", &terms, "", Some(TERM_MAX));
-    }
-    figures.number("starved: pre-votes on a node", &span.grown("muster_raft_pre_votes_total", &[]), "", None);
 }
 
 /// How much of their time the nodes did not get.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use testkit::{Cluster, Load, LoadPlan, Node};
 
-use crate::counts::{Moment, Span, heartbeats};
+use crate::counts::{Moment, Span, elections, heartbeats};
 use crate::figures::{Figures, Limit};
-use crate::look::{cpu_time, in_folder, judge, let_pass, risen, wait_whole};
+use crate::look::{cpu_time, in_folder, judge, let_pass, wait_whole};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -38,7 +38,7 @@ fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Fi
     });
     passed?;
     let share = (cpu()? - used).as_secs_f64() / began.elapsed().as_secs_f64();
-    let (risen, ended_at) = (risen(&before, &cluster.nodes[0].terms()?), Moment::now(cluster)?);
+    let (after, ended_at) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     let outcome = load.stop()?;
     let (keys, records) = outcome.acknowledged();
     let rate = |count: f64| count / began.elapsed().as_secs_f64();
@@ -48,9 +48,9 @@ fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Fi
         rate(records as f64),
         booted.load(Ordering::SeqCst)
     );
-    let seen = format!("{} groups, risen: {risen:?}", before.len());
-    figures.verdict("saturating load: no elections", risen.is_empty(), &seen);
-    heartbeats(figures, "saturating load", &Span::between(&began_at, &ended_at), true);
+    let span = Span::between(&began_at, &ended_at);
+    elections(figures, "saturating load", &span, &before, &after);
+    heartbeats(figures, "saturating load", &span, true);
     figures.times("saturating load: a key is put", outcome.latencies(), Limit::default());
     judge(figures, "saturating load", &outcome, cluster);
     Ok(())

@@ -3,15 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::LoadPlan;
+use super::{Given, LoadPlan};
 use crate::kcat::Kcat;
 
-/// What one producer did. Its records hold `PRODUCER-NUMBER`, and its partition has its number.
-#[derive(Clone, Debug, Default)]
+/// What one producer did, in the partition that has its number.
+#[derive(Clone, Debug)]
 pub struct Produced {
     pub(crate) number: usize,
-    /// Runs of records that were all acknowledged: first, and the one after the last.
-    pub(crate) acknowledged: Vec<(u64, u64)>,
+    pub(crate) given: Given,
     pub failures: Vec<String>,
 }
 
@@ -19,12 +18,13 @@ impl Produced {
     /// Records that were acknowledged.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.acknowledged.iter().map(|(first, end)| end - first).sum()
+        self.given.acknowledged()
     }
 }
 
 pub(super) fn produce(number: usize, plan: &LoadPlan, kcat: &Kcat, stop: &AtomicBool) -> anyhow::Result<Produced> {
-    let mut done = Produced { number, ..Produced::default() };
+    let given = Given::by(&number.to_string(), plan.record_bytes);
+    let mut done = Produced { number, given, failures: Vec::new() };
     let kcat = kcat.clone().with_limit(plan.deadline + Duration::from_secs(60));
     let (partition, timeout) = (number.to_string(), format!("message.timeout.ms={}", plan.deadline.as_millis()));
     // kcat's own are made for networks far away: it would look for a new leader only every few minutes.
@@ -32,23 +32,16 @@ pub(super) fn produce(number: usize, plan: &LoadPlan, kcat: &Kcat, stop: &Atomic
         ["topic.metadata.refresh.interval.ms=250", "retry.backoff.ms=50", "reconnect.backoff.max.ms=250", &timeout];
     let mut extra = vec!["-p", &partition];
     quick.iter().for_each(|setting| extra.extend(["-X", *setting]));
-    let mut next = 0;
     while !stop.load(Ordering::SeqCst) {
-        let end = next + plan.batch_records as u64;
-        let values: Vec<String> = (next..end).map(|n| format!("{number}-{n:<0$}", plan.record_bytes)).collect();
-        let records = values.iter().map(|value| (&b"k"[..], value.as_bytes()));
+        let run = done.given.next_run(plan.batch_records);
+        let records = run.iter().map(|(key, value)| (*key, value.as_bytes()));
         let said = kcat.try_produce(&plan.topic, records, &[], &extra)?;
-        // It also complains of brokers that are gone; what counts is whether the records were delivered.
-        let text = said.text();
-        if said.status.success() && !text.contains("Delivery failed") {
-            match done.acknowledged.last_mut() {
-                Some((_, last)) if *last == next => *last = end,
-                _ => done.acknowledged.push((next, end)),
-            }
-        } else {
-            done.failures.push(format!("records {next} to {end} of producer {number}: {text}"));
+        let delivered = said.delivered();
+        if !delivered {
+            let first = run.first().map_or("", |(_, value)| value.trim_end());
+            done.failures.push(format!("{} records from {first} on: {}", run.len(), said.text()));
         }
-        next = end;
+        done.given.ran(run.len(), delivered);
         std::thread::sleep(plan.producer_pause);
     }
     Ok(done)

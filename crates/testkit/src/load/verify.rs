@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{Outcome, Produced, Written};
+use super::{Outcome, Produced, Written, watcher, writer};
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::wait::wait_until;
@@ -20,24 +20,28 @@ const READ_LIMIT: Duration = Duration::from_secs(600);
 
 impl Outcome {
     /// Reads every key from every running node's own tables, and every record through every running node, and waits until
-    /// every replica holds all of its group.
+    /// every replica holds all of its group. Values have to be as they were given, to the last byte, and records in order; the
+    /// watchers have to have been told of all keys, and all the same.
     ///
     /// # Errors
-    /// Naming what was acknowledged and is not there.
+    /// Naming what was acknowledged and is not there, or what is there and should not be.
     pub fn verify(&self, cluster: &Cluster) -> anyhow::Result<()> {
         for node in cluster.running() {
             for writer in &self.writers {
-                verify_keys(writer, node)?;
+                verify_keys(writer, self.plan.value_bytes, node)?;
             }
-            if !self.producers.is_empty() {
-                verify_records(&self.plan.topic, &self.producers, node)?;
+            for produced in &self.producers {
+                verify_records(&self.plan.topic, produced, node)?;
             }
         }
+        watcher::check(&self.watchers, &self.writers, self.plan.keys, |api| {
+            cluster.running().any(|node| node.api == api)
+        })?;
         replicas_are_equal(cluster)
     }
 }
 
-fn verify_keys(writer: &Written, node: &Node) -> anyhow::Result<()> {
+fn verify_keys(writer: &Written, value_bytes: usize, node: &Node) -> anyhow::Result<()> {
     let mut found: BTreeMap<u64, u64> = BTreeMap::new();
     let mut after = String::new();
     loop {
@@ -48,8 +52,8 @@ fn verify_keys(writer: &Written, node: &Node) -> anyhow::Result<()> {
         for key in keys {
             let name = key["key"].as_str().context("a key without a name")?;
             let number = name.strip_prefix(&writer.prefix).with_context(|| format!("{name} has another prefix"))?;
-            let value = key["value"].as_str().and_then(|value| value.trim_end().parse::<u64>().ok());
-            let value = value.with_context(|| format!("{key}"))?;
+            let value = key["value"].as_str().and_then(|value| writer::round_of(value, value_bytes));
+            let value = value.with_context(|| format!("{} has what nobody put: {key}", node.name))?;
             found.insert(number.parse()?, value);
             after = format!("&after={}", name.replace('/', "%2F"));
         }
@@ -66,30 +70,10 @@ fn verify_keys(writer: &Written, node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verify_records(topic: &str, producers: &[Produced], node: &Node) -> anyhow::Result<()> {
-    let mut seen: BTreeMap<usize, BTreeSet<u64>> = BTreeMap::new();
-    for record in node.kcat().with_limit(READ_LIMIT).consume(topic)? {
-        let text = record.text();
-        let (producer, number) =
-            text.trim_end().split_once('-').with_context(|| format!("a strange record: {text}"))?;
-        seen.entry(producer.parse()?).or_default().insert(number.parse()?);
-    }
-    for produced in producers {
-        let seen = seen.get(&produced.number);
-        for (first, end) in &produced.acknowledged {
-            let missing: Vec<u64> =
-                (*first..*end).filter(|number| !seen.is_some_and(|seen| seen.contains(number))).collect();
-            ensure!(
-                missing.is_empty(),
-                "read through {}, {} acknowledged records of producer {} are missing, among them {:?}",
-                node.name,
-                missing.len(),
-                produced.number,
-                &missing[..missing.len().min(10)]
-            );
-        }
-    }
-    Ok(())
+fn verify_records(topic: &str, produced: &Produced, node: &Node) -> anyhow::Result<()> {
+    let read = node.kcat().with_limit(READ_LIMIT).consume_partition(topic, produced.number)?;
+    let context = || format!("partition {} of {topic}, read through {}", produced.number, node.name);
+    produced.given.check(&read).with_context(context)
 }
 
 /// Consumers read from leaders: that the others have the same is seen by where their replicas end.

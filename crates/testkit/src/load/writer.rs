@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::watcher::Change;
 use super::{Acknowledged, LoadPlan};
 use crate::http::Api;
 
@@ -22,6 +23,10 @@ pub struct Written {
     /// Every key by its number: what it must hold at least, and what it may hold instead.
     pub(crate) keys: BTreeMap<u64, Held>,
     pub acknowledged: Vec<Acknowledged>,
+    /// The same, as changes that a watcher must have been told.
+    pub(crate) puts: Vec<Change>,
+    /// So many rounds were begun, from 1 on.
+    pub(crate) rounds: u64,
     /// From the first attempt to the acknowledgement.
     pub took: Vec<Duration>,
     pub failures: Vec<String>,
@@ -45,14 +50,19 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
         if stop.load(Ordering::SeqCst) {
             break;
         }
+        done.rounds = round;
         let key = round % plan.keys;
         let path = format!("/v1/kv/{}", done.path(key));
-        let body = json!({ "value": format!("{round:<width$}", width = plan.value_bytes) });
+        let body = json!({ "value": value(round, plan.value_bytes) });
         let began = Instant::now();
         let outcome = loop {
             let attempted = Instant::now();
             let said = match apis[node % apis.len()].put(&path, &body) {
-                Ok(answer) if answer.status == 200 => break Ok(Acknowledged { attempted, at: Instant::now() }),
+                Ok(answer) if answer.status == 200 => {
+                    // 0, which no change has, if it says none.
+                    let revision = answer.body["revision"].as_u64().unwrap_or_default();
+                    break Ok((Acknowledged { attempted, at: Instant::now() }, revision));
+                }
                 Ok(answer) => format!("{} {}", answer.status, answer.body),
                 Err(error) => format!("{error:#}"),
             };
@@ -64,10 +74,11 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
         };
         let held = done.keys.entry(key).or_default();
         match outcome {
-            Ok(acknowledged) => {
+            Ok((acknowledged, revision)) => {
                 *held = Held { acknowledged: Some(round), perhaps: Vec::new() };
                 done.took.push(acknowledged.at - began);
                 done.acknowledged.push(acknowledged);
+                done.puts.push(Change { revision, writer: number, key, round });
             }
             Err(failure) => {
                 held.perhaps.push(round);
@@ -77,6 +88,16 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
         std::thread::sleep(plan.writer_pause);
     }
     done
+}
+
+/// What a key is given in a round.
+fn value(round: u64, bytes: usize) -> String {
+    format!("{round:<bytes$}")
+}
+
+/// In which round a value was given; none if it never was, to the last byte.
+pub(super) fn round_of(text: &str, bytes: usize) -> Option<u64> {
+    text.trim_end().parse().ok().filter(|round| value(*round, bytes) == text)
 }
 
 impl Written {
@@ -95,6 +116,15 @@ impl Written {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_was_changed_is_of_no_round() {
+        assert_eq!((value(12, 4).as_str(), value(12345, 4).as_str()), ("12  ", "12345"));
+        assert_eq!((round_of("12  ", 4), round_of("12345", 4)), (Some(12), Some(12345)));
+        for changed in ["12", "12 ", "12   ", "012 ", "+12 ", " 12 ", "", "x"] {
+            assert_eq!(round_of(changed, 4), None, "{changed:?}");
+        }
+    }
 
     #[test]
     fn a_key_holds_what_was_acknowledged_last_or_what_nobody_knows_the_outcome_of() {
