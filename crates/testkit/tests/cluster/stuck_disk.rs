@@ -112,7 +112,8 @@ impl Writes {
         let lost: Vec<_> = self.acknowledged.iter().filter(|(key, value)| !read(key, value)).collect();
         ensure!(lost.is_empty(), "of {} acknowledged records these are lost: {lost:?}", self.acknowledged.len());
         let runs = node.api().get("/v1/kv/runs")?.ok()?;
-        ensure!(runs["value"] == self.runs.to_string(), "the last of {} runs wrote {runs}", self.runs);
+        let last = self.runs.to_string();
+        ensure!(runs["value"] == last.as_str(), "the last of {} runs wrote {runs}", self.runs);
         Ok(())
     }
 }
