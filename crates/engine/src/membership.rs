@@ -149,7 +149,7 @@ fn chosen_voters(status: &GroupStatus, goal: &Goal) -> Option<BTreeSet<ReplicaId
     let well = chosen.iter().filter(|replica| active(replica)).count();
     // Fewer vote only because of zones where as many could: not while one of them is silent, whose place is to be taken.
     let needless = chosen.len() < voters.len() && goal.electors.len() >= voters.len();
-    let most = if needless { chosen.len() - 1 } else { chosen.len() / 2 };
+    let most = if needless { chosen.len().saturating_sub(1) } else { chosen.len() / 2 };
     let decides = well > most || planted(Plant::VotersDroppedTooEarly);
     // Those who do better are waited for where it would get worse until they have caught up.
     let worse = goal.outlives_domains && goal.crowded(&chosen) && !goal.crowded(voters);

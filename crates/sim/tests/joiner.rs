@@ -481,23 +481,26 @@ fn who_waited_for_a_leader_in_vain_is_told_of_term_vote_voters_and_who_was_heard
 
 #[test]
 fn who_waited_for_a_leader_in_vain_is_told_of_the_votes_of_an_election_under_way() {
-    let refusal = RaftMessage { reject: true, ..message(RaftMessageKind::PreVoteResponse, 1) };
     let grant = message(RaftMessageKind::PreVoteResponse, 2);
-    for (answer, expected) in [
-        (refusal, "term 1, voted for replica 0, pre-votes 1 for it and 1 against, voters [1, 2, 3]"),
-        (grant, "term 2, voted for replica 2, votes 1 for it and 0 against, voters [1, 2, 3]"),
+    let refusal = RaftMessage { reject: true, ..message(RaftMessageKind::VoteResponse, 2) };
+    for (answers, expected) in [
+        (vec![], "term 1, voted for replica 0, pre-votes 1 for it and 0 against, voters [1, 2, 3]"),
+        (vec![grant.clone()], "term 2, voted for replica 2, votes 1 for it and 0 against, voters [1, 2, 3]"),
+        (vec![grant, refusal], "term 2, voted for replica 2, votes 1 for it and 1 against, voters [1, 2, 3]"),
     ] {
         let mut joiner = Joiner::start();
         let voters = vec![LEADER.1, JOINER.1, ReplicaId(3)];
         joiner.offer_among(Membership { voters, ..Membership::default() }, 1, 100);
         joiner.deliver(100);
         joiner.raft(message(RaftMessageKind::Heartbeat, 1));
+        // Its leader is silent for so long that nothing is passed on to it any more.
+        joiner.pass(10_000);
         let role = |joiner: &Joiner| joiner.core.raft_status(GroupId::META).map(|status| status.role);
         let patience = joiner.now.mono.plus(Millis(10_000));
         while role(&joiner) != Some(Role::PreCandidate) && joiner.now.mono < patience {
             joiner.pass(50);
         }
-        joiner.raft(answer);
+        answers.into_iter().for_each(|answer| joiner.raft(answer));
         // Before it stands anew.
         let (id, deadline) = (RequestId(7), joiner.now.mono.plus(Millis(100)));
         let target = Target::Leader(GroupId::META);
