@@ -29,6 +29,9 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 const ASK_MS: u64 = 20;
 /// Before kcat sends a record again that was refused.
 const RETRY_MS: u64 = 5;
+/// Of a record and its end of line. kcat reads its input in such pieces, and begins with a record only when it has the whole
+/// piece in which that ends: shorter ones would wait for each other.
+const LINE_BYTES: usize = 1_024;
 /// Under this name it writes to its folder.
 const NAME: &str = "kcat";
 
@@ -50,7 +53,7 @@ impl Trickle {
     /// How long kcat itself may rest although a new leader is known: until it asks, and until it sends again.
     pub const BACKOFF: Duration = Duration::from_millis(ASK_MS + RETRY_MS);
 
-    /// Begins, and waits until a record is acknowledged. The records are `NAME-0`, `NAME-1` and so on.
+    /// Begins, and waits until a record is acknowledged. The records begin with `NAME-0`, `NAME-1` and so on.
     ///
     /// # Errors
     /// If none is.
@@ -104,7 +107,7 @@ impl Trickled {
 }
 
 fn value(name: &str, number: usize) -> String {
-    format!("{name}-{number}")
+    format!("{:.<width$}", format!("{name}-{number}"), width = LINE_BYTES - 1)
 }
 
 /// A kcat, what it was given, and what it said.
@@ -218,6 +221,7 @@ mod tests {
         assert_eq!(gap(20, 95), Duration::from_millis(70), "it began before");
         assert_eq!(gap(85, 300), Duration::from_millis(200), "it ended after");
         assert_eq!(gap(150, 350), Duration::from_millis(200), "there is no record in it");
-        assert_eq!(trickled.values().last().as_deref(), Some("a-4"));
+        let last = trickled.values().last().unwrap_or_default();
+        assert!(last.starts_with("a-4.") && last.len() == LINE_BYTES - 1, "{last}");
     }
 }
