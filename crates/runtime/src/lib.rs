@@ -26,6 +26,6 @@ pub use supervisor::{
     Cause, HistoryEntry, Intensity, NodeEnd, RestartPolicy, ShutdownReport, Supervisor, SupervisorError, TaskContext,
     TaskFailure, TaskResult, TaskSnapshot, TaskSpec, TaskState,
 };
-pub use thread::{PriorityRuntime, spawn_priority_thread};
+pub use thread::{PUNCTUAL_NICE, PriorityRuntime, spawn_priority_thread};
 
 pub use tokio_util::sync::CancellationToken;

@@ -11,6 +11,10 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+/// The nice value of threads that heartbeats pass through: the core's and the network's. They sleep most of the time; where
+/// nothing is idle, they get a core before clients, guests and the disk's threads do.
+pub const PUNCTUAL_NICE: i32 = -15;
+
 /// Starts a thread named `name` that tries to set its nice value to `nice` (-20..=19) and then runs `body`. Raising it is
 /// always granted.
 ///

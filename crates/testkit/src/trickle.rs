@@ -50,9 +50,6 @@ pub struct Trickled {
 }
 
 impl Trickle {
-    /// How long kcat itself may rest although a new leader is known: until it asks, and until it sends again.
-    pub const BACKOFF: Duration = Duration::from_millis(ASK_MS + RETRY_MS);
-
     /// Begins, and waits until a record is acknowledged. The records begin with `NAME-0`, `NAME-1` and so on.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use iroh::endpoint::{
     presets,
 };
 use iroh::{Endpoint, RelayMode, RelayUrl};
-use runtime::{Clock, PriorityRuntime, Registry, Supervisor, SupervisorError, TaskContext, TaskSpec};
+use runtime::{Clock, PUNCTUAL_NICE, PriorityRuntime, Registry, Supervisor, SupervisorError, TaskContext, TaskSpec};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -29,8 +29,6 @@ use crate::peer::{Peer, PeerStatus};
 use crate::roster::{Departed, Local, Members, Roster};
 use crate::{ALPN, Identity, accept, close, dial, join};
 
-/// Of the thread that runs QUIC and the control channel.
-const NETWORK_NICE: i32 = -5;
 /// A peer that sends nothing for this long is lost. Well above the keep-alive, well below an election timeout plus
 /// the time to elect.
 const IDLE_TIMEOUT: VarInt = VarInt::from_u32(1_250);
@@ -159,7 +157,7 @@ impl Transport {
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
         });
-        let network = PriorityRuntime::start("network", NETWORK_NICE).map_err(TransportError::Thread)?;
+        let network = PriorityRuntime::start("network", PUNCTUAL_NICE).map_err(TransportError::Thread)?;
         let endpoint = bind_endpoint(&config, &gate, network.handle()).await?;
         let (control_sender, control) = inbox();
         let (bulk_sender, bulk) = inbox();
