@@ -11,7 +11,7 @@ use base::limits::{
 use base::{ClusterId, Millis, NodeId, VersionRange};
 use engine::{CoreConfig, NodeCore, Reply, Request, Target};
 use metadata::Metadata;
-use runtime::{CancellationToken, Clock, PUNCTUAL_NICE, Registry, Supervisor, spawn_priority_thread};
+use runtime::{CancellationToken, Clock, Priority, Registry, Supervisor, spawn_priority_thread};
 use tokio::sync::{mpsc, oneshot, watch};
 use transport::{Identity, Local, Transport, TransportConfig};
 use vmm::{Vmm, VmmConfig};
@@ -507,7 +507,7 @@ fn start_core(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let beside = Beside::start().map_err(failed)?;
     let (ended, end) = oneshot::channel();
-    spawn_priority_thread("core", PUNCTUAL_NICE, move || {
+    spawn_priority_thread("core", Priority::Punctual, move || {
         let core = NodeCore::new(config, Clock.now());
         let mut driver = Driver::new(core, handle, sources, sinks, beside);
         // A panic is a broken invariant: the node stops rather than going on with half a decision.

@@ -17,6 +17,7 @@ mod clock;
 mod exposition;
 mod metrics;
 mod supervisor;
+mod sys;
 mod thread;
 
 pub use clock::Clock;
@@ -26,6 +27,6 @@ pub use supervisor::{
     Cause, HistoryEntry, Intensity, NodeEnd, RestartPolicy, ShutdownReport, Supervisor, SupervisorError, TaskContext,
     TaskFailure, TaskResult, TaskSnapshot, TaskSpec, TaskState,
 };
-pub use thread::{PUNCTUAL_NICE, PriorityRuntime, spawn_priority_thread};
+pub use thread::{Priority, PriorityRuntime, spawn_priority_thread};
 
 pub use tokio_util::sync::CancellationToken;
