@@ -56,6 +56,8 @@ pub struct Node {
     /// Where peers connect (UDP).
     pub peer: Vec<SocketAddr>,
     stop_clients: CancellationToken,
+    /// Cancelled when those of the API have been let go.
+    clients_gone: CancellationToken,
     stop_core: CancellationToken,
     core_ended: oneshot::Receiver<End>,
     departed: oneshot::Receiver<Departed>,
@@ -311,7 +313,7 @@ impl Node {
             self.hand_over().await;
         }
         self.stop_clients.cancel();
-        self.vmm.shutdown(VM_GRACE).await;
+        tokio::join!(self.vmm.shutdown(VM_GRACE), self.clients_gone.cancelled());
         // The core goes last: its end closes the queues that the tasks read.
         self.supervisor.shutdown(TASKS_END).await;
         self.stop_core.cancel();
@@ -445,7 +447,7 @@ impl Parts {
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
         let scraper =
             Scraper::new(ground.handle.clone(), ground.registry, ground.supervisor.clone(), ground.data.path());
-        listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
+        let clients_gone = listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
         Ok(Node {
             handle: ground.handle,
             told_name: config.name.clone(),
@@ -454,6 +456,7 @@ impl Parts {
             api,
             peer,
             stop_clients,
+            clients_gone,
             stop_core,
             core_ended,
             departed,
