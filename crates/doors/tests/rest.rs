@@ -10,7 +10,8 @@ use doors::rest::{Probes, RestDoor, Served, ServerLimits, serve};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::StreamExt;
 use ops::{
-    Call, Clock, Idempotency, LoopbackOnly, Method, Observer, OpError, Operation, Pipeline, Record, Registry, Typed,
+    Call, Clock, Idempotency, Limits, LoopbackOnly, Method, Observer, OpError, Operation, Pipeline, Record, Registry,
+    Typed,
 };
 use proptest::prelude::*;
 use schemars::JsonSchema;
@@ -18,10 +19,32 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-struct World;
+/// What the tests see and steer of handlers.
+struct World {
+    /// Calls under way of those that do not end by themselves.
+    under_way: watch::Sender<usize>,
+    /// Lets slow calls end.
+    released: Semaphore,
+}
+
+/// A call that is under way until this is dropped.
+struct UnderWay(Arc<World>);
+
+impl UnderWay {
+    fn of(call: &Call<World>) -> UnderWay {
+        call.context.under_way.send_modify(|count| *count += 1);
+        UnderWay(Arc::clone(&call.context))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.send_modify(|count| *count -= 1);
+    }
+}
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +82,20 @@ async fn follow(_: Call<World>, input: Input) -> Result<Typed<u32>, OpError> {
     Ok(if input.big { items.chain(futures::stream::pending()).boxed() } else { items.chain(end.into_stream()).boxed() })
 }
 
+/// Ends when it is let.
+async fn slow(call: Call<World>, input: Input) -> Result<Thing, OpError> {
+    let _under_way = UnderWay::of(&call);
+    let released = call.context.released.acquire().await;
+    released.map_err(|_| OpError::new(ErrorCode::Internal, "it is never released"))?.forget();
+    Ok(Thing { name: input.name, size: input.size, big: input.big, deadline_ms: 0 })
+}
+
+/// Never ends.
+async fn wait(call: Call<World>, _: Input) -> Result<Thing, OpError> {
+    let _under_way = UnderWay::of(&call);
+    std::future::pending().await
+}
+
 struct RealClock(Instant);
 
 impl Clock for RealClock {
@@ -90,6 +127,7 @@ impl Probes for NotReady {
 
 struct Server {
     address: SocketAddr,
+    world: Arc<World>,
     stop: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<Served>,
 }
@@ -101,10 +139,15 @@ async fn server(limits: ServerLimits) -> Server {
             .errors(&[ErrorCode::NotFound]),
         Operation::new("thing.get", "Get a thing", (Method::Get, "/v1/things/{name}"), make),
         Operation::streaming("thing.follow", "Follow a thing", (Method::Get, "/v1/things/{name}/follow"), follow),
+        Operation::new("thing.slow", "Get a thing, at leisure", (Method::Get, "/v1/things/{name}/slow"), slow),
+        Operation::new("thing.wait", "Wait for a thing", (Method::Get, "/v1/things/{name}/wait"), wait)
+            .limits(Limits { deadline_max: Millis(86_400_000), ..Limits::default() }),
     ])
     .unwrap();
     let clock = Arc::new(RealClock(Instant::now()));
-    let pipeline = Pipeline::new(Arc::new(registry), Arc::new(World), clock, Arc::new(LoopbackOnly), Arc::new(Nobody));
+    let world = Arc::new(World { under_way: watch::Sender::new(0), released: Semaphore::new(0) });
+    let context = Arc::clone(&world);
+    let pipeline = Pipeline::new(Arc::new(registry), context, clock, Arc::new(LoopbackOnly), Arc::new(Nobody));
     let door = Arc::new(RestDoor {
         pipeline: Arc::new(pipeline),
         probes: Arc::new(NotReady),
@@ -117,7 +160,7 @@ async fn server(limits: ServerLimits) -> Server {
     let served = tokio::spawn(serve(listener, door, limits, async move {
         let _ = stopped.await;
     }));
-    Server { address, stop, served }
+    Server { address, world, stop, served }
 }
 
 impl Server {
@@ -171,6 +214,13 @@ impl Server {
             assert!(Instant::now() < deadline, "the places were not freed");
             tokio::task::yield_now().await;
         }
+    }
+
+    /// A connection on which something is asked for; the answer is still to be read, to the end.
+    async fn asking(&self, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+        stream
     }
 
     async fn healthy(&self) {
@@ -366,17 +416,43 @@ async fn garbage_closes_its_connection_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn stopping_lets_requests_end_and_cuts_streams() {
-    let server = server(ServerLimits { drain: Millis(200), ..ServerLimits::default() }).await;
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(b"GET /v1/things/a/follow?big HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    let mut first = [0; 15];
-    stream.read_exact(&mut first).await.unwrap();
-    let Server { address, stop, served } = server;
+async fn stopping_ends_at_once_what_waits_and_lets_requests_end() {
+    let server = server(ServerLimits { drain: Millis(600_000), ..ServerLimits::default() }).await;
+    let stream = server.following().await;
+    let (waiting, slow) = (server.asking("/v1/things/a/wait").await, server.asking("/v1/things/a/slow").await);
+    let Server { address, world, stop, served } = server;
+    let mut under_way = world.under_way.subscribe();
+    under_way.wait_for(|count| *count == 2).await.unwrap();
     stop.send(()).unwrap();
+
+    // These do not wait for the one that is slow.
+    let followed = Server::rest(stream).await;
+    let last = followed.lines().rfind(|line| line.starts_with('{')).unwrap_or_default();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["error"]["code"], "shutting_down", "{followed}");
+    assert!(last["error"]["hint"].is_string() && followed.ends_with("\r\n0\r\n\r\n"), "it broke off: {followed}");
+    let waited = Server::rest(waiting).await;
+    assert!(waited.starts_with("HTTP/1.1 503 ") && waited.contains(r#""code":"shutting_down""#), "{waited}");
+    assert_eq!(*under_way.borrow(), 1, "the call that was answered goes on");
+
+    assert!(!served.is_finished(), "it does not wait for what is under way");
+    world.released.add_permits(1);
+    let answer = Server::rest(slow).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains(r#""name":"a""#), "{answer}");
     let served = timeout(Duration::from_secs(10), served).await.unwrap().unwrap();
-    assert_eq!((served.connections, served.cut), (1, 1));
+    assert_eq!((served.connections, served.ended, served.cut), (3, 2, 0));
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn stopping_cuts_what_does_not_end_in_time() {
+    let server = server(ServerLimits { drain: Millis(200), ..ServerLimits::default() }).await;
+    let slow = server.asking("/v1/things/a/slow").await;
+    server.world.under_way.subscribe().wait_for(|count| *count == 1).await.unwrap();
+    server.stop.send(()).unwrap();
+    let served = timeout(Duration::from_secs(10), server.served).await.unwrap().unwrap();
+    assert_eq!((served.connections, served.ended, served.cut), (1, 0, 1));
+    drop(slow);
 }
 
 proptest! {

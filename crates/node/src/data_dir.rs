@@ -14,14 +14,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use base::limits::DATA_DIR_RESERVE_BYTES;
 use base::{ClusterId, ClusterVersion, Incarnation, NodeId, RecoveryId, VersionRange};
 use minicbor::{Decode, Encode};
+use runtime::{RestartPolicy, Supervisor, TaskContext, TaskResult, TaskSpec};
 use rustix::fs::{FlockOperation, flock};
-use tokio::task::JoinHandle;
 use wire::JoinAccepted;
 
 use crate::error::NodeError;
@@ -128,40 +128,51 @@ impl Keeper {
 
     /// The cluster is at `active`. The journal knows it too; the record says it before the journal is touched. It is
     /// written beside the core, whose heartbeats must not wait for a disk, and tried again until it is: durable when the
-    /// task ends that is given back.
-    pub fn at_version(&mut self, active: ClusterVersion) -> Option<JoinHandle<()>> {
+    /// task that does it in `tree` has ended.
+    pub fn at_version(&mut self, active: ClusterVersion, tree: &Supervisor) {
         if active <= self.version {
-            return None;
+            return;
         }
         self.version = active;
         // It ends with the keeper: the directory is not held for it.
         let (data, record) = (Arc::downgrade(&self.data), self.record.clone());
-        Some(tokio::spawn(async move {
-            let mut told = false;
-            loop {
-                let (Some(data), record) = (data.upgrade(), record.clone()) else { return };
-                let change =
-                    move |record: &mut ClusterRecord| record.cluster_version = record.cluster_version.max(active);
-                let written = tokio::task::spawn_blocking(move || save(&data, &record, change));
-                match written.await {
-                    Ok(Ok(())) => break,
-                    Ok(Err(error)) => {
-                        if !told {
-                            tracing::warn!(%error, version = %active, "the record does not name the cluster version yet");
-                        }
-                        told = true;
-                    }
-                    Err(error) => {
-                        // The runtime ends.
-                        tracing::warn!(%error, version = %active, "the record does not name the cluster version");
-                        return;
-                    }
+        let task = move |context: TaskContext| {
+            let written = write_version(data.clone(), record.clone(), active);
+            async move {
+                tokio::select! {
+                    () = context.cancel.cancelled() => Ok(()),
+                    written = written => written,
                 }
-                tokio::time::sleep(RECORD_RETRY).await;
             }
-            tracing::info!(version = %active, "the cluster works at this cluster version");
-        }))
+        };
+        let spec = TaskSpec::new(format!("record/version/{active}")).policy(RestartPolicy::OnFailure);
+        if let Err(error) = tree.start(spec, task) {
+            // The next start of the node writes it.
+            tracing::warn!(%error, version = %active, "the record does not name the cluster version");
+        }
     }
+}
+
+/// Writes into the record that the cluster is at `active`, and tries again until that is done.
+async fn write_version(data: Weak<DataDir>, record: Arc<Mutex<ClusterRecord>>, active: ClusterVersion) -> TaskResult {
+    let mut told = false;
+    while let Some(data) = data.upgrade() {
+        let record = record.clone();
+        let change = move |record: &mut ClusterRecord| record.cluster_version = record.cluster_version.max(active);
+        match tokio::task::spawn_blocking(move || save(&data, &record, change)).await? {
+            Ok(()) => {
+                tracing::info!(version = %active, "the cluster works at this cluster version");
+                return Ok(());
+            }
+            Err(error) if !told => {
+                tracing::warn!(%error, version = %active, "the record does not name the cluster version yet");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RECORD_RETRY).await;
+    }
+    Ok(())
 }
 
 fn save(
@@ -431,12 +442,24 @@ mod tests {
         }
     }
 
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Waits until nothing of the record is left to be written.
+    async fn written(tree: &Supervisor) {
+        while !tree.list().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     #[tokio::test]
     async fn what_a_newer_muster_wrote_is_refused_and_left_as_it_is() {
         let dir = tempfile::tempdir().expect("a directory");
         let data = Arc::new(DataDir::open(dir.path()).expect("opens"));
+        let tree = Supervisor::new(tokio::runtime::Handle::current());
         let mut keeper = Keeper::new(data.clone(), record());
-        keeper.at_version(ClusterVersion(3)).expect("it is newer").await.expect("it does not panic");
+        keeper.at_version(ClusterVersion(3), &tree);
+        tokio::time::timeout(PATIENCE, written(&tree)).await.expect("in time");
         let kept = data.load().expect("readable").expect("there");
         let can = |max: u16| VersionRange { min: ClusterVersion(1), max: ClusterVersion(max) };
         assert!(data.check_version(&kept, can(3)).is_ok());
@@ -458,12 +481,14 @@ mod tests {
         let path = dir.path().join("cluster");
         // In its place is something that is not replaced.
         std::fs::create_dir(&path).expect("made");
+        let tree = Supervisor::new(tokio::runtime::Handle::current());
         let mut keeper = Keeper::new(data.clone(), record());
-        let mut written = keeper.at_version(ClusterVersion(3)).expect("it is newer");
-        let waited = tokio::time::timeout(RECORD_RETRY / 2, &mut written).await;
-        assert!(waited.is_err(), "it cannot be written, and yet it ended: {waited:?}");
+        keeper.at_version(ClusterVersion(3), &tree);
+        let waited = tokio::time::timeout(RECORD_RETRY / 2, written(&tree)).await;
+        assert!(waited.is_err(), "it cannot be written, and yet it ended");
+        assert_eq!(tree.list()[0].name, "record/version/3");
         std::fs::remove_dir(&path).expect("removed");
-        tokio::time::timeout(Duration::from_secs(20), written).await.expect("in time").expect("it does not panic");
+        tokio::time::timeout(PATIENCE, written(&tree)).await.expect("in time");
         assert_eq!(data.load().expect("readable").map(|kept| kept.cluster_version), Some(ClusterVersion(3)));
     }
 

@@ -328,7 +328,7 @@ impl Driver {
         self.unshown = false;
         let metadata = self.core.metadata().clone();
         self.sinks.transport.set_cluster_version(metadata.cluster_version);
-        drop(self.sinks.record.at_version(metadata.cluster_version));
+        self.sinks.record.at_version(metadata.cluster_version, &self.sinks.supervisor);
         self.sinks.transport.set_latest(metadata.sessions.values().map(|session| (session.node, session.incarnation)));
         self.sinks.metadata.send_replace(Arc::new(metadata));
         self.sinks.views.changed();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use base::Millis;
-use doors::rest::{Probes, RestDoor, ServerLimits, serve};
+use doors::rest::{Probes, RestDoor, Served, ServerLimits, serve};
 use engine::{Reply, Request, Target};
 use futures::future::BoxFuture;
 use kafka::{Listener, ListenerConfig, check_overcommit};
@@ -22,6 +22,8 @@ use crate::tasks;
 
 /// How long a probe may take to ask the core.
 const PROBE_WITHIN: Millis = Millis(1_000);
+/// How long a stopping node waits at most for what ended calls leave behind to reach the leader.
+const LAST_WORDS_WITHIN: Millis = Millis(500);
 
 /// Both listeners, bound: clients may connect, and wait until they are served.
 pub(crate) struct Listeners {
@@ -54,7 +56,7 @@ impl Listeners {
         Ok(Listeners { kafka, api, kafka_address, api_address })
     }
 
-    /// Serves both until `stop`.
+    /// Serves both until `stop`. Cancelled is what is returned once the API has let its calls end.
     pub fn serve(
         self,
         handle: NodeHandle,
@@ -62,7 +64,7 @@ impl Listeners {
         host_names: Vec<String>,
         tree: &Supervisor,
         stop: &CancellationToken,
-    ) -> Result<(), NodeError> {
+    ) -> Result<CancellationToken, NodeError> {
         let start = |reason: String| NodeError::Start { what: "the API", reason };
         let operations = operations::registry().map_err(|error| start(error.to_string()))?;
         let shared = Arc::new(handle.clone());
@@ -82,22 +84,31 @@ impl Listeners {
         );
         let door = RestDoor {
             pipeline: Arc::new(pipeline),
-            probes: Arc::new(NodeProbes { handle, scraper }),
+            probes: Arc::new(NodeProbes { handle: handle.clone(), scraper }),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host_names,
         };
-        // Both are asked to end by `stop`, before the tree: clients go first.
+        // Both are asked to end by `stop`, before the tree, which waits for nobody: clients go first.
         let (kafka, stopped) = (self.kafka.run(stop.child_token()), stop.clone());
         tasks::start(tree, "listeners/kafka", async move {
             kafka.await;
             unless_stopped(&stopped).await
         })?;
         let api = serve(self.api, Arc::new(door), ServerLimits::default(), stop.clone().cancelled_owned());
-        let stopped = stop.clone();
+        let (stopped, gone) = (stop.clone(), CancellationToken::new());
+        let last = gone.clone().drop_guard();
         tasks::start(tree, "listeners/api", async move {
-            api.await;
+            let Served { connections, refused, ended, cut } = api.await;
+            tracing::info!(connections, refused, ended, cut, "the API stopped");
+            if ended > 0 {
+                // Calls that were ended leave orders with the core, such as to end the lease with which they queued. Those get
+                // the time of one more question to the leader to arrive there; a lease whose order is lost ends by itself.
+                let _ = handle.request_within(LAST_WORDS_WITHIN, Target::Here, Request::Barrier).await;
+            }
+            drop(last);
             unless_stopped(&stopped).await
-        })
+        })?;
+        Ok(gone)
     }
 }
 

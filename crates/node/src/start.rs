@@ -56,6 +56,8 @@ pub struct Node {
     /// Where peers connect (UDP).
     pub peer: Vec<SocketAddr>,
     stop_clients: CancellationToken,
+    /// Cancelled when those of the API have been let go.
+    clients_gone: CancellationToken,
     stop_core: CancellationToken,
     core_ended: oneshot::Receiver<End>,
     departed: oneshot::Receiver<Departed>,
@@ -311,7 +313,7 @@ impl Node {
             self.hand_over().await;
         }
         self.stop_clients.cancel();
-        self.vmm.shutdown(VM_GRACE).await;
+        tokio::join!(self.vmm.shutdown(VM_GRACE), self.clients_gone.cancelled());
         // The core goes last: its end closes the queues that the tasks read.
         self.supervisor.shutdown(TASKS_END).await;
         self.stop_core.cancel();
@@ -433,10 +435,8 @@ impl Parts {
             Sources { control: inboxes.control, bulk: inboxes.bulk, disk: disk_events, requests: ground.requests, vms };
         let mut core_ended = start_core(core_config, ground.handle.clone(), sources, sinks, stop_core.clone())?;
         tokio::select! {
-            _ = recovery => {}
-            end = &mut core_ended => {
-                return Err(ended_by_core(end));
-            }
+            Ok(()) = recovery => {}
+            end = &mut core_ended => return Err(ended_by_core(end)),
             Ok(departed) = &mut departed => {
                 stop_core.cancel();
                 return Err(NodeError::Expelled(departed.reason));
@@ -445,7 +445,7 @@ impl Parts {
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
         let scraper =
             Scraper::new(ground.handle.clone(), ground.registry, ground.supervisor.clone(), ground.data.path());
-        listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
+        let clients_gone = listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
         Ok(Node {
             handle: ground.handle,
             told_name: config.name.clone(),
@@ -454,6 +454,7 @@ impl Parts {
             api,
             peer,
             stop_clients,
+            clients_gone,
             stop_core,
             core_ended,
             departed,
@@ -508,19 +509,25 @@ fn start_core(
     let beside = Beside::start().map_err(failed)?;
     let (ended, end) = oneshot::channel();
     spawn_priority_thread("core", Priority::Punctual, move || {
-        let core = NodeCore::new(config, Clock.now());
+        // Why it ends is said before the driver goes, and with it the queues of tasks: their end is not the reason. The node
+        // may be stopping already.
+        let core = match unless_it_panics(|| NodeCore::new(config, Clock.now())) {
+            Ok(core) => core,
+            Err(end) => return drop(ended.send(end)),
+        };
         let mut driver = Driver::new(core, handle, sources, sinks, beside);
-        // A panic is a broken invariant: the node stops rather than going on with half a decision.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(driver.run(stop))));
-        let broken = |panic: Box<dyn std::any::Any + Send>| format!("a broken invariant: {}", panic_text(&*panic));
-        let result = result.unwrap_or_else(|panic| End::Fatal(broken(panic)));
-        // The node may be stopping already. Said before the driver goes, and with it the queues of tasks: their end is not
-        // the reason.
-        let _ = ended.send(result);
+        let (Ok(end) | Err(end)) = unless_it_panics(|| runtime.block_on(driver.run(stop)));
+        let _ = ended.send(end);
         drop(driver);
     })
     .map_err(failed)?;
     Ok(end)
+}
+
+/// A panic is a broken invariant: the node stops rather than going on with half a decision.
+fn unless_it_panics<T>(body: impl FnOnce() -> T) -> Result<T, End> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
+        .map_err(|panic| End::Fatal(format!("a broken invariant: {}", panic_text(&*panic))))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -555,6 +562,16 @@ mod tests {
 
     /// Starts a core on an empty directory, as a node does, and waits until it has recovered.
     async fn alone(dir: &Path) -> Result<Alone, NodeError> {
+        let (alone, recovery) = begun(dir, |_| {}).await?;
+        recovery.await.expect("it recovers");
+        Ok(alone)
+    }
+
+    /// The same with something changed in its configuration. What comes with it is told once the core has recovered.
+    async fn begun(
+        dir: &Path,
+        change: impl FnOnce(&mut CoreConfig),
+    ) -> Result<(Alone, oneshot::Receiver<()>), NodeError> {
         let config = Config { peer_listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Config::embedded(dir) };
         let Ground { data, supervisor, registry, handle, requests, metadata } = Ground::lay(&config)?;
         formation::found_cluster(&data, &config)?;
@@ -567,7 +584,8 @@ mod tests {
         let record = formation::find_place(&data, None, &transport, &me).await?;
         me.node = record.node;
 
-        let core_config = core_config(&config, me, &record);
+        let mut core_config = core_config(&config, me, &record);
+        change(&mut core_config);
         let (disk_done, disk) = mpsc::channel(QUEUE);
         let ((vm_actions, _), (joins, _), (_, vms)) = (mpsc::channel(1), mpsc::channel(1), mpsc::channel(1));
         let (recovered, recovery) = oneshot::channel();
@@ -586,8 +604,7 @@ mod tests {
         };
         let sources = Sources { control: inboxes.control, bulk: inboxes.bulk, disk, requests, vms };
         let ended = start_core(core_config, handle.clone(), sources, sinks, CancellationToken::new())?;
-        recovery.await.expect("it recovers");
-        Ok(Alone { handle, supervisor, disk_done, ended })
+        Ok((Alone { handle, supervisor, disk_done, ended }, recovery))
     }
 
     #[tokio::test]
@@ -610,5 +627,18 @@ mod tests {
             assert_eq!(answer.map_err(|error| error.code), Err(ErrorCode::ShuttingDown));
         }
         supervisor.shutdown(TASKS_END).await;
+    }
+
+    #[tokio::test]
+    async fn a_core_that_cannot_be_made_says_why() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // The command line refuses it; the core has it for granted.
+        let elections_before_heartbeats = |config: &mut CoreConfig| config.election_timeout = Millis(0);
+        let (core, recovery) = begun(dir.path(), elections_before_heartbeats).await.expect("its thread starts");
+        let end = tokio::time::timeout(PATIENCE, core.ended).await.expect("it does not end");
+        let why = ended_by_core(end).to_string();
+        assert!(why.contains("a broken invariant: elections must take longer"), "{why}");
+        assert!(recovery.await.is_err(), "it was never there, and yet has recovered");
+        core.supervisor.shutdown(TASKS_END).await;
     }
 }

@@ -262,12 +262,14 @@ impl Node {
         run(muster_binary()?, &arguments, Stdio::null(), COMMAND_LIMIT)
     }
 
-    /// Starts the command line against this node and leaves it running, its output in `NAME.out` and `NAME.err`.
+    /// Starts the command line against this node and leaves it running, its output in `NAME.out` and `NAME.err`. Ctrl-C ends
+    /// it, also where the tests run in the background of a script: there SIGINT is ignored, and children inherit that.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn cli_start(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Process> {
-        let mut command = Command::new(muster_binary()?);
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(muster_binary()?);
         command.args(arguments).args(["--api", &self.api.to_string()]);
         Process::start(&mut command, name, &self.logs)
     }

@@ -13,13 +13,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, get, on};
 use base::limits::{API_BODY_BYTES_MAX, API_BODY_TIMEOUT, REQUEST_DEADLINE_MAX};
 use base::{ErrorCode, Millis};
-use futures::StreamExt;
-use ops::{Credentials, Invocation, ItemStream, Method, OpError, Output, Permission, Spec};
+use futures::{Stream, StreamExt};
+use ops::{Credentials, Invocation, Method, OpError, Output, Permission, Spec};
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RestDoor;
 use super::problem::Problem;
+use super::waits::Waits;
 use crate::http::input_from;
 
 /// How long the caller will wait, in milliseconds.
@@ -34,15 +34,14 @@ const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 #[derive(Clone, Copy)]
 pub(super) struct ProbesOnly;
 
-/// All routes. Of streams and of calls that may wait for long, `waits_max` are served at once.
-pub(super) fn router<C: Send + Sync + 'static>(door: Arc<RestDoor<C>>, waits_max: usize) -> Router {
+/// All routes. Streams, and calls that may wait for long, are among `waits`.
+pub(super) fn router<C: Send + Sync + 'static>(door: Arc<RestDoor<C>>, waits: &Waits) -> Router {
     let mut router = Router::new();
-    let waits = Arc::new(Semaphore::new(waits_max));
     for spec in door.pipeline.registry().specs() {
         let (method, path, name) = (filter(spec.route.method), spec.route.path, spec.name);
-        let (door, waits) = (Arc::clone(&door), Arc::clone(&waits));
+        let (door, waits) = (Arc::clone(&door), waits.clone());
         let handler = move |path: RawPathParams, request: Request| {
-            let (door, waits) = (Arc::clone(&door), Arc::clone(&waits));
+            let (door, waits) = (Arc::clone(&door), waits.clone());
             async move { call(&door, name, waits, path, request).await.unwrap_or_else(IntoResponse::into_response) }
         };
         router = router.route(path, on(method, handler));
@@ -87,7 +86,7 @@ fn filter(method: Method) -> MethodFilter {
 async fn call<C: Send + Sync + 'static>(
     door: &RestDoor<C>,
     name: &'static str,
-    waits: Arc<Semaphore>,
+    waits: Waits,
     path: RawPathParams,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -109,23 +108,22 @@ async fn call<C: Send + Sync + 'static>(
     let body = read_body(spec, &parts.headers, body).await?;
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let input = input_from(spec, path, query(&parts.uri)?, body)?;
-    let place = if waits_long(spec) { Some(place_among(waits)?) } else { None };
-    match door.pipeline.invoke(Invocation { input, ..invocation }).await? {
-        Output::Value(value) => Ok(json_response(StatusCode::OK, value.to_string())),
-        Output::Stream(items) => Ok(ndjson(items, place)),
+    let mut wait = if waits_long(spec) { Some(waits.enter()?) } else { None };
+    let invoked = door.pipeline.invoke(Invocation { input, ..invocation });
+    let output = match &mut wait {
+        Some(wait) => wait.call(invoked).await?,
+        None => invoked.await?,
+    };
+    match (output, wait) {
+        (Output::Value(value), _) => Ok(json_response(StatusCode::OK, value.to_string())),
+        (Output::Stream(items), Some(wait)) => Ok(ndjson(wait.stream(items))),
+        (Output::Stream(items), None) => Ok(ndjson(items)),
     }
 }
 
 /// Whether a call may hold its connection for long.
 fn waits_long(spec: &Spec) -> bool {
     spec.streams || spec.limits.deadline_max > REQUEST_DEADLINE_MAX
-}
-
-fn place_among(waits: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, OpError> {
-    waits.try_acquire_owned().map_err(|_| {
-        OpError::new(ErrorCode::Busy, "too many streams and waiting calls are under way on this node")
-            .hint("ask another node, or try again when some have ended")
-    })
 }
 
 fn credentials(parts: &Parts) -> Result<Credentials, OpError> {
@@ -204,10 +202,9 @@ fn json_response(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }
 
-/// One line per item. A failure is the last line: `{"error": ...}`. `place` is held until the end.
-fn ndjson(items: ItemStream, place: Option<OwnedSemaphorePermit>) -> Response {
-    let lines = items.map(move |item| {
-        let _held = &place;
+/// One line per item. A failure is the last line: `{"error": ...}`.
+fn ndjson(items: impl Stream<Item = Result<Value, OpError>> + Send + 'static) -> Response {
+    let lines = items.map(|item| {
         let mut line = item.unwrap_or_else(|error| json!({ "error": error })).to_string();
         line.push('\n');
         Ok::<_, std::convert::Infallible>(Bytes::from(line))

@@ -4,6 +4,9 @@
 //! `GET /metrics` (Prometheus' text format; whoever may read may have it). The last three find a connection also where calls
 //! have taken all others.
 //!
+//! A server that stops lets calls under way end, for a while. Streams and calls that wait end at once, and say why: a last line
+//! or a problem document with the code `shutting_down`.
+//!
 //! A browser on the same machine must not become a way in: bodies must be `application/json` (which makes browsers ask
 //! first), and the `Host` header must be an address, `localhost` or a name that the door was told is its own.
 
@@ -11,6 +14,7 @@ mod complaints;
 mod handler;
 mod problem;
 mod server;
+mod waits;
 
 pub use handler::{DEADLINE_HEADER, IDEMPOTENCY_HEADER};
 pub use problem::status_of;

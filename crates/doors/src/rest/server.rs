@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use super::RestDoor;
 use super::complaints::Complaints;
 use super::handler::{ProbesOnly, router};
+use super::waits::Waits;
 
 /// Bounds of one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub struct ServerLimits {
     pub waits_max: usize,
     /// A connection that has not sent a whole request head after this long is closed, also between requests.
     pub header_timeout: Millis,
-    /// How long requests may go on once the server is asked to stop.
+    /// How long requests may go on once the server is asked to stop, except for those that wait: these end at once.
     pub drain: Millis,
 }
 
@@ -54,22 +55,25 @@ pub struct Served {
     pub connections: u64,
     /// Turned away because there were too many.
     pub refused: u64,
-    /// Still busy when the time to drain was up.
+    /// Streams and waiting calls that were ended, and told so, when the server stopped.
+    pub ended: u64,
+    /// Connections still busy when the time to drain was up.
     pub cut: usize,
 }
 
-/// Serves until `stop` is ready, then lets requests under way end within [`ServerLimits::drain`].
+/// Serves until `stop` is ready, then ends what waits, and lets other requests under way end within [`ServerLimits::drain`].
 pub async fn serve<C: Send + Sync + 'static>(
     listener: TcpListener,
     door: Arc<RestDoor<C>>,
     limits: ServerLimits,
     stop: impl Future<Output = ()> + Send,
 ) -> Served {
-    let router = router(door, limits.waits_max);
+    let (stopping, watching) = watch::channel(false);
+    let waits = Waits::new(limits.waits_max, watching.clone());
+    let router = router(door, &waits);
     let complaints = Arc::new(Complaints::default());
     let room = Arc::new(Semaphore::new(limits.connections_max));
     let reserve = Arc::new(Semaphore::new(limits.reserved));
-    let (stopping, watching) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut served = Served::default();
     let mut stop = std::pin::pin!(stop);
@@ -113,6 +117,7 @@ pub async fn serve<C: Send + Sync + 'static>(
     let _ = tokio::time::timeout(Duration::from_millis(limits.drain.0), drained).await;
     served.cut = connections.len();
     connections.shutdown().await;
+    served.ended = waits.ended();
     served
 }
 

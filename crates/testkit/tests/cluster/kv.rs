@@ -247,6 +247,40 @@ fn a_waiter_that_is_killed_leaves_the_queue_and_a_retry_under_its_key_gets_the_l
 }
 
 #[test]
+fn a_node_that_stops_waits_for_none_of_those_who_wait_and_tells_each_of_them() {
+    let _machine = machine_shared();
+    Folder::scenario("stopping", |folder| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_tolerant(&cluster.nodes[0])?;
+        // Nobody's lease ends by itself while this runs.
+        let acquire = ["lock", "acquire", "backup", "--ttl-s", "600", "--timeout-s"];
+        said(&cluster.nodes[0], &[&acquire[..], &["0"]].concat())?;
+        let node = &cluster.nodes[1];
+        let mut clients = [
+            node.cli_start("watch", &["kv", "watch", "app/", "-o", "json"])?,
+            node.cli_start("waiter", &[&acquire[..], &["600", "-o", "json"]].concat())?,
+        ];
+        seen(&clients[0], "watching")?;
+        waiting(&cluster.nodes[2], 1)?;
+
+        cluster.nodes[1].stop()?;
+        let log = cluster.nodes[1].log();
+        let stopped =
+            log.lines().find(|line| line.contains("the API stopped")).context("it does not say how it stopped")?;
+        ensure!(stopped.contains("ended=2 cut=0"), "who waits held it up: {stopped}");
+        for client in &mut clients {
+            let ended = client.wait(PATIENCE)?;
+            ensure!(ended.status.code() == Some(1), "it ended with {}: {}", ended.status, ended.text());
+            let failure: Value = serde_json::from_slice(&ended.stderr).with_context(|| ended.text())?;
+            let hint = failure["error"]["hint"].as_str().unwrap_or_default();
+            ensure!(failure["error"]["code"] == "shutting_down" && hint.contains("--api"), "it was told {failure}");
+        }
+        // Those behind one that waited do not wait for the end of its lease.
+        waiting(&cluster.nodes[2], 0)
+    });
+}
+
+#[test]
 fn locks_outlive_a_killed_leader_and_go_on_only_when_they_are_released_or_their_lease_is_over() {
     let _machine = machine_shared();
     Folder::scenario("lock-failover", |folder| {

@@ -52,7 +52,7 @@ fn a_vm_lives_from_create_to_delete_by_commands_and_its_console_is_followed() {
         follow.signal(Signal::Interrupt)?;
         let ended = follow.wait(PATIENCE)?;
         ensure!(ended.status.signal() == Some(INTERRUPTED), "Ctrl-C ended it with {}: {}", ended.status, ended.text());
-        // The other one ends with the node that it asks, which waits for nobody who only listens.
+        // The other one ends with the node that it asks, which waits for nobody who only listens, and says so.
         follow_json.ensure_running()?;
         cluster.nodes[0].stop()?;
         ensure_cut_off(&mut follow_json, &cluster.nodes[1])
@@ -182,7 +182,7 @@ fn ensure_cut_off(follow: &mut Process, host: &Node) -> anyhow::Result<()> {
     let failure: Value = serde_json::from_slice(&ended.stderr)?;
     let error = &failure["error"];
     let names_a_way = error["hint"].as_str().is_some_and(|hint| hint.contains("--api"));
-    ensure!(error["code"] == "unreachable" && names_a_way, "the end is told as {failure}");
+    ensure!(error["code"] == "shutting_down" && names_a_way, "the end is told as {failure}");
     Ok(())
 }
 
