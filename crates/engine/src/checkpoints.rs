@@ -331,7 +331,7 @@ impl NodeCore {
             entry.applied_term = meta.term;
             entry.membership = meta.membership;
         }
-        self.fail_waiting(group);
+        self.fail_replaced(group);
         self.raft.snapshot_installed(group, meta.index);
         self.effects.push(Effect::Formed);
         self.meta_advanced();

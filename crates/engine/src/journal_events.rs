@@ -163,7 +163,7 @@ impl NodeCore {
     /// A disk that has made nothing durable for an election timeout, while a round was outstanding, is stuck: leadership
     /// goes elsewhere, and this node does not campaign until the disk moves again. So is one that takes three times as
     /// long for a round, though it moves. Whatever is between says more of a core with too much to do than of its disk, and
-    /// to hand everything over then would be more work still.
+    /// to hand everything over then would be more work still. Whoever waits here for what others lead by then is told so.
     ///
     /// A full disk takes no writes, but others may: leadership goes to voters that have space, and only to such, so that
     /// where every disk is full the leaders stay, and reads go on. For the same reason it may be won again. Disks on the
@@ -173,6 +173,9 @@ impl NodeCore {
         let stuck = self.disk_watch.is_stuck(&self.journal, patience, now) && !planted(Plant::StuckDiskIgnored);
         let abstains = self.abstains_until.is_some_and(|until| now < until);
         self.raft.set_electable(!stuck && !abstains);
+        if stuck {
+            self.fail_led_elsewhere();
+        }
         if stuck && self.disk_watch.hands_over(now) {
             mark(Mark::DiskStuck);
             self.hand_over_leaderships();

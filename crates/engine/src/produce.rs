@@ -4,12 +4,12 @@ use base::limits::{LOG_READS_FOR_OTHERS_MAX, PARTITION_INFLIGHT_BYTES_MAX};
 use base::simulation::{Mark, Plant, mark, mark_if, planted};
 use base::{ErrorCode, GroupId};
 use journal::ReadError;
-use multiraft::{Proposal, ProposeError};
+use multiraft::{Proposal, ProposeError, Role};
 use stream::StageError;
 use wire::{Entry, EntryKind};
 
 use crate::core::NodeCore;
-use crate::groups::{Awaited, Waiter};
+use crate::groups::{Awaited, Group, Waiter};
 use crate::requests::{Origin, busy, error};
 use crate::{Acks, Produce, ReadLog, Reply, RequestError};
 
@@ -119,7 +119,8 @@ impl NodeCore {
         }
     }
 
-    /// After a step-down: who waits only for this node's disk, or for an original that may be lost, is told.
+    /// After a step-down: who waits only for this node's disk, or for an original that may be lost, is told. Who waits for a
+    /// majority goes on: what became of the entry mostly shows a moment later, and a hand-over is to fail nothing.
     pub(crate) fn fail_unsynced(&mut self, group: GroupId) {
         let Some(replica) = self.groups.get_mut(&group) else { return };
         let mut origins: Vec<_> =
@@ -133,14 +134,32 @@ impl NodeCore {
     }
 
     /// The log was replaced by a checkpoint: nobody will ever see here what became of the entries waited for.
-    pub(crate) fn fail_waiting(&mut self, group: GroupId) {
+    pub(crate) fn fail_replaced(&mut self, group: GroupId) {
+        let why = "leadership changed, and this node took the newer state as a whole";
+        self.fail_waiting(group, Mark::WaiterLostToSnapshot, why);
+    }
+
+    /// The disk is stuck: what became of entries in groups that this node does not lead any more is not seen here until it
+    /// moves, and others know it by now. While it leads, nobody does.
+    pub(crate) fn fail_led_elsewhere(&mut self) {
+        if planted(Plant::StuckWaitersKept) {
+            return;
+        }
+        let waited_for = |group: &Group| group.role != Role::Leader && !group.waiters.is_empty();
+        let groups = self.groups.iter().filter(|(_, group)| waited_for(group));
+        for group in groups.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let why = "leadership changed, and this node's disk is stuck: it does not see what became of the request";
+            self.fail_waiting(group, Mark::WaiterLostToStuckDisk, why);
+        }
+    }
+
+    /// Whoever waits for entries of a group is told that their outcome is unknown here.
+    fn fail_waiting(&mut self, group: GroupId, reached: Mark, why: &str) {
         let waiters = self.groups.get_mut(&group).map(|g| std::mem::take(&mut g.waiters)).unwrap_or_default();
         for waiter in waiters.into_values() {
-            mark(Mark::WaiterLostToSnapshot);
+            mark(reached);
             let (Awaited::Command(origin) | Awaited::Produced { origin, .. }) = waiter.what;
-            let lost =
-                error(ErrorCode::LeaderChanged, "leadership changed, and this node took the newer state as a whole");
-            self.answer(origin, Err(lost));
+            self.answer(origin, Err(error(ErrorCode::LeaderChanged, why)));
         }
     }
 

@@ -554,6 +554,10 @@ impl NodeCore {
                 let message = format!("node {node} has the request and did not answer before the deadline");
                 error(ErrorCode::DeadlineExceeded, message)
             }
+            (Wait::Applied { .. }, _) => {
+                let message = "the leader confirmed it, and this node did not come to apply it before the deadline";
+                error(ErrorCode::DeadlineExceeded, message)
+            }
             _ => {
                 mark(Mark::DeadlineUnknownOutcome);
                 error(

@@ -75,6 +75,11 @@ impl NodeCore {
         }
     }
 
+    /// Groups of which somebody waits here to see an entry applied, for checkers.
+    pub fn awaited(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.groups.iter().filter(|(_, group)| !group.waiters.is_empty()).map(|(id, _)| *id)
+    }
+
     pub(crate) fn readiness(&self) -> (bool, String) {
         match self.stage {
             Stage::New | Stage::Recovering => return (false, "recovering".into()),

@@ -154,6 +154,8 @@ impl SimConfig {
             Mistake::Code(Plant::CampaignBeforeLogDurable) => 60,
             // A group must have come to rest before its leader is cut off.
             Mistake::Code(Plant::RestWithoutQuorum) => 20,
+            // A disk must be stuck for long after its node has handed over.
+            Mistake::Code(Plant::StuckWaitersKept) => 20,
             _ => 8,
         };
         // Whatever clients do is written down in `muster.events`, the group that everybody has.
@@ -188,7 +190,7 @@ fn faults_that_show(mistake: Mistake) -> FaultSet {
         // A leader must be alone for long, and nothing else may wake its group.
         Mistake::Code(Plant::RestWithoutQuorum) => some(&[Fault::Partition]),
         // Nothing else may keep the others from taking over.
-        Mistake::Code(Plant::StuckDiskIgnored) => some(&[Fault::StuckDisk]),
+        Mistake::Code(Plant::StuckDiskIgnored | Plant::StuckWaitersKept) => some(&[Fault::StuckDisk]),
         // What was read back must be old, and what was written must be torn.
         Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TornFramesAccepted) => {
             some(&[Fault::Crash, Fault::PowerLoss, Fault::SlowDisk])

@@ -24,6 +24,11 @@ impl World {
         }
         let (deaf, well) = (self.is_deaf(node), self.is_well(node));
         self.checks.contact.looks(node, now, deaf, well);
+        let awaited = self.nodes[node].core.iter().flat_map(engine::NodeCore::awaited);
+        if let Some(group) = self.checks.contact.waits_in_vain(node, now, awaited) {
+            let why = "it follows there, and cannot write";
+            self.fail("nobody waits where nothing is learned", format!("n{node}, group {group}: {why}"));
+        }
         let Some((unfit, groups)) = self.checks.contact.leads_unfit(node, now) else { return };
         // Whoever was told to hand over what it leads takes no leadership for a while.
         let (least, why) = match unfit {

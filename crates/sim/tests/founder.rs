@@ -3,17 +3,20 @@
 
 mod common;
 
-use base::limits::{HEARTBEAT_INTERVAL, TICK};
+use base::limits::{HEARTBEAT_INTERVAL, REQUEST_DEADLINE_DEFAULT, TICK};
 use base::simulation::{Plant, with_plant};
 use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, ReplicaId, RequestId, TopicId, VersionRange, Wall};
 use bytes::Bytes;
 use common::{LoneNode, config};
 use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
-use engine::{CoreConfig, Event, Formation, Reply, Work};
+use engine::{Acks, CoreConfig, Event, Formation, Produce, Reply, Request, Target, Work};
 use journal::DiskError;
-use metadata::{Command, CommandResult, KeyLife, Metadata, token_hash};
+use metadata::{Command, CommandOrigin, CommandResult, KeyLife, Metadata, token_hash};
 use sim::disk::VirtualDisk;
-use wire::{Capabilities, Channel, CheckpointPull, Member, NodeAddress, PeerMessage, RaftMessage, RaftMessageKind};
+use sim::records::{self, Producer};
+use wire::{
+    Capabilities, Channel, CheckpointPull, Forward, Member, NodeAddress, PeerMessage, RaftMessage, RaftMessageKind,
+};
 
 /// One that is ready.
 fn founder() -> LoneNode {
@@ -276,6 +279,79 @@ fn an_outage_of_the_metadata_group_stops_no_vm() {
     let status = founder.core.status();
     assert!(status.ready, "{}", status.reason);
     assert_eq!((phase(&founder), founder.actions.len()), (Some(VmPhase::Running), 0), "{:?}", founder.actions);
+}
+
+/// Its process stands still for longer than an election timeout. Nobody else votes, so nobody else leads then.
+fn stand_still(founder: &mut LoneNode) {
+    founder.now.mono = founder.now.mono.plus(Millis(10_000));
+}
+
+/// A record for a partition (request 12), a VM (request 13), and what another node passed on (`FORWARDED`) are on their way to
+/// a disk that is stuck.
+fn with_requests_under_way() -> LoneNode {
+    let mut founder = founder();
+    let (name, topic_id, replication_factor) = ("kept".to_owned(), TopicId([3; 16]), None);
+    founder.command(1, Command::CreateTopic { name, topic_id, partitions: 1, replication_factor, config: Vec::new() });
+    founder.pass(5_000);
+    let group = founder.core.metadata().topics.get("kept").expect("it was created").partitions[0];
+    founder.replies.clear();
+    founder.disk_stuck = true;
+    let batches = vec![records::encode(&[1], 0, Producer::NONE)];
+    let request = Request::Produce(Produce { group, acks: Acks::All, batches });
+    let deadline = founder.now.mono.plus(REQUEST_DEADLINE_DEFAULT);
+    founder.tell(Event::Request { id: RequestId(12), deadline, target: Target::Here, request });
+    founder.command(13, create_vm("web", 128));
+    let body = wire::encode(&(Request::Command(Command::RevokeToken { token_id: 9 }), None::<CommandOrigin>));
+    let forward = Forward { id: FORWARDED, deadline_ms: REQUEST_DEADLINE_DEFAULT.0, body };
+    founder.tell(Event::Peer { from: SECOND, messages: vec![PeerMessage::Forward(forward)] });
+    // While it leads, it may yet learn what becomes of them.
+    founder.pass(3_000);
+    assert!(founder.replies.is_empty() && answers(&founder).is_empty(), "{:?}", founder.replies);
+    founder
+}
+
+const FORWARDED: u64 = 7;
+
+/// What it answered other nodes, as text where it is text.
+fn answers(founder: &LoneNode) -> Vec<(u64, String)> {
+    let answer = |sent: &PeerMessage| match sent {
+        PeerMessage::ForwardReply(reply) => Some((reply.id, String::from_utf8_lossy(&reply.body).into_owned())),
+        _ => None,
+    };
+    founder.sent.iter().filter_map(answer).collect()
+}
+
+#[test]
+fn who_waits_at_a_former_leader_whose_disk_is_stuck_is_told_and_a_command_is_still_carried_out_once() {
+    let mut founder = with_requests_under_way();
+    stand_still(&mut founder);
+    founder.pass(500);
+    let [(RequestId(12), Err(told))] = &founder.replies[..] else { panic!("{:?}", founder.replies) };
+    assert!(told.code == ErrorCode::LeaderChanged && told.message.contains("disk is stuck"), "{told}");
+    let answered = answers(&founder);
+    let [(FORWARDED, text)] = &answered[..] else { panic!("{answered:?}") };
+    assert!(text.contains("disk is stuck"), "{text:?}");
+    assert!(founder.core.metadata().vm("web").is_none());
+
+    // What its own client asked for is tried again, and stood in the log all the while.
+    founder.disk_stuck = false;
+    founder.settle();
+    founder.pass(5_000);
+    let [_, (RequestId(13), Ok(_))] = &founder.replies[..] else { panic!("{:?}", founder.replies) };
+    assert!(founder.core.metadata().vm("web").is_some());
+    assert_eq!(answers(&founder).len(), 1, "it was answered");
+}
+
+#[test]
+fn who_waits_at_a_former_leader_whose_disk_moves_is_told_what_became_of_it() {
+    let mut founder = with_requests_under_way();
+    stand_still(&mut founder);
+    founder.disk_stuck = false;
+    founder.pass(5_000);
+    let mut answered: Vec<(u64, bool)> = founder.replies.iter().map(|(id, outcome)| (id.0, outcome.is_ok())).collect();
+    answered.sort_unstable();
+    assert_eq!(answered, [(12, true), (13, true)], "{:?}", founder.replies);
+    assert!(founder.core.metadata().vm("web").is_some());
 }
 
 /// Bytes of a checkpoint, at most, and what the state may have of it.

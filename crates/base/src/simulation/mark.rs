@@ -273,6 +273,8 @@ super::table! {
             "Somebody waited for an entry when a checkpoint replaced the log.",
         WaiterLostAtStepDown "waiter-lost-at-step-down"
             "Somebody waited for a leader's disk, or for a batch under way, when the leader stepped down.",
+        WaiterLostToStuckDisk "waiter-lost-to-stuck-disk"
+            "Somebody waited for an entry at a node that led no more, and whose disk was stuck.",
         LeaderClaimStale "leader-claim-stale"
             "A leader of a term that is over was named.",
         LeaderClaimOfDeletedGroup "leader-claim-of-deleted-group"

@@ -157,6 +157,8 @@ super::table! {
             "Whoever took a partition over leads it for good.",
         StuckDiskIgnored "stuck-disk-ignored"
             "A leader whose disk is stuck goes on leading.",
+        StuckWaitersKept "stuck-waiters-kept"
+            "Whoever waits at a former leader whose disk is stuck waits on until that moves.",
         VersionNotAwaited "version-not-awaited"
             "The cluster version rises to what some member can, though others cannot.",
         CommandsNotGated "commands-not-gated"

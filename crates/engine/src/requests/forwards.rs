@@ -164,10 +164,12 @@ impl NodeCore {
 #[cfg(test)]
 mod tests {
     use base::RequestId;
-    use metadata::Command;
+    use bytes::Bytes;
+    use metadata::{Command, CommandResult};
 
     use super::*;
     use crate::requests::tests::{at, core, refusals};
+    use crate::{Acks, Effect, Produce};
 
     fn reply(id: u64, outcome: Result<Reply, RequestError>) -> ForwardReply {
         let outcome = match outcome {
@@ -255,6 +257,53 @@ mod tests {
         assert_eq!(asked(&mut core), [(3, 1)], "neither what is for that node nor what may not be done twice");
         core.follow_leaders();
         assert_eq!(asked(&mut core), [], "it is where it belongs");
+    }
+
+    #[test]
+    fn what_a_former_leader_does_not_learn_is_asked_of_the_next_if_that_does_no_harm() {
+        let mut core = core();
+        let (meta, partition) = (GroupId::META, GroupId(7));
+        for node in [2, 3] {
+            core.peer_up(NodeId(node), base::Incarnation(1));
+        }
+        for group in [meta, partition] {
+            core.leaders.learn(group, 2, Some(NodeId(2)));
+        }
+        let session = Command::OpenSession { node: NodeId(1), incarnation: base::Incarnation(1) };
+        core.take_request(RequestId(1), at(900).mono, Target::Leader(meta), Request::Command(session));
+        let plain = Produce { group: partition, acks: Acks::All, batches: vec![Bytes::from_static(b"plain")] };
+        core.take_request(RequestId(2), at(900).mono, Target::Leader(partition), Request::Produce(plain));
+        let sends: Vec<u64> = core.requests.sent.keys().copied().collect();
+        for group in [meta, partition] {
+            core.leaders.learn(group, 3, Some(NodeId(3)));
+        }
+        for send in sends {
+            let unknown = error(ErrorCode::LeaderChanged, "its disk is stuck");
+            core.take_forward_reply(NodeId(2), reply(send, Err(unknown)));
+        }
+        assert_eq!(refusals(&mut core), [(2, ErrorCode::LeaderChanged)], "it could stand there twice");
+        core.requests_tick();
+        let again: Vec<u64> = core.requests.sent.keys().copied().collect();
+        let [again] = again[..] else { panic!("asked {again:?}") };
+        let asked = |core: &NodeCore| core.requests.pending.values().map(|it| it.wait.clone()).collect::<Vec<_>>();
+        assert_eq!(asked(&core), [Wait::Forwarded { to: NodeId(3), send: again }]);
+
+        // The next one has carried it out. That this node shows it is not said before it does.
+        let done = Reply::Command { index: 5, result: CommandResult::Done };
+        core.take_forward_reply(NodeId(3), reply(again, Ok(done)));
+        core.now = at(900);
+        core.requests_tick();
+        let [Effect::Reply { outcome: Err(told), .. }] = &core.effects[..] else { panic!("{:?}", core.effects) };
+        assert!(told.code == ErrorCode::DeadlineExceeded && told.message.contains("confirmed it"), "{told}");
+        core.effects.clear();
+
+        // A node that applies is told at once.
+        let session = Command::OpenSession { node: NodeId(1), incarnation: base::Incarnation(1) };
+        core.take_request(RequestId(3), at(2_000).mono, Target::Leader(meta), Request::Command(session));
+        let send = *core.requests.sent.keys().next().expect("sent");
+        let done = Reply::Command { index: 0, result: CommandResult::Done };
+        core.take_forward_reply(NodeId(3), reply(send, Ok(done)));
+        assert!(matches!(core.effects[..], [Effect::Reply { id: RequestId(3), outcome: Ok(_) }]), "{:?}", core.effects);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Leadership rests on contact: who hears nobody neither leads (CheckQuorum, Raft section 6.2) nor raises terms
-//! (PreVote, section 9.6 of the dissertation); who hears a leader does not campaign; who cannot write hands over; who stood
-//! still for too long leads nothing of what it led before; and election timeouts are spread (section 5.2).
+//! (PreVote, section 9.6 of the dissertation); who hears a leader does not campaign; who cannot write hands over, and has
+//! nobody wait for what others lead; who stood still for too long leads nothing of what it led before; and election timeouts
+//! are spread (section 5.2).
 //!
 //! Spans are of the node's running time: while a process stands still it can do nothing about anything.
 
@@ -32,6 +33,8 @@ const CAMPAIGNS_SPAN: Nanos = ms(150);
 pub struct Contact {
     nodes: BTreeMap<NodeIx, Node>,
     roles: BTreeMap<(NodeIx, GroupId), (Role, u64)>,
+    /// Since when a replica is in a term in which it does not lead.
+    follows: BTreeMap<(NodeIx, GroupId), Nanos>,
     /// When a leader was last heard, and nothing was done about its silence since.
     heard: BTreeMap<(NodeIx, GroupId), Nanos>,
     /// From the last word of a leader to the campaign.
@@ -95,6 +98,7 @@ impl Contact {
     pub fn restarted(&mut self, node: NodeIx, now: Nanos) {
         self.resumed(node, now);
         self.roles.retain(|(of, _), _| *of != node);
+        self.follows.retain(|(of, _), _| *of != node);
         self.heard.retain(|(of, _), _| *of != node);
         let it = self.nodes.entry(node).or_default();
         (it.deaf_since, it.calm_since) = (None, None);
@@ -106,6 +110,7 @@ impl Contact {
     /// The replica is gone from a node.
     pub fn removed(&mut self, node: NodeIx, group: GroupId) {
         self.roles.remove(&(node, group));
+        self.follows.remove(&(node, group));
         self.heard.remove(&(node, group));
     }
 
@@ -165,6 +170,22 @@ impl Contact {
         (!led.is_empty()).then_some((unfit, led))
     }
 
+    /// One of the `awaited` groups, of which somebody waits at this node for an entry, though it is in a term in which it does
+    /// not lead, and has not been able to write that down since: a write of before is still under way.
+    #[must_use]
+    pub fn waits_in_vain(
+        &self,
+        node: NodeIx,
+        now: Nanos,
+        mut awaited: impl Iterator<Item = GroupId>,
+    ) -> Option<GroupId> {
+        let (ran, it) = (self.ran(node, now), self.nodes.get(&node)?);
+        awaited.find(|group| {
+            let since = self.follows.get(&(node, *group)).copied().filter(|since| ran > since + STUCK_LEADER);
+            since.is_some_and(|since| it.writes.values().any(|began| *began <= since))
+        })
+    }
+
     /// A replica's role changed; `others` says whether its group has other voters.
     ///
     /// # Errors
@@ -178,6 +199,11 @@ impl Contact {
     ) -> Result<(), String> {
         let ran = self.ran(node, now);
         let before = self.roles.insert((node, group), (role, term));
+        if role == Role::Leader {
+            self.follows.remove(&(node, group));
+        } else if before.is_some_and(|(_, known)| term > known) {
+            self.follows.insert((node, group), ran);
+        }
         if role == Role::PreCandidate
             && let Some(heard) = self.heard.remove(&(node, group))
         {
@@ -268,6 +294,28 @@ mod tests {
         };
         assert_eq!(leads(true), Some((Unfit::Stuck, vec![GROUP])));
         assert_eq!(leads(false), None);
+    }
+
+    #[test]
+    fn who_waits_at_a_node_that_cannot_write_and_follows_is_noticed() {
+        let waits = |began: u64, term: u64, role: Role| {
+            let mut contact = Contact::default();
+            contact.role(HERE, 0, (Role::Leader, 2), true).expect("fine");
+            contact.writes(0, ms(began), 7);
+            contact.role(HERE, ms(1_000), (Role::Follower, term), true).expect("fine");
+            contact.role(HERE, ms(1_100), (role, term), true).expect("fine");
+            let awaited = |contact: &Contact, at| contact.waits_in_vain(0, ms(at), [GROUP].into_iter());
+            assert_eq!(awaited(&contact, 4_400), None, "not for long");
+            let noticed = awaited(&contact, 4_600).is_some();
+            assert_eq!(contact.waits_in_vain(0, ms(4_600), std::iter::empty()), None, "nobody waits");
+            contact.wrote(0, 7);
+            assert_eq!(awaited(&contact, 4_600), None, "it can write");
+            noticed
+        };
+        assert!(waits(900, 3, Role::Follower));
+        assert!(!waits(1_200, 3, Role::Follower), "its term may be on disk");
+        assert!(!waits(900, 2, Role::Follower), "nobody else leads yet");
+        assert!(!waits(900, 3, Role::Leader), "it leads again");
     }
 
     #[test]

@@ -19,6 +19,8 @@ const PARTITIONS: u32 = 6;
 const RUN: usize = 24;
 /// From the freeze until others lead: an election timeout until the disk counts as stuck, and some writes that wait for it.
 const LEAVES_WITHIN: Duration = Duration::from_secs(20);
+/// From a record's being sent to a leader whose disk is frozen until the next leader has acknowledged it.
+const TOLD_WITHIN: Duration = LEAVES_WITHIN.saturating_add(Duration::from_secs(10));
 /// Terms that a group may need to get away: one, if nobody's vote is split. Without end it would be one a second.
 const TERMS_MAX: u64 = 3;
 /// For so long nothing may move once others lead: some election timeouts.
@@ -53,6 +55,8 @@ fn leadership_leaves_a_disk_that_hangs_without_an_election_too_many_and_comes_ba
 
         // Declared last, so that it goes first: until then its node cannot be ended.
         let frozen = disks[at].freeze()?;
+        // Nobody else writes, so the node leads until its disk is missed, which is when this record waits for it.
+        writes.through_frozen(&cluster, led.1)?;
         wait_until(LEAVES_WITHIN, "others lead, and take writes", || {
             // A disk of which nobody wants anything is not missed.
             let written = writes.run(&cluster);
@@ -102,6 +106,20 @@ impl Writes {
         self.acknowledged.extend(records);
         let api = Api::with_deadline(cluster.nodes[self.asked].api, Duration::from_secs(2));
         api.put("/v1/kv/runs", &json!({ "value": self.runs.to_string() }))?.ok()?;
+        Ok(())
+    }
+
+    /// Fails unless a record is acknowledged that waits at a leader whose disk is frozen, though its client does not give up
+    /// on that leader: it is to be told that another leads.
+    fn through_frozen(&mut self, cluster: &Cluster, partition: i64) -> anyhow::Result<()> {
+        let (records, partition) = (numbered("frozen", 0..1), partition.to_string());
+        let patient =
+            ["request.timeout.ms", "socket.timeout.ms", "message.timeout.ms"].map(|name| format!("{name}=120000"));
+        let mut extra = vec!["-p", partition.as_str()];
+        patient.iter().for_each(|setting| extra.extend(["-X", setting.as_str()]));
+        let kcat = cluster.kcat().with_limit(TOLD_WITHIN);
+        kcat.produce(TOPIC, borrowed(&records), &[], &extra).context("to a leader whose disk is frozen")?;
+        self.acknowledged.extend(records);
         Ok(())
     }
 
