@@ -18,6 +18,14 @@ use crate::world::{World, place};
 const LOOK: Nanos = ms(300);
 /// All have heard of a node for this long before a careful operator has it take another one's place.
 const PROVEN: Nanos = ms(1_000);
+/// At a look at a node that goes without a successor, an operator thinks of one in so many of a million cases.
+const AFTERTHOUGHT: u64 = 100_000;
+
+/// Whether nobody wants the node to go.
+fn stays(it: &SimNode) -> bool {
+    let goes = matches!(it.order, Some(Order::Leave { .. } | Order::Remove { .. }));
+    !it.retired && !it.departed && !goes
+}
 
 impl World {
     /// Whether a node was a member and is none any more, by the last committed word.
@@ -119,10 +127,8 @@ impl World {
         let lifecycle =
             self.checks.commands.last().and_then(|state| state.nodes.get(&id)).map(|record| record.lifecycle);
         let command = match (order, lifecycle) {
-            (Order::Leave { .. }, Some(NodeLifecycle::Leaving))
-            | (Order::Remove { .. }, Some(NodeLifecycle::Removing)) => {
-                return self.queue.after(LOOK, Ev::Operate { node });
-            }
+            (Order::Leave { .. }, Some(NodeLifecycle::Leaving)) => self.another_successor(node, false),
+            (Order::Remove { .. }, Some(NodeLifecycle::Removing)) => self.another_successor(node, true),
             (Order::Remove { .. }, None) => return self.is_forgotten(node),
             // It finds out by itself.
             (Order::Leave { .. }, None) => return,
@@ -148,21 +154,43 @@ impl World {
     }
 
     /// The command by which a node goes. `None`: not yet, because its successor is no member that answers (where that is gone,
-    /// too, nobody waits for it), or because it leaves, and another one burns.
+    /// too, or another one takes the place already, nobody waits for it), or because it leaves, and another one burns.
     fn removal(&self, node: NodeId, dead: bool, with: Option<Successor>) -> Option<Command> {
         if !dead && self.lost_lately() {
             return None;
         }
-        let goes = |it: &SimNode| matches!(it.order, Some(Order::Leave { .. } | Order::Remove { .. }));
-        let stays = |it: &SimNode| !it.retired && !it.departed && !goes(it);
-        let Some(with) = with.filter(|with| stays(&self.nodes[with.node])) else {
+        let state = self.checks.commands.last()?;
+        let own = state.nodes.get(&node)?.successor;
+        let free = |it: &SimNode| own.is_none_or(|own| own == it.id() || !state.takes_replicas(own));
+        let it = with.map(|with| (with, &self.nodes[with.node])).filter(|(_, it)| stays(it) && free(it));
+        let Some((with, it)) = it else {
             return Some(Command::RemoveNode { node, dead, successor: None });
         };
-        let it = &self.nodes[with.node];
         // As `node replace` has it.
-        let active = self.checks.commands.last().is_some_and(|state| state.takes_replicas(it.id()));
+        let active = state.takes_replicas(it.id());
         let proven = !with.proven || self.queue.now >= it.unheard_at + PROVEN;
         (active && it.runs() && proven).then(|| Command::RemoveNode { node, dead, successor: Some(it.id()) })
+    }
+
+    /// The command that gives a node which goes already another successor, because its own one goes too, or now and then a
+    /// first one. Only where nodes are replaced at all.
+    fn another_successor(&mut self, node: NodeIx, dead: bool) -> Option<Command> {
+        if !self.nemesis.has(Fault::Replace) {
+            return None;
+        }
+        let id = self.nodes[node].id();
+        let state = self.checks.commands.last()?;
+        let lacks_one = match state.nodes.get(&id)?.successor {
+            Some(own) => !state.takes_replicas(own),
+            None => self.nemesis.random.chance(AFTERTHOUGHT),
+        };
+        if !lacks_one {
+            return None;
+        }
+        let fits = |it: &&SimNode| stays(it) && it.runs() && state.takes_replicas(it.id());
+        let all: Vec<NodeId> = self.nodes.iter().filter(fits).map(SimNode::id).collect();
+        let next = *all.get(self.nemesis.random.below(all.len() as u64) as usize)?;
+        Some(Command::RemoveNode { node: id, dead, successor: Some(next) })
     }
 
     /// A command of `__meta` was committed: what becomes of those that are replaced is judged from the states before and

@@ -36,7 +36,7 @@ pub struct Nemesis {
     busy: BTreeMap<(NodeIx, u64), Nanos>,
     armed: Vec<Armed>,
     /// For what belongs to no injection.
-    random: SplitMix64,
+    pub random: SplitMix64,
 }
 
 /// Something that waits for its moment.

@@ -56,6 +56,9 @@ pub struct Stats {
     pub renewed: u64,
     /// Replicas that were made on successors of nodes that were replaced.
     pub taken_over: u64,
+    /// Successors that were named when their node went already: as the first one, or in place of another one.
+    pub named_late: u64,
+    pub successors_changed: u64,
     /// From the first moment until all nodes were members, voters as planned.
     pub formed_after: Nanos,
     /// From the end of the faults until everything accepted writes.
@@ -80,6 +83,8 @@ impl Stats {
         self.commands_repeated = checks.commands.repeats;
         self.leases_outlived = checks.leases.outlived;
         self.taken_over = checks.replacements.taken_over;
+        self.named_late = checks.replacements.named_late;
+        self.successors_changed = checks.replacements.changed;
         self.max_term = checks.elections.highest_term().1;
         self.max_term_meta = checks.elections.term_of(GroupId::META);
     }
@@ -91,7 +96,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 30] = [
+        let sums: [(&mut u64, u64); 32] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -122,6 +127,8 @@ impl Stats {
             (&mut self.departed, other.departed),
             (&mut self.renewed, other.renewed),
             (&mut self.taken_over, other.taken_over),
+            (&mut self.named_late, other.named_late),
+            (&mut self.successors_changed, other.successors_changed),
         ];
         sums.into_iter().for_each(|(to, from)| *to += from);
         self.runs += other.runs;
@@ -183,8 +190,8 @@ impl fmt::Display for Stats {
         writeln!(
             f,
             "stopped for good    {} nodes, because of a bit that flipped or a machine that was lost; {} departed, {} joined \
-             again; {} replicas taken over by successors",
-            self.retired, self.departed, self.renewed, self.taken_over
+             again; {} replicas taken over by successors; {} successors named late, {} changed",
+            self.retired, self.departed, self.renewed, self.taken_over, self.named_late, self.successors_changed
         )?;
         writeln!(
             f,

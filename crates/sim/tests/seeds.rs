@@ -60,6 +60,16 @@ fn successors_take_over_whatever_else_happens() {
 }
 
 #[test]
+fn whoever_goes_already_gets_a_successor_and_another_one_when_that_goes_too() {
+    let faults = FaultSet([Fault::Replace, Fault::Leave, Fault::Drain].into());
+    let cfg = SimConfig { seconds: 6, faults, ..SimConfig::new(4_000) };
+    let sweep = sweep(&cfg, 40, cores(), false);
+    assert_clean(&cfg, &sweep);
+    let stats = &sweep.stats;
+    assert!(stats.named_late > 0 && stats.successors_changed > 0, "nobody was named later:\n{stats}");
+}
+
+#[test]
 fn a_healthy_cluster_forms_in_one_election_and_needs_no_other() {
     let cfg = SimConfig { seconds: 12, faults: FaultSet::none(), ..SimConfig::new(5_000) };
     let sweep = sweep(&cfg, 20, cores(), false);

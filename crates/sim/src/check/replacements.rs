@@ -1,11 +1,13 @@
 //! Nodes that are replaced (`node replace`): what the successor is promised.
 //!
 //! - A replica that a partition needs because a node goes is made on that node's successor, unless the successor has one
-//!   already, is not active, or cannot be heard. No other node gets it.
+//!   already, is not active, or cannot be heard. No other node gets it, unless it is the successor of another one that has a
+//!   replica there.
 //! - In the end the successor votes where it took the other one's place.
 //!
-//! Nothing else is promised. VMs go wherever there is room, and who votes in `__meta` follows from the failure domains, as
-//! with any node that goes; whether they do is judged elsewhere (`finale.rs`).
+//! Nothing else is promised. A successor that is named when its node goes already may come too late: perhaps it was decided
+//! before where the replica is made. VMs go wherever there is room, and who votes in `__meta` follows from the failure
+//! domains, as with any node that goes; whether they do is judged elsewhere (`finale.rs`).
 
 use std::collections::BTreeMap;
 
@@ -24,6 +26,9 @@ pub struct Replacements {
     promises: BTreeMap<(GroupId, NodeId), Promise>,
     /// Replicas that successors got.
     pub taken_over: u64,
+    /// Successors that were named when their node went already: as the first one, or in place of another one.
+    pub named_late: u64,
+    pub changed: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +62,10 @@ impl Replacements {
     /// Perhaps a node is to be replaced from now on. What a partition lacked before may have been decided on before, too.
     fn promised(&mut self, before: &Metadata, after: &Metadata, node: NodeId, now: Nanos) {
         let (Some(was), Some(is)) = (before.nodes.get(&node), after.nodes.get(&node)) else { return };
+        if !was.lifecycle.stays() && is.successor != was.successor {
+            let counter = if was.successor.is_none() { &mut self.named_late } else { &mut self.changed };
+            *counter += 1;
+        }
         let Some(successor) = is.successor.filter(|_| was.lifecycle != is.lifecycle) else { return };
         let settled = |partition: &PartitionRecord| {
             let moves = before.nodes.keys().any(|other| before.spreads_better_on(partition, *other));
@@ -84,6 +93,9 @@ impl Replacements {
         if let Some(promise) = self.promises.get_mut(&(group, node)) {
             self.taken_over += u64::from(!promise.kept);
             promise.kept = true;
+            return Ok(());
+        }
+        if before.partitions.get(&group).is_some_and(|partition| takes_a_place(before, partition, node)) {
             return Ok(());
         }
         let of_group = (group, NodeId(0))..=(group, NodeId(u64::MAX));
@@ -123,6 +135,12 @@ fn holds(partition: &PartitionRecord, node: NodeId) -> bool {
     partition.replicas.iter().any(|replica| replica.node == node)
 }
 
+/// Whether a node is the successor of one that has a replica of the partition.
+fn takes_a_place(state: &Metadata, partition: &PartitionRecord, successor: NodeId) -> bool {
+    let replaced = |node: NodeId| state.nodes.get(&node).is_some_and(|record| record.successor == Some(successor));
+    partition.replicas.iter().any(|it| replaced(it.node))
+}
+
 /// Whether a successor still has to get a replica of a group, or to keep the one that it got.
 fn stands(state: &Metadata, group: GroupId, successor: NodeId, kept: bool) -> bool {
     let Some(partition) = state.partitions.get(&group).filter(|_| state.takes_replicas(successor)) else {
@@ -131,11 +149,7 @@ fn stands(state: &Metadata, group: GroupId, successor: NodeId, kept: bool) -> bo
     if kept {
         return partition.replicas.iter().any(|it| it.node == successor && !it.retired);
     }
-    let replaced = |it: &metadata::ReplicaRecord| {
-        let record = state.nodes.get(&it.node);
-        record.is_some_and(|record| record.successor == Some(successor))
-    };
-    partition.replicas.iter().any(replaced) && state.replica_plan(partition).missing > 0
+    takes_a_place(state, partition, successor) && state.replica_plan(partition).missing > 0
 }
 
 #[cfg(test)]
@@ -243,6 +257,35 @@ mod tests {
         run.replace(4);
         run.commit(Command::DrainNode { node: NodeId(4), drain: true }).expect("no replica");
         run.add(5).expect("node 4 gets nothing new");
+    }
+
+    #[test]
+    fn successors_of_two_that_go_may_come_in_any_order() {
+        let mut run = with_a_choice();
+        run.replace(4);
+        run.commit(Command::RemoveNode { node: NodeId(2), dead: true, successor: Some(NodeId(5)) })
+            .expect("no replica");
+        run.add(5).expect("it takes the place of node 2");
+        assert!(run.checker.finish(&run.state).is_err(), "node 4 is still to get its one");
+        run.add(4).expect("as promised");
+        assert_eq!(run.checker.taken_over, 1);
+    }
+
+    #[test]
+    fn who_is_named_late_is_counted_and_promised_nothing() {
+        let mut run = with_a_choice();
+        let go = |with: Option<u64>| Command::RemoveNode { node: NodeId(3), dead: true, successor: with.map(NodeId) };
+        let counted = |run: &Run| (run.checker.named_late, run.checker.changed);
+        run.commit(go(None)).expect("no replica");
+        run.commit(go(Some(4))).expect("no replica");
+        assert_eq!(counted(&run), (1, 0));
+        run.commit(go(Some(4))).expect("said again");
+        run.commit(Command::DrainNode { node: NodeId(4), drain: true }).expect("no replica");
+        run.commit(go(Some(5))).expect("no replica");
+        assert_eq!(counted(&run), (1, 1));
+        run.commit(Command::DrainNode { node: NodeId(4), drain: false }).expect("no replica");
+        run.add(4).expect("decided before, perhaps");
+        assert_eq!((run.checker.finish(&run.state), run.checker.taken_over), (Ok(()), 0));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
 const TOPIC: &str = "starved";
-const PRODUCERS: usize = 4;
 /// Machines that boot at once: an emulated CPU takes a core.
 const MACHINES: [&str; 2] = ["soaka", "soakb"];
 /// By so much a heartbeat may be late in one case of 1,000: three of them have to be missed for an election, and each node's
@@ -29,7 +28,7 @@ pub fn run(options: &Options, figures: &mut Figures) {
     in_folder("soak-starved", figures, |folder, figures| {
         let mut cluster = Cluster::start(folder, 3)?;
         wait_whole(&cluster.nodes[0])?;
-        let topic = json!({ "name": TOPIC, "partitions": PRODUCERS, "replication_factor": 3 });
+        let topic = json!({ "name": TOPIC, "partitions": plan().producers, "replication_factor": 3 });
         cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
         // Leaderships that go home are elections too, and not what is looked for.
         for topic in [TOPIC, "muster.events"] {
@@ -70,19 +69,9 @@ fn starved(cluster: &mut Cluster, folder: &Folder, options: &Options, figures: &
     Ok(())
 }
 
-/// Records as fast as they are taken, and a put now and then.
+/// Records as fast as they are taken, and a put now and then: how long it takes, not how many there are, is of interest.
 fn plan() -> LoadPlan {
-    LoadPlan {
-        writers: 1,
-        writer_pause: Duration::from_millis(100),
-        producers: PRODUCERS,
-        batch_records: 2_000,
-        record_bytes: 200,
-        producer_pause: Duration::ZERO,
-        topic: TOPIC.to_owned(),
-        deadline: Duration::from_secs(30),
-        ..LoadPlan::moderate()
-    }
+    LoadPlan { writers: 1, writer_pause: Duration::from_millis(100), topic: TOPIC.to_owned(), ..LoadPlan::saturating() }
 }
 
 /// A process that does nothing, as fast as it can, until the value goes.
