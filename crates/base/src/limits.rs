@@ -312,8 +312,10 @@ pub const IDEMPOTENCY_KEPT: Millis = Millis(600_000);
 pub const ONCE_MAX: usize = 16_384;
 /// Length of an Idempotency-Key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Body of one API request: a key's value in JSON, as text in which each character may be escaped, and what belongs to it.
-pub const API_BODY_BYTES_MAX: usize = 2 * KV_VALUE_BYTES_MAX + (64 << 10);
+/// Body of one API request: a key's value in JSON, and what belongs to it. The value may be text of which each character is
+/// escaped: a quote takes two bytes for one, one of two bytes such as ä takes six. Control characters, which take six for one,
+/// are meant to come in base64.
+pub const API_BODY_BYTES_MAX: usize = 3 * KV_VALUE_BYTES_MAX + (64 << 10);
 /// Connections on the API's listener.
 pub const API_CONNECTIONS_MAX: usize = 1_024;
 /// Connections beyond these, each for one probe: whether a node is well is asked most when it has too much to do.

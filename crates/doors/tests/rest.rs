@@ -299,6 +299,17 @@ async fn failures_are_problem_documents() {
 }
 
 #[tokio::test]
+async fn a_value_of_full_length_fits_however_its_characters_are_escaped() {
+    let server = server(ServerLimits::default()).await;
+    for (text, escaped) in [("ä", r"\u00e4"), ("€", r"\u20ac"), ("😀", r"\ud83d\ude00"), ("\"", r#"\""#)] {
+        let count = base::limits::KV_VALUE_BYTES_MAX / text.len();
+        let (status, answer) = server.post(&format!(r#"{{"name": "{}"}}"#, escaped.repeat(count))).await;
+        assert_eq!(status, 200, "{escaped}: {:.200}", answer.to_string());
+        assert!(answer["name"] == text.repeat(count), "{escaped} came as something else");
+    }
+}
+
+#[tokio::test]
 async fn a_retry_with_its_key_gets_the_first_answer() {
     let server = server(ServerLimits::default()).await;
     let head = "POST /v1/things HTTP/1.1\r\ncontent-type: application/json\r\nidempotency-key: k1";

@@ -227,7 +227,9 @@ impl KvStore {
 }
 
 impl KeyChange {
-    fn bytes(&self) -> u64 {
+    /// As [`KV_HISTORY_BYTES_MAX`] counts it.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
         match &self.what {
             KeyChanged::Put(record) => size(&self.key, &record.value),
             KeyChanged::Deleted | KeyChanged::Expired => size(&self.key, &[]),

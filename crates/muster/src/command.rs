@@ -1,8 +1,8 @@
 //! The command line: what starts processes is written here, everything else is drawn from the registry.
 
 use clap::builder::PossibleValuesParser;
-use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, ArgAction, Command, value_parser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use operations::Ports;
 use ops::Registry;
 
@@ -62,10 +62,11 @@ pub(crate) fn command(registry: &Registry<Ports>) -> Command {
 /// Parses a command line.
 ///
 /// # Errors
-/// Help, version and misuse, as clap tells of them; also a verb that is only one letter away is suggested.
-pub(crate) fn parse(command: Command, words: Vec<std::ffi::OsString>) -> Result<clap::ArgMatches, clap::Error> {
+/// Help, version and misuse, as clap tells of them; also a verb that is only one letter away is suggested, and a deadline for
+/// what asks no node is refused.
+pub(crate) fn parse(command: Command, words: Vec<std::ffi::OsString>) -> Result<ArgMatches, clap::Error> {
     let mut parser = command.clone();
-    parser.try_get_matches_from_mut(&words).map_err(|mut error| {
+    let matches = parser.try_get_matches_from_mut(&words).map_err(|mut error| {
         // clap's own measure misses short words: "vn" for "vm".
         let suggested = error.get(ContextKind::SuggestedSubcommand).is_some();
         let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidSubcommand) else { return error };
@@ -77,7 +78,21 @@ pub(crate) fn parse(command: Command, words: Vec<std::ffi::OsString>) -> Result<
             error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![near]));
         }
         error
-    })
+    })?;
+    if let Some(verb) = asks_nobody(&matches).filter(|_| matches.contains_id("deadline")) {
+        let problem = format!("--deadline is for what a node is asked: `muster {verb}` has none");
+        return Err(parser.error(ErrorKind::ArgumentConflict, problem));
+    }
+    Ok(matches)
+}
+
+/// The verb that was said, if it is carried out here and not by the node that the command line names.
+fn asks_nobody(matches: &ArgMatches) -> Option<&str> {
+    match matches.subcommand()? {
+        ("node", args) if args.subcommand().is_none() => Some("node --config"),
+        (verb @ ("up" | "join" | "dev" | "demo" | "recover" | "version"), _) => Some(verb),
+        _ => None,
+    }
 }
 
 fn up() -> Command {
@@ -297,7 +312,7 @@ mod tests {
         command(&operations::registry().unwrap()).debug_assert();
     }
 
-    fn parse(line: &str) -> Result<clap::ArgMatches, String> {
+    fn parse(line: &str) -> Result<ArgMatches, String> {
         let words = line.split_whitespace().map(Into::into).collect();
         super::parse(command(&operations::registry().unwrap()), words).map_err(|error| error.to_string())
     }
@@ -330,6 +345,27 @@ mod tests {
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.contains("similar") && error.contains(expect), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_for_calls_alone() {
+        for (line, verb) in [
+            ("muster up --deadline 5s", "up"),
+            ("muster --deadline 5s up", "up"),
+            ("muster join muster1_x --deadline 5s", "join"),
+            ("muster node --config x.toml --deadline 5s", "node --config"),
+            ("muster dev --deadline 5s", "dev"),
+            ("muster demo --deadline 5s", "demo"),
+            ("muster recover --data-dir x --deadline 5s", "recover"),
+            ("muster version --deadline 5s", "version"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(&format!("--deadline is for what a node is asked: `muster {verb}`")), "{error}");
+            assert!(parse(&line.replace("--deadline 5s", "")).is_ok(), "{line}");
+        }
+        for line in ["muster --deadline 5s status", "muster node list --deadline 5s"] {
+            assert!(parse(line).is_ok(), "{line}");
         }
     }
 

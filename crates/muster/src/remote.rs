@@ -136,7 +136,7 @@ mod tests {
         let text = "blue\n\t\"quoted\" \u{e9}\r\n";
         let input = json!({ "key": "k", "value": "-" });
         assert_eq!(filled(input.clone(), "value", text.as_bytes()), json!({ "key": "k", "value": text }));
-        for bytes in [&b"\xff"[..], b"\0", b"\x1b[2J"] {
+        for bytes in [&b"\xff"[..], b"\0", b"\x1b[2J", b"\x7f", "\u{9b}2J".as_bytes()] {
             let expect = json!({ "key": "k", "value": BASE64.encode(bytes), "encoding": "base64" });
             assert_eq!(filled(input.clone(), "value", bytes), expect);
         }

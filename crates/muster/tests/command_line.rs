@@ -66,6 +66,9 @@ fn mistakes_end_with_2_and_say_what_was_meant() {
         (vec!["topic", "create", "t", "--config", "x"], "error: `config` must be KEY=VALUE, is \"x\""),
         (vec!["status", "--output", "yaml"], "[possible values: human, json]"),
         (vec!["status", "--deadline", "soon"], "it must be a number of seconds, minutes or hours"),
+        // What is refused otherwise, with 1, once it has begun.
+        (vec!["node", "--config", "/nowhere/node.toml", "--deadline", "5s"], "`muster node --config` has none"),
+        (vec!["recover", "--data-dir", "/nowhere", "--deadline", "5s"], "`muster recover` has none"),
         (vec!["node"], "--config"),
     ] {
         let output = muster(&args);

@@ -28,11 +28,11 @@ pub(crate) fn found_cluster(data: &DataDir, config: &Config) -> Result<(), NodeE
         return Err(lost(data.path(), &left, &config.name));
     }
     if let Some(peer) = config.peers.first() {
-        let (dir, name) = (data.path().display(), &config.name);
+        let dir = data.path().display();
         return Err(NodeError::Config(format!(
             "{dir} belongs to no cluster, and --peer {peer} (or `peers`) names a member of one: join it with a token (`muster \
-             token create` there). A member whose data is gone is given up first (`muster node remove {name}`). To form a new \
-             cluster, leave out --peer"
+             token create` there). A member whose data is gone is given up first ({}). To form a new cluster, leave out --peer",
+            give_up(&config.name)
         )));
     }
     data.save(&ClusterRecord {
@@ -49,14 +49,23 @@ pub(crate) fn found_cluster(data: &DataDir, config: &Config) -> Result<(), NodeE
     })
 }
 
+/// How to give up a node that does not know any more what its cluster calls it: the name that it was told may be another's.
+fn give_up(told: &str) -> String {
+    format!(
+        "`muster node remove` with the name or id that `muster node list` shows for it: it was told to be called {told}, and \
+         has another name if a member had that one"
+    )
+}
+
 /// Why a node that has something and no record does not form a cluster.
 fn lost(dir: &Path, left: &Path, name: &str) -> NodeError {
     let (dir, left) = (dir.display(), left.display());
     NodeError::Config(format!(
         "{left} is there, and {dir}/cluster, which says to which cluster it belongs, is not. A node whose data is gone neither \
          comes back as what it was nor forms a cluster beside its own: restore that file if nothing else is lost; if not, give \
-         the node up in its cluster (`muster node remove {name}`), wipe the whole of {dir}, and join anew with a token. If it \
-         never was a member, or is to form a new cluster, wipe the whole of {dir}"
+         the node up in its cluster ({}), wipe the whole of {dir}, and join anew with a token. If it never was a member, or is \
+         to form a new cluster, wipe the whole of {dir}",
+        give_up(name)
     ))
 }
 
@@ -200,6 +209,13 @@ mod tests {
         data.load().map_err(|error| error.to_string())?.ok_or_else(|| "no record".to_owned())
     }
 
+    /// Two hosts were told to be called node7: the one that has the name is not to be given up for the other.
+    fn names_nobody(error: &str) -> bool {
+        let how =
+            "`muster node remove` with the name or id that `muster node list` shows for it: it was told to be called";
+        error.contains(&format!("{how} node7")) && !error.contains("remove node7")
+    }
+
     #[test]
     fn only_a_node_that_never_was_anything_else_forms_a_cluster_and_a_first_start_that_failed_may_be_repeated() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -217,7 +233,7 @@ mod tests {
         let refused = |left: &str| {
             let error = founds(&data, &config).expect_err("it forms a cluster of its own");
             let begins = format!("{} is there, and", data.path().join(left).display());
-            assert!(error.starts_with(&begins) && error.contains("`muster node remove node7`"), "{error}");
+            assert!(error.starts_with(&begins) && names_nobody(&error), "{error}");
             assert!(!dir.path().join("cluster").exists(), "the next start would go on with it");
         };
         refused("identity.key");
@@ -233,6 +249,7 @@ mod tests {
         let told = Config { peers: vec![std::net::SocketAddr::from(([10, 0, 0, 2], 7401))], ..config.clone() };
         let error = founds(&data, &told).expect_err("it was told of others");
         assert!(error.contains("--peer 10.0.0.2:7401") && error.contains("leave out --peer"), "{error}");
+        assert!(names_nobody(&error), "{error}");
         founds(&data, &config).expect("wiped as a whole, it is new");
     }
 

@@ -1,8 +1,13 @@
-//! Keys, leases and locks against real tables: calls that are repeated, and callers that go away.
+//! Keys, leases and locks against real tables: calls that are repeated, and callers that go away or do not read.
 
+use std::sync::{Arc, Weak};
+
+use base::limits::{KV_HISTORY_BYTES_MAX, KV_VALUE_BYTES_MAX};
 use base::{ErrorCode, LeaseId};
-use futures::FutureExt;
-use metadata::{Command, CommandResult};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use metadata::{Command, CommandResult, KeyLife};
+use ops::Output;
 use serde_json::{Value, json};
 
 use crate::Core;
@@ -122,6 +127,10 @@ fn text_that_json_would_bloat_or_a_terminal_obey_comes_in_base64() {
         (&b""[..], "text"),
         (&b"\0"[..], "base64"),
         (&b"\x1b[2J"[..], "base64"),
+        (&b"blue\x7f"[..], "base64"),
+        // U+009B, with which ESC [ can be written in one character.
+        ("\u{9b}2J".as_bytes(), "base64"),
+        ("\u{a0}".as_bytes(), "text"),
         (&b"\xff\xfe"[..], "base64"),
     ] {
         let value = data_encoding::BASE64.encode(bytes);
@@ -135,4 +144,49 @@ fn text_that_json_would_bloat_or_a_terminal_obey_comes_in_base64() {
         assert_eq!(exact(&got), bytes);
         assert_eq!(text(&got).starts_with("(base64) "), encoding == "base64", "people cannot tell: {}", text(&got));
     }
+}
+
+fn put(world: &World, key: &str, value: Bytes) {
+    let put = world.apply(Command::PutKey { key: key.into(), value, expect: None, life: KeyLife::Lasting });
+    assert!(matches!(put, CommandResult::KeyPut { .. }), "{put:?}");
+}
+
+/// Puts a value that tells whether anybody has it still.
+fn put_traced(world: &World, key: &str, len: usize) -> Weak<[u8]> {
+    let value: Arc<[u8]> = vec![b'x'; len].into();
+    let trace = Arc::downgrade(&value);
+    put(world, key, Bytes::from_owner(value));
+    trace
+}
+
+#[test]
+fn a_watcher_that_does_not_read_holds_a_mebibyte_of_changes_and_no_state_of_then() {
+    let world = World::new(1);
+    world.hang_ups();
+    let from = world.metadata().applied + 1;
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    let traces: Vec<_> = keys.iter().map(|key| put_traced(&world, key, KV_VALUE_BYTES_MAX / 8)).collect();
+    let held = || traces.iter().filter(|trace| trace.strong_count() > 0).count();
+    let begun = |input: Value| {
+        let Ok(Output::Stream(mut items)) = world.output("kv.watch", input) else { panic!("it does not watch") };
+        let first = items.next().now_or_never().flatten().expect("it begins").unwrap();
+        assert_eq!(first["what"], "watching");
+        items
+    };
+    let _of_what_comes = begun(json!({}));
+    let mut behind = begun(json!({ "from_revision": from }));
+    let mut next = || behind.next().now_or_never().flatten().expect("there is more");
+    assert_eq!(next().unwrap()["revision"], from);
+
+    // Other values come, until the history has forgotten these.
+    keys.iter().for_each(|key| put(&world, key, Bytes::new()));
+    let long = Bytes::from(vec![b'x'; KV_VALUE_BYTES_MAX]);
+    (0..=KV_HISTORY_BYTES_MAX / KV_VALUE_BYTES_MAX as u64).for_each(|_| put(&world, "long", long.clone()));
+    assert_eq!(held(), 7, "of 8 that fit into 1 MiB one was told");
+    // What it holds is told, and then that the rest is lost to it.
+    for revision in from + 1..from + 8 {
+        assert_eq!(next().unwrap()["revision"], revision);
+    }
+    assert_eq!(held(), 0);
+    assert_eq!(next().unwrap_err().code, ErrorCode::Compacted);
 }

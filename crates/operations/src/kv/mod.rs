@@ -70,12 +70,12 @@ pub(crate) fn view(key: &str, record: &KeyRecord, with_value: bool) -> KeyView {
     }
 }
 
-/// The value as text, if that is how it is to stand in JSON: a control character would take six bytes there, and could
-/// move the cursor of whoever looks. Those that end lines and columns take two, as quotes do.
+/// The value as text, if that is how it is to stand in JSON: a control character, also one beyond ASCII such as U+009B, could
+/// move the cursor of whoever looks, and most take six bytes there. Those that end lines and columns take two, as quotes do.
 #[must_use]
 pub fn plain_text(value: &[u8]) -> Option<&str> {
-    let plain = |byte: &u8| *byte >= b' ' || matches!(byte, b'\t' | b'\n' | b'\r');
-    std::str::from_utf8(value).ok().filter(|text| text.as_bytes().iter().all(plain))
+    let plain = |c: char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');
+    std::str::from_utf8(value).ok().filter(|text| text.chars().all(plain))
 }
 
 /// The bytes that a text stands for.

@@ -1,10 +1,9 @@
 //! `kv.watch`: the changes of keys, as they come, from a revision on, without gaps.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use base::ErrorCode;
-use base::limits::API_WAITS_MAX;
+use base::limits::{API_WAITS_MAX, KV_VALUE_BYTES_MAX};
 use futures::StreamExt;
 use metadata::{KeyChange, KeyChanged, Metadata};
 use ops::{Call, Example, Human, Limits, Method, OpError, Operation, Scope, Typed};
@@ -16,8 +15,11 @@ use super::{KeyView, value_text, view};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
 
-/// Changes prepared at once.
+/// Changes that are taken from the history at once; more only if they are of one revision, and those have no values. They are
+/// what a watcher that does not read holds.
 const PREPARED_MAX: usize = 256;
+/// Nor are more taken above so many bytes, as the history counts them.
+const PREPARED_BYTES_MAX: u64 = KV_VALUE_BYTES_MAX as u64;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -85,13 +87,15 @@ const ERRORS: &[ErrorCode] = &[
     ErrorCode::ShuttingDown,
 ];
 
+/// It holds no state of the cluster: one of long ago keeps all that has been replaced since, and each watcher that does not
+/// read may have one of another time.
 struct Watching {
     call: Call<Ports>,
     input: Input,
-    metadata: Arc<Metadata>,
-    /// All up to here was told.
+    /// All up to here was told, or is ready.
     told: u64,
-    ready: VecDeque<Item>,
+    /// As the history has them: their values are shared until they are told.
+    ready: VecDeque<KeyChange>,
     over: bool,
 }
 
@@ -108,12 +112,12 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Typed<Item>, OpError> {
     };
     metadata.kv.changes_after(told).map(drop).map_err(|kept| compacted(told, kept))?;
     let begin = Item { what: What::Watching, revision: told, key: None, now: None };
-    let watching = Watching { call, input, metadata, told, ready: VecDeque::from([begin]), over: false };
-    Ok(futures::stream::unfold(watching, |mut watching| async move {
+    let watching = Watching { call, input, told, ready: VecDeque::new(), over: false };
+    let changes = futures::stream::unfold(watching, |mut watching| async move {
         let item = watching.next().await?;
         Some((item, watching))
-    })
-    .boxed())
+    });
+    Ok(futures::stream::iter([Ok(begin)]).chain(changes).boxed())
 }
 
 fn compacted(told: u64, kept: u64) -> OpError {
@@ -130,38 +134,37 @@ impl Watching {
             if self.over {
                 return None;
             }
-            if let Some(item) = self.ready.pop_front() {
-                return Some(Ok(item));
+            if let Some(change) = self.ready.pop_front() {
+                return Some(Ok(item(&change)));
             }
-            if let Err(error) = self.prepare() {
+            let metadata = self.call.context.core.metadata_after(self.told).await;
+            if let Err(error) = self.prepare(&metadata) {
                 self.over = true;
                 return Some(Err(error));
-            }
-            if self.ready.is_empty() {
-                self.metadata = self.call.context.core.metadata_after(self.metadata.applied).await;
             }
         }
     }
 
     /// The next changes that are wanted, of whole revisions.
-    fn prepare(&mut self) -> Result<(), OpError> {
+    fn prepare(&mut self, metadata: &Metadata) -> Result<(), OpError> {
         let wanted = |change: &KeyChange| match self.input.exact {
             true => change.key == self.input.prefix,
             false => change.key.starts_with(&self.input.prefix),
         };
-        let changes = self.metadata.kv.changes_after(self.told).map_err(|kept| compacted(self.told, kept))?;
-        let mut told = self.metadata.applied;
+        let changes = metadata.kv.changes_after(self.told).map_err(|kept| compacted(self.told, kept))?;
+        self.told = metadata.applied;
+        let mut bytes = 0;
         for change in changes {
-            if self.ready.len() >= PREPARED_MAX && self.ready.back().is_some_and(|last| last.revision < change.revision)
-            {
-                told = change.revision - 1;
+            let enough = self.ready.len() >= PREPARED_MAX || bytes >= PREPARED_BYTES_MAX;
+            if enough && self.ready.back().is_some_and(|last| last.revision < change.revision) {
+                self.told = change.revision - 1;
                 break;
             }
             if wanted(change) {
-                self.ready.push_back(item(change));
+                bytes += change.bytes();
+                self.ready.push_back(change.clone());
             }
         }
-        self.told = told;
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use data_encoding::BASE64;
 use serde_json::{Value, json};
 use testkit::{Api, Cluster, Folder, Process, free_port, wait_until};
 
@@ -141,19 +142,6 @@ impl System for Etcd {
     }
 }
 
-/// RFC 4648, with padding.
 fn base64(text: &str) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in text.as_bytes().chunks(3) {
-        let three = [chunk[0], chunk.get(1).copied().unwrap_or(0), chunk.get(2).copied().unwrap_or(0)];
-        let bits = u32::from(three[0]) << 16 | u32::from(three[1]) << 8 | u32::from(three[2]);
-        for at in 0..4 {
-            match at <= chunk.len() {
-                true => out.push(char::from(ALPHABET[(bits >> (18 - 6 * at)) as usize & 63])),
-                false => out.push('='),
-            }
-        }
-    }
-    out
+    BASE64.encode(text.as_bytes())
 }

@@ -123,7 +123,7 @@ fn a_node_that_lost_its_data_and_kept_its_key_is_refused_until_it_is_given_up() 
         for _ in 0..2 {
             let ended = cluster.nodes[2].start_again(&Start::Up)?;
             ensure!(!ended.status.success(), "it runs without its data:\n{}", ended.text());
-            for expect in ["identity.key is there", "neither comes back", "muster node remove node3"] {
+            for expect in ["identity.key is there", "neither comes back", "it was told to be called node3"] {
                 ensure!(ended.text().contains(expect), "it does not say {expect:?}:\n{}", ended.text());
             }
         }
