@@ -12,7 +12,7 @@ use super::writer::round_of;
 use super::{LoadPlan, Written};
 use crate::http::{Api, nobody_listened};
 
-/// A watch begins anew after so long: a node that is stopped waits up to 2 s for streams, and breaks them off.
+/// A watch begins anew after so long, so that where it begins is tried often.
 const STREAM: Duration = Duration::from_secs(1);
 /// Until it begins.
 const ANSWER: Duration = Duration::from_secs(5);
