@@ -109,7 +109,7 @@ async fn call<C: Send + Sync + 'static>(
     let body = read_body(spec, &parts.headers, body).await?;
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let input = input_from(spec, path, query(&parts.uri)?, body)?;
-    let place = if waits_long(spec) { Some(place_among(waits)?) } else { None };
+    let place = if waits_long(spec, &input) { Some(place_among(waits)?) } else { None };
     match door.pipeline.invoke(Invocation { input, ..invocation }).await? {
         Output::Value(value) => Ok(json_response(StatusCode::OK, value.to_string())),
         Output::Stream(items) => Ok(ndjson(items, place)),
@@ -117,8 +117,9 @@ async fn call<C: Send + Sync + 'static>(
 }
 
 /// Whether a call may hold its connection for long.
-fn waits_long(spec: &Spec) -> bool {
-    spec.streams || spec.limits.deadline_max > REQUEST_DEADLINE_MAX
+fn waits_long(spec: &Spec, input: &Value) -> bool {
+    let single = spec.single.is_some_and(|field| input[field] == true);
+    (spec.streams && !single) || spec.limits.deadline_max > REQUEST_DEADLINE_MAX
 }
 
 fn place_among(waits: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, OpError> {
