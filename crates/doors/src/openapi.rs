@@ -95,7 +95,8 @@ fn parameters(spec: &Spec) -> Vec<Value> {
     if spec.idempotency == Idempotency::Keyed && !spec.streams {
         out.push(json!({
             "name": IDEMPOTENCY_HEADER, "in": "header", "required": false,
-            "description": "A retry with the same key, through any node, gets the first call's result.",
+            "description": "A retry with the same key, through any node, gets the first call's result, unless the \
+                            operation's description says otherwise.",
             "schema": { "type": "string", "minLength": 1, "maxLength": base::limits::IDEMPOTENCY_KEY_BYTES_MAX },
         }));
     }

@@ -55,6 +55,8 @@ struct Input {
     size: u32,
     #[serde(default)]
     big: bool,
+    #[serde(default)]
+    once: bool,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -79,6 +81,9 @@ async fn make(call: Call<World>, input: Input) -> Result<Thing, OpError> {
 async fn follow(_: Call<World>, input: Input) -> Result<Typed<u32>, OpError> {
     let end = async move { Err(OpError::new(ErrorCode::Unreachable, "it broke")) };
     let items = futures::stream::iter((0..input.size).map(Ok));
+    if input.once {
+        return Ok(items.boxed());
+    }
     Ok(if input.big { items.chain(futures::stream::pending()).boxed() } else { items.chain(end.into_stream()).boxed() })
 }
 
@@ -138,7 +143,8 @@ async fn server(limits: ServerLimits) -> Server {
             .idempotency(Idempotency::Keyed)
             .errors(&[ErrorCode::NotFound]),
         Operation::new("thing.get", "Get a thing", (Method::Get, "/v1/things/{name}"), make),
-        Operation::streaming("thing.follow", "Follow a thing", (Method::Get, "/v1/things/{name}/follow"), follow),
+        Operation::streaming("thing.follow", "Follow a thing", (Method::Get, "/v1/things/{name}/follow"), follow)
+            .single("once"),
         Operation::new("thing.slow", "Get a thing, at leisure", (Method::Get, "/v1/things/{name}/slow"), slow),
         Operation::new("thing.wait", "Wait for a thing", (Method::Get, "/v1/things/{name}/wait"), wait)
             .limits(Limits { deadline_max: Millis(86_400_000), ..Limits::default() }),
@@ -397,6 +403,8 @@ async fn streams_leave_room_for_other_calls() {
     let detail = "too many streams and waiting calls are under way on this node";
     assert_eq!((status, problem["detail"].as_str()), (429, Some(detail)));
     assert_eq!(server.post(r#"{"name": "a"}"#).await.0, 200);
+    // So does a stream of one item find room: a lease is renewed whoever watches.
+    assert_eq!(server.send("GET /v1/things/a/follow?size=1&once HTTP/1.1", "").await.0, 200);
     drop(held);
     server.until_ok(follow).await;
 }

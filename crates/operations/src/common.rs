@@ -103,14 +103,21 @@ async fn proposed(call: &Call<Ports>, command: Command) -> Result<(u64, CommandR
 
 /// The cluster's state: with everything in it that was committed when the call came, or as far as this node knows.
 pub(crate) async fn read(call: &Call<Ports>, stale: bool) -> Result<Arc<Metadata>, OpError> {
-    if !stale {
-        let barrier = call.context.core.request(Target::Here, call.deadline, Request::Barrier);
-        barrier.await.map_err(|error| {
-            let unknown = matches!(error.code, ErrorCode::NoLeader | ErrorCode::DeadlineExceeded);
-            let failed = failure(error);
-            if unknown { failed.hint("with `--stale` this node answers from what it knows") } else { failed }
-        })?;
+    if stale {
+        return Ok(call.context.core.metadata());
     }
+    latest(call).await.map_err(|failed| match failed.code {
+        ErrorCode::NoLeader | ErrorCode::DeadlineExceeded => {
+            failed.hint("with `--stale` this node answers from what it knows")
+        }
+        _ => failed,
+    })
+}
+
+/// The same for a call that cannot do without the leader.
+pub(crate) async fn latest(call: &Call<Ports>) -> Result<Arc<Metadata>, OpError> {
+    let barrier = call.context.core.request(Target::Here, call.deadline, Request::Barrier);
+    barrier.await.map_err(failure)?;
     Ok(call.context.core.metadata())
 }
 

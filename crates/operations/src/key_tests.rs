@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use base::limits::{KV_HISTORY_BYTES_MAX, KV_VALUE_BYTES_MAX};
-use base::{ErrorCode, LeaseId};
+use base::{ErrorCode, LeaseId, Millis, Mono};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use metadata::{Command, CommandResult, KeyLife};
@@ -110,13 +110,114 @@ fn who_takes_over_an_earlier_calls_place_goes_on_when_that_one_hangs_up() {
     assert_eq!(shared.as_array().map(Vec::len), Some(1), "one call, one place: {shared}");
     drop(first);
     assert!(again.as_mut().now_or_never().is_none(), "it waits on");
-    assert!(waiting() != shared && waiting().as_array().is_some_and(|leases| leases.len() == 1), "{}", waiting());
-    // A place of its own is lost when somebody takes it away: it was not to wait any more.
-    let own = waiting()[0].clone();
-    end(&world, &own);
+    assert_eq!(waiting(), shared);
+    // The place is lost when somebody takes it away: it was not to wait any more.
+    end(&world, &shared[0]);
     let lost = again.as_mut().now_or_never().expect("it ends").err().expect("it fails");
     assert_eq!(lost.code, ErrorCode::FailedPrecondition, "{lost:?}");
     assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"][0]["lease"], held["lease"]);
+}
+
+fn waits_for_backup() -> ops::Invocation {
+    let input = json!({ "name": "backup", "ttl_s": 600, "timeout_s": 600 });
+    ops::Invocation { idempotency_key: Some("k".into()), ..call("lock.acquire", input) }
+}
+
+/// What a call has answered by now.
+fn answered(call: impl Future<Output = Result<ops::Output, ops::OpError>>) -> Value {
+    match call.now_or_never().expect("it ends").unwrap() {
+        ops::Output::Value(value) => value,
+        ops::Output::Stream(_) => panic!("it streams"),
+    }
+}
+
+#[test]
+fn who_has_the_lock_keeps_it_when_the_call_that_asked_first_under_its_key_leaves_late() {
+    let world = World::new(3);
+    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
+    world.patient();
+    world.hang_ups();
+    let (one, another) = (world.pipeline(), world.pipeline());
+    let mut first = Box::pin(one.invoke(waits_for_backup()));
+    assert!(first.as_mut().now_or_never().is_none(), "the lock is held");
+    end(&world, &held["lease"]);
+    let got = answered(another.invoke(waits_for_backup()));
+    drop(first);
+    let lock = world.value("lock.list", json!({})).unwrap()["locks"][0].clone();
+    assert_eq!((&lock["lease"], &lock["token"]), (&got["lease"], &got["token"]), "it was taken away");
+}
+
+#[test]
+fn who_has_the_lock_keeps_it_when_a_call_that_asked_again_under_its_key_hangs_up() {
+    let world = World::new(3);
+    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
+    world.patient();
+    world.hang_ups();
+    let (one, another) = (world.pipeline(), world.pipeline());
+    let mut first = Box::pin(one.invoke(waits_for_backup()));
+    assert!(first.as_mut().now_or_never().is_none(), "the lock is held");
+    end(&world, &held["lease"]);
+    let got = answered(first.as_mut());
+    world.renewals_hang();
+    let mut again = Box::pin(another.invoke(waits_for_backup()));
+    assert!(again.as_mut().now_or_never().is_none(), "it renews the lease");
+    drop(again);
+    let lock = world.value("lock.list", json!({})).unwrap()["locks"][0].clone();
+    assert_eq!((&lock["lease"], &lock["token"]), (&got["lease"], &got["token"]), "it was taken away");
+}
+
+#[test]
+fn a_lock_is_not_asked_for_much_longer_than_its_timeout() {
+    let world = World::new(3);
+    let seconds = |s: u64| Mono(0).plus(Millis(s * 1_000));
+    world.value("lock.acquire", json!({ "name": "backup", "ttl_s": 600, "timeout_s": 0 })).unwrap();
+    assert_eq!(world.last_deadline(), seconds(30));
+    world.patient();
+    world.hang_ups();
+    let pipeline = world.pipeline();
+    let input = json!({ "name": "backup", "ttl_s": 600, "timeout_s": 300 });
+    let mut waiting = Box::pin(pipeline.invoke(call("lock.acquire", input)));
+    assert!(waiting.as_mut().now_or_never().is_none(), "the lock is held");
+    // It wakes, and renews its lease.
+    world.pass(Millis(250_000));
+    world.apply(Command::GrantLease { ttl_ms: 1_000 });
+    assert!(waiting.as_mut().now_or_never().is_none(), "the lock is held");
+    assert_eq!(world.last_deadline(), seconds(330));
+
+    let world = World::new(3);
+    world.no_leader();
+    let late = world.value("lock.acquire", json!({ "name": "backup", "timeout_s": 5 })).unwrap_err();
+    assert_eq!(world.last_deadline(), seconds(35));
+    assert_eq!(late.code, ErrorCode::NoLeader, "{late:?}");
+    assert!(late.hint.as_deref().is_some_and(|hint| hint.contains("`muster status`")), "{late:?}");
+}
+
+#[test]
+fn a_lock_that_is_freed_again_under_the_same_key_stays_with_the_next_one() {
+    let world = World::new(3);
+    let acquire = || world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
+    let release =
+        |key: &str, lease: &Value| world.keyed(key, "lock.release", json!({ "name": "backup", "lease": lease }));
+    let held = acquire();
+    let released = release("release-1", &held["lease"]).unwrap();
+    let next = acquire();
+    // The answer was lost: once more, through another node.
+    assert_eq!(release("release-1", &held["lease"]).unwrap(), released);
+    assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"][0]["lease"], next["lease"]);
+    // Another call, and a lease that has nothing to do with the lock, are told so.
+    assert_eq!(release("release-2", &held["lease"]).unwrap_err().code, ErrorCode::NotFound);
+    let other = world.value("lease.grant", json!({ "ttl_s": 60 })).unwrap();
+    assert_eq!(release("release-3", &other["lease"]).unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(world.metadata().kv.leases.len(), 2, "a lease was ended that is none of the lock's");
+}
+
+#[test]
+fn a_token_is_made_anew_when_it_is_asked_for_again_through_another_node_as_its_docs_say() {
+    let world = World::new(3);
+    let [first, again] = [(); 2].map(|()| world.keyed("token-1", "token.create", json!({})).unwrap());
+    assert!(first["id"] != again["id"] && first["token"] != again["token"], "{first} {again}");
+    let registry = crate::registry().unwrap();
+    assert!(registry.get("token.create").unwrap().spec().docs.contains("makes a second token"));
 }
 
 #[test]

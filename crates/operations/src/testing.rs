@@ -1,10 +1,10 @@
 //! A small cluster for tests: the real tables of `__meta`, and nodes that answer, fail, or never answer.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
-use base::{ClusterId, EndpointId, ErrorCode, GroupId, Histogram, Mono, NodeId, Now, ReplicaId, VmEpoch, Wall};
+use base::{ClusterId, EndpointId, ErrorCode, GroupId, Histogram, Millis, Mono, NodeId, Now, ReplicaId, VmEpoch, Wall};
 use engine::{Elections, GroupView, GroupVitals, NodeStatus, Queues, Reply, Request, RequestError, Target, Vitals};
 use futures::channel::oneshot;
 use futures::executor::block_on;
@@ -32,6 +32,10 @@ struct State {
     paces: BTreeMap<NodeId, Pace>,
     waiting: Vec<(u64, oneshot::Sender<Arc<Metadata>>)>,
     leader: Option<NodeId>,
+    now: Mono,
+    /// The latest deadline of what the core was asked.
+    last_deadline: Mono,
+    renewals_hang: bool,
 }
 
 /// The tables and the nodes.
@@ -42,6 +46,8 @@ pub(crate) struct World {
     /// Whether callers may hang up.
     hang_ups: AtomicBool,
     records: Mutex<Vec<Record>>,
+    /// What the next random bytes all are.
+    random: AtomicU8,
 }
 
 const WALL: i64 = 1_700_000_000_000;
@@ -66,10 +72,14 @@ impl World {
                 paces: BTreeMap::new(),
                 waiting: Vec::new(),
                 leader: Some(NodeId(1)),
+                now: Mono(0),
+                last_deadline: Mono(0),
+                renewals_hang: false,
             }),
             hurry: true.into(),
             hang_ups: false.into(),
             records: Mutex::default(),
+            random: AtomicU8::new(7),
         })
     }
 
@@ -84,6 +94,22 @@ impl World {
 
     pub fn no_leader(&self) {
         self.state.lock().unwrap().leader = None;
+    }
+
+    /// Whoever renews a lease waits for the answer from now on.
+    pub fn renewals_hang(&self) {
+        self.state.lock().unwrap().renewals_hang = true;
+    }
+
+    /// Time passes; nobody wakes of it.
+    pub fn pass(&self, span: Millis) {
+        let mut state = self.state.lock().unwrap();
+        state.now = state.now.plus(span);
+    }
+
+    /// Until when the last of all that the core was asked so far may take.
+    pub fn last_deadline(&self) -> Mono {
+        self.state.lock().unwrap().last_deadline
     }
 
     /// Sleepers no longer wake by themselves.
@@ -303,8 +329,17 @@ impl Core for World {
         NodeId(1)
     }
 
-    fn request(&self, target: Target, _: Mono, request: Request) -> BoxFuture<'static, Result<Reply, RequestError>> {
-        let leader = self.state.lock().unwrap().leader;
+    fn request(
+        &self,
+        target: Target,
+        deadline: Mono,
+        request: Request,
+    ) -> BoxFuture<'static, Result<Reply, RequestError>> {
+        let leader = {
+            let mut state = self.state.lock().unwrap();
+            state.last_deadline = state.last_deadline.max(deadline);
+            state.leader
+        };
         match (request, target) {
             (Request::Status, Target::Here) => self.state.lock().unwrap().status(NodeId(1)),
             (Request::Status, Target::Node(node)) => self.state.lock().unwrap().status(node),
@@ -320,6 +355,9 @@ impl Core for World {
             }
             (Request::KeepLease { lease }, Target::Leader(GroupId::META)) => {
                 let state = self.state.lock().unwrap();
+                if state.renewals_hang {
+                    return pending().boxed();
+                }
                 let kept =
                     state.metadata.kv.leases.get(&lease).map(|record| Reply::LeaseKept { ttl_ms: record.ttl_ms });
                 ready(kept.ok_or_else(|| error(ErrorCode::NotFound, &metadata::no_lease(lease)))).boxed()
@@ -346,7 +384,7 @@ impl Core for World {
 
 impl Clock for World {
     fn now(&self) -> Now {
-        Now { mono: Mono(0), wall: Wall(WALL) }
+        Now { mono: self.state.lock().unwrap().now, wall: Wall(WALL) }
     }
 
     fn sleep_until(&self, _: Mono) -> BoxFuture<'static, ()> {
@@ -390,7 +428,7 @@ impl Images for World {
 
 impl Random for World {
     fn fill(&self, bytes: &mut [u8]) -> Result<(), RequestError> {
-        bytes.fill(7);
+        bytes.fill(self.random.fetch_add(1, Ordering::SeqCst));
         Ok(())
     }
 }

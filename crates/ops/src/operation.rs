@@ -156,6 +156,12 @@ impl<C: Send + Sync + 'static> Operation<C> {
     }
 
     #[must_use]
+    pub fn single(mut self, field: &'static str) -> Self {
+        self.spec.single = Some(field);
+        self
+    }
+
+    #[must_use]
     pub fn words(mut self, words: &'static [&'static str]) -> Self {
         self.spec.words = words;
         self
@@ -218,6 +224,7 @@ fn spec<I: JsonSchema, O: JsonSchema>(
         input: schema_of::<I>(),
         output: schema_of::<O>(),
         streams,
+        single: None,
         words: &[],
         aliases: &[],
         positional: &[],

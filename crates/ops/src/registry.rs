@@ -103,7 +103,7 @@ fn check(spec: &Spec) -> Result<(), RegistryError> {
     }
     let fields: BTreeSet<&str> = spec.fields().map(|(name, _)| name).collect();
     let named = spec.route.parameters().chain(spec.positional.iter().copied());
-    for name in named.chain(spec.short.iter().map(|(name, _)| *name)) {
+    for name in named.chain(spec.short.iter().map(|(name, _)| *name)).chain(spec.single) {
         if !fields.contains(name) {
             return error(format!("`{name}` is not a field of its input"));
         }

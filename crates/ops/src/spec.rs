@@ -237,6 +237,8 @@ pub struct Spec {
     pub output: Value,
     /// The output is a stream of items (NDJSON over HTTP).
     pub streams: bool,
+    /// The input field that, if true, has the stream end at its first item: the call waits no longer than any other.
+    pub single: Option<&'static str>,
     /// The words after `muster`; by default those of the name. A last word that begins with `--` is a flag of the
     /// operation whose words stand before it, which is carried out in place of that one.
     pub words: &'static [&'static str],

@@ -108,7 +108,7 @@ async fn call<C: Send + Sync + 'static>(
     let body = read_body(spec, &parts.headers, body).await?;
     let path = path.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let input = input_from(spec, path, query(&parts.uri)?, body)?;
-    let mut wait = if waits_long(spec) { Some(waits.enter()?) } else { None };
+    let mut wait = if waits_long(spec, &input) { Some(waits.enter()?) } else { None };
     let invoked = door.pipeline.invoke(Invocation { input, ..invocation });
     let output = match &mut wait {
         Some(wait) => wait.call(invoked).await?,
@@ -122,8 +122,9 @@ async fn call<C: Send + Sync + 'static>(
 }
 
 /// Whether a call may hold its connection for long.
-fn waits_long(spec: &Spec) -> bool {
-    spec.streams || spec.limits.deadline_max > REQUEST_DEADLINE_MAX
+fn waits_long(spec: &Spec, input: &Value) -> bool {
+    let single = spec.single.is_some_and(|field| input[field] == true);
+    (spec.streams && !single) || spec.limits.deadline_max > REQUEST_DEADLINE_MAX
 }
 
 fn credentials(parts: &Parts) -> Result<Credentials, OpError> {

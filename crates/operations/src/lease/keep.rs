@@ -1,6 +1,6 @@
 //! `lease.keep`: a lease is renewed, for as long as somebody listens.
 
-use base::limits::API_WAITS_MAX;
+use base::limits::API_CONNECTIONS_MAX;
 use base::{LeaseId, Millis, Mono};
 use futures::StreamExt;
 use ops::{Call, Example, Human, Limits, Method, OpError, Operation, Permission, Scope, Typed};
@@ -44,7 +44,9 @@ pub(crate) fn operation() -> Operation<Ports> {
         .scope(Scope::Leader)
         .idempotency(ops::Idempotency::Idempotent)
         .errors(KEEP_ERRORS)
-        .limits(Limits { concurrent: API_WAITS_MAX, ..Limits::default() })
+        // Those who renew once find room beside as many as may listen.
+        .limits(Limits { concurrent: API_CONNECTIONS_MAX as u32, ..Limits::default() })
+        .single("once")
         .positional(&["lease"])
         .human(Human::Text(text))
 }

@@ -1,10 +1,13 @@
 //! `lock.acquire`: waits until the lock is the caller's.
 
+use std::sync::Arc;
+
 use base::limits::{API_WAITS_MAX, REQUEST_DEADLINE_DEFAULT};
 use base::{ErrorCode, GroupId, LeaseId, Millis, Mono};
+use data_encoding::HEXLOWER;
 use engine::{Reply, Request, RequestError, Target};
 use futures::future::{BoxFuture, Either, select};
-use metadata::{Command, CommandResult, KeyLife, Metadata};
+use metadata::{Command, CommandResult, KeyExpect, KeyLife, Metadata};
 use ops::{Call, Example, Human, Idempotency, Limits, Method, OpError, Operation, Permission, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,12 +15,14 @@ use serde_json::Value;
 
 use super::{check_name, key_of, queue, queue_changed};
 use crate::Ports;
-use crate::common::{WRITE_ERRORS, command_again, command_result, unexpected};
+use crate::common::{WRITE_ERRORS, command_again, failure, latest, unexpected};
 use crate::lease::renew;
 
-/// Leases of earlier calls under the same Idempotency-Key that one call looks through: those calls failed, and each took its
-/// lease along.
-const EARLIER_MAX: usize = 64;
+/// So often a call tries to stand in the queue: each try fails only because another call under the same Idempotency-Key came
+/// or went in between.
+const TRIES_MAX: usize = 16;
+/// A call that gives up waits so long for having left the queue.
+const LEAVE_WAIT: Millis = Millis(1_000);
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -62,7 +67,8 @@ pub(crate) fn operation() -> Operation<Ports> {
             "One holder at a time, in the order in which they asked. It is held by a lease: renew that with lease.keep for \
              as long as it is needed, or the next one gets it. A holder whose lease ended unnoticed may still act: pass the \
              fencing token along with what you do, and have it refused when a higher one was seen. Who hangs up while \
-             waiting leaves the queue.",
+             waiting leaves the queue. A retry under the same Idempotency-Key, through whichever node, takes up the \
+             place of the earlier call, which then goes only when its lease ends.",
         )
         .examples(&[
             Example { command: "muster lock acquire backup", says: "waits 10 s for it, holds it for 30 s" },
@@ -77,48 +83,59 @@ pub(crate) fn operation() -> Operation<Ports> {
         .human(Human::Text(text))
 }
 
-async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
+async fn run(mut call: Call<Ports>, input: Input) -> Result<Output, OpError> {
     check_name(&input.name)?;
     let ttl_ms = u64::from(input.ttl_s) * 1_000;
     let give_up = call.clock.now().mono.plus(Millis(u64::from(input.timeout_s) * 1_000)).min(call.deadline);
-    for _ in 0..EARLIER_MAX {
-        let CommandResult::LeaseGranted { lease } = command_result(&call, Command::GrantLease { ttl_ms }).await? else {
-            return Err(unexpected());
-        };
-        let mut queued = Queued { call: &call, lease: Some(lease) };
-        match wait(&call, &input, lease, ttl_ms, give_up).await {
-            Ok(Some(token)) => {
-                queued.lease = None;
-                return Ok(Output { name: input.name, lease: lease.0, token });
+    // The deadline is that of the longest wait; without a leader nothing is asked for so long.
+    call.deadline = call.deadline.min(give_up.plus(REQUEST_DEADLINE_DEFAULT));
+    let key = key_of(&input.name, &place_name(&call)?);
+    let mut queued = Queued { call: &call, leave: None };
+    match acquired(&mut queued, &input, key, ttl_ms, give_up).await {
+        Ok((lease, token)) => {
+            queued.leave = None;
+            Ok(Output { name: input.name, lease: lease.0, token })
+        }
+        Err(error) => {
+            if let Some(left) = queued.leave() {
+                let enough = call.clock.now().mono.plus(LEAVE_WAIT).min(call.deadline);
+                let _ = select(left, call.clock.sleep_until(enough)).await;
             }
-            Ok(None) => queued.lease = None,
-            Err(error) => {
-                if let Some(left) = queued.leave() {
-                    let _ = left.await;
-                }
-                return Err(error);
-            }
+            Err(error)
         }
     }
-    let message = format!("{EARLIER_MAX} calls for lock {} failed under this Idempotency-Key", input.name);
-    Err(OpError::new(ErrorCode::Busy, message).hint("choose a new key"))
 }
 
-/// A lease that stands in a queue. It ends when the call does without having got the lock, also when whoever called has hung
-/// up: those who wait behind must not wait for the end of a lease that nobody renews.
+/// What names a call's place in the queue: the same for calls under one Idempotency-Key, its own for any other.
+fn place_name(call: &Call<Ports>) -> Result<String, OpError> {
+    let mut name = [0; 16];
+    match &call.once {
+        Some(once) => name = once.next_command(),
+        None => call.context.random.fill(&mut name).map_err(failure)?,
+    }
+    Ok(HEXLOWER.encode(&name))
+}
+
+/// A call that stands in a queue. It leaves when it ends without having got the lock, also when whoever called has hung up:
+/// those who wait behind must not wait for the end of a lease that nobody renews.
+///
+/// Calls under one Idempotency-Key share a place, and none knows whether another one has answered that the lock is the
+/// caller's. What makes every order of their commands safe: a call answers only after it has put the place's key itself, and
+/// a call leaves only by deleting that key at the revision at which it made it. So whoever leaves, however late, takes away
+/// no place that another call has put since; and a call that found the place there takes it away in no case, but leaves it to
+/// the time of its lease. The lease goes with the key and not by itself, for another call may stand by it.
 struct Queued<'a> {
     call: &'a Call<Ports>,
-    /// `None`: it is not to end (any more).
-    lease: Option<LeaseId>,
+    /// How it leaves; `None`: it does not stand there (yet), or is to stay.
+    leave: Option<Command>,
 }
 
 impl Queued<'_> {
-    /// Ends the lease; that is under way when this returns.
+    /// Leaves the queue; that is under way when this returns.
     fn leave(&mut self) -> Option<BoxFuture<'static, Result<Reply, RequestError>>> {
-        // Not under the call's key: if that is used again, the call's next command is a new lease.
-        let end = Request::Command(Command::EndLease { lease: self.lease.take()?, expired: false });
+        let leave = Request::Command(self.leave.take()?);
         let deadline = self.call.clock.now().mono.plus(REQUEST_DEADLINE_DEFAULT);
-        Some(self.call.context.core.request(Target::Leader(GroupId::META), deadline, end))
+        Some(self.call.context.core.request(Target::Leader(GroupId::META), deadline, leave))
     }
 }
 
@@ -128,27 +145,83 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// Stands in the queue until the front of it. `None`: the lease is that of an earlier call under the same key, and has ended.
+/// Stands in the queue until the front of it: lease and fencing token.
+async fn acquired(
+    queued: &mut Queued<'_>,
+    input: &Input,
+    key: String,
+    ttl_ms: u64,
+    give_up: Mono,
+) -> Result<(LeaseId, u64), OpError> {
+    let (lease, metadata) = stand(queued, input, key, ttl_ms).await?;
+    Ok((lease, wait(queued.call, input, lease, metadata, ttl_ms, give_up).await?))
+}
+
+/// Stands in the queue, where an earlier call under the same key does if there is one; with the cluster's state since.
+async fn stand(
+    queued: &mut Queued<'_>,
+    input: &Input,
+    key: String,
+    ttl_ms: u64,
+) -> Result<(LeaseId, Arc<Metadata>), OpError> {
+    let call = queued.call;
+    for _ in 0..TRIES_MAX {
+        // Asked first: who hangs up while there is no leader has not begun to stand there.
+        let known = latest(call).await?.kv.keys.get(&key).cloned();
+        let (expect, life) = match &known {
+            // The lease is the key's own, and goes with it.
+            None => (KeyExpect::Absent, KeyLife::Ttl(ttl_ms)),
+            Some(record) => {
+                let life = record.lease.map_or(KeyLife::Ttl(ttl_ms), KeyLife::Bound);
+                (KeyExpect::Revision(record.modified), life)
+            }
+        };
+        if call.once.is_none() {
+            // Nobody else has this place: it can be left before it is known that the call stands there.
+            queued.leave = Some(Command::DeleteKeys { key: key.clone(), prefix: false, expect: None });
+        }
+        let value = input.owner.clone().into_bytes().into();
+        let put = Command::PutKey { key: key.clone(), value, expect: Some(expect), life };
+        let (stood, metadata) = match command_again(call, put).await {
+            Err(error) if changed_meanwhile(&error) => continue,
+            stood => stood?,
+        };
+        let CommandResult::KeyPut { revision, version, lease: Some(lease) } = stood else {
+            return Err(unexpected());
+        };
+        if version == 1 {
+            if call.once.is_some() {
+                let expect = Some(KeyExpect::Revision(revision));
+                queued.leave = Some(Command::DeleteKeys { key, prefix: false, expect });
+            }
+            return Ok((lease, metadata));
+        }
+        // Nobody may have renewed it for a while.
+        match renew(call, lease, call.deadline).await {
+            Err(error) if changed_meanwhile(&error) => {}
+            renewed => return renewed.map(|_| (lease, metadata)),
+        }
+    }
+    let message =
+        format!("{TRIES_MAX} tries to wait for lock {} met other calls under its Idempotency-Key", input.name);
+    Err(OpError::new(ErrorCode::Busy, message).hint("try again"))
+}
+
+/// Whether a place in the queue, or its lease, was not any more (or not yet) as it was just seen.
+fn changed_meanwhile(error: &OpError) -> bool {
+    matches!(error.code, ErrorCode::FailedPrecondition | ErrorCode::NotFound)
+}
+
+/// Waits for the front of the queue: the fencing token.
 async fn wait(
     call: &Call<Ports>,
     input: &Input,
     lease: LeaseId,
+    mut metadata: Arc<Metadata>,
     ttl_ms: u64,
     give_up: Mono,
-) -> Result<Option<u64>, OpError> {
+) -> Result<u64, OpError> {
     let core = &call.context.core;
-    let stand = Command::PutKey {
-        key: key_of(&input.name, lease),
-        value: input.owner.clone().into_bytes().into(),
-        expect: None,
-        life: KeyLife::Bound(lease),
-    };
-    let (stood, mut metadata) = match command_again(call, stand).await {
-        Err(error) if error.code == ErrorCode::NotFound && call.once.is_some() => return Ok(None),
-        stood => stood?,
-    };
-    // It stood there before: an earlier call may take it along when it ends.
-    let shared = matches!(stood, CommandResult::KeyPut { version, .. } if version > 1);
     let mut place = place_of(&metadata, &input.name, lease);
     let mut renewed = call.clock.now().mono;
     loop {
@@ -156,10 +229,9 @@ async fn wait(
             Place::Front { token } => {
                 // With its whole time before it.
                 renew(call, lease, call.deadline).await?;
-                return Ok(Some(token));
+                return Ok(token);
             }
             Place::Behind { holder } => holder,
-            Place::Lost if shared => return Ok(None),
             Place::Lost => {
                 let message = format!("the place in the queue for lock {} was lost: its lease ended", input.name);
                 return Err(OpError::new(ErrorCode::FailedPrecondition, message));
@@ -173,7 +245,7 @@ async fn wait(
         let renew_at = renewed.plus(Millis(ttl_ms / 3));
         if now >= renew_at {
             renewed = now;
-            renew(call, lease, renewed.plus(Millis(ttl_ms))).await?;
+            renew(call, lease, renewed.plus(Millis(ttl_ms)).min(give_up)).await?;
         }
         let changed = core.metadata_after(metadata.applied);
         if let Either::Left((later, _)) = select(changed, call.clock.sleep_until(give_up.min(renew_at.max(now)))).await

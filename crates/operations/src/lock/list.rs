@@ -6,7 +6,7 @@ use ops::{Call, Cell, Column, Example, Human, Method, OpError, Operation, Scope}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PREFIX, key_of, queue};
+use super::{PREFIX, prefix_of, queue};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
 use crate::kv::LIMITS;
@@ -67,7 +67,9 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
     for name in names {
         let queue = queue(&metadata, &name);
         let Some(((lease, token), waiting)) = queue.split_first() else { continue };
-        let record = metadata.kv.keys.get(&key_of(&name, *lease));
+        let prefix = prefix_of(&name);
+        let key = metadata.kv.keys_of(*lease).find(|key| key.starts_with(&prefix));
+        let record = key.and_then(|key| metadata.kv.keys.get(key));
         let owner = record.map(|record| String::from_utf8_lossy(&record.value).into_owned()).unwrap_or_default();
         let waiting_leases: Vec<u64> = waiting.iter().map(|(lease, _)| lease.0).collect();
         let waiting = waiting.len();

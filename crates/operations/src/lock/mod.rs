@@ -1,9 +1,9 @@
 //! Locks, made of keys under leases: one holder at a time, in the order in which they came.
 //!
-//! Whoever wants a lock puts the key `locks/NAME/LEASE` under a lease of its own. The key that was created first holds the
-//! lock; the others wait for the one in front of theirs to go. The revision at which a key was created is its *fencing
-//! token*: it is higher than that of every earlier holder, so that whoever is written to can refuse an earlier one, whose
-//! lease ended without its knowledge.
+//! Whoever wants a lock puts a key of its own, `locks/NAME/PLACE`, under a lease that goes with it. The key that was created
+//! first holds the lock; the others wait for the one in front of theirs to go. The revision at which a key was created is its
+//! *fencing token*: it is higher than that of every earlier holder, so that whoever is written to can refuse an earlier one,
+//! whose lease ended without its knowledge.
 
 pub(crate) mod acquire;
 pub(crate) mod list;
@@ -24,12 +24,13 @@ pub(crate) fn check_name(name: &str) -> Result<(), OpError> {
 }
 
 /// What the keys of a lock begin with.
-fn prefix_of(name: &str) -> String {
+pub(crate) fn prefix_of(name: &str) -> String {
     format!("{PREFIX}{name}/")
 }
 
-pub(crate) fn key_of(name: &str, lease: LeaseId) -> String {
-    format!("{}{:020}", prefix_of(name), lease.0)
+/// The key of a place in the queue.
+pub(crate) fn key_of(name: &str, place: &str) -> String {
+    format!("{}{place}", prefix_of(name))
 }
 
 /// Who holds the lock and who waits for it, in order: lease and fencing token.

@@ -54,7 +54,9 @@ pub(crate) fn operation() -> Operation<Ports> {
     Operation::new("token.create", "Make a token with which new nodes join", (Method::Post, "/v1/tokens"), run)
         .docs(
             "The token holds a secret of 256 random bits and the addresses of members; whoever has it can add nodes \
-             to the cluster until it is used up, expires or is revoked. It is shown once.",
+             to the cluster until it is used up, expires or is revoked. It is shown once. Repeated through another node \
+             under the same Idempotency-Key, the call makes a second token: `muster token list` shows both, and `muster \
+             token revoke` takes one back.",
         )
         .examples(&[
             Example { command: "muster token create", says: "a token for one node, good for a day" },
