@@ -448,7 +448,7 @@ mod tests {
     /// Waits until nothing of the record is left to be written.
     async fn written(tree: &Supervisor) {
         while !tree.list().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::task::yield_now().await;
         }
     }
 

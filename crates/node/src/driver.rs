@@ -186,7 +186,7 @@ impl Driver {
     fn take_one(&mut self, taken: usize, requests_left: &mut usize) -> bool {
         if let Some(event) = self.answers.pop() {
             self.core.handle(Clock.now(), event);
-        } else if let Ok(event) = self.sources.disk.try_recv() {
+        } else if let Some(event) = runtime::take_ready(&mut self.sources.disk) {
             self.core.handle(Clock.now(), event);
         } else if taken.is_multiple_of(BULK_EVERY)
             && let Some(incoming) = self.sources.bulk.try_recv()
@@ -194,10 +194,10 @@ impl Driver {
             self.take_incoming(incoming);
         } else if let Some(incoming) = self.sources.control.try_recv() {
             self.take_incoming(incoming);
-        } else if let Ok(event) = self.sources.vms.try_recv() {
+        } else if let Some(event) = runtime::take_ready(&mut self.sources.vms) {
             self.core.handle(Clock.now(), event);
         } else if *requests_left > 0
-            && let Ok(asked) = self.sources.requests.try_recv()
+            && let Some(asked) = runtime::take_ready(&mut self.sources.requests)
         {
             *requests_left -= 1;
             self.take_request(asked);

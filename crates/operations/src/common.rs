@@ -77,9 +77,10 @@ pub(crate) async fn command_result(call: &Call<Ports>, command: Command) -> Resu
 /// As [`command`], of a command that may be carried out again: a call that is repeated under its key has it applied anew.
 pub(crate) async fn command_again(
     call: &Call<Ports>,
+    deadline: Mono,
     command: Command,
 ) -> Result<(CommandResult, Arc<Metadata>), OpError> {
-    let (index, result) = proposed(call, command).await?;
+    let (index, result) = proposed(call, deadline, command).await?;
     Ok((result, call.context.core.metadata_after(index.saturating_sub(1)).await))
 }
 
@@ -88,12 +89,12 @@ async fn applied(call: &Call<Ports>, command: Command) -> Result<(u64, CommandRe
         Some(once) => Command::Once { key: OnceKey(once.next_command()), command: Box::new(command) },
         None => command,
     };
-    proposed(call, command).await
+    proposed(call, call.deadline, command).await
 }
 
-async fn proposed(call: &Call<Ports>, command: Command) -> Result<(u64, CommandResult), OpError> {
+async fn proposed(call: &Call<Ports>, deadline: Mono, command: Command) -> Result<(u64, CommandResult), OpError> {
     let target = Target::Leader(GroupId::META);
-    let asked = call.context.core.request(target, call.deadline, Request::Command(command));
+    let asked = call.context.core.request(target, deadline, Request::Command(command));
     match asked.await.map_err(failure)? {
         Reply::Command { result: CommandResult::Refused { code, message }, .. } => Err(OpError::new(code, message)),
         Reply::Command { index, result } => Ok((index, result)),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use base::limits::{KV_HISTORY_BYTES_MAX, KV_VALUE_BYTES_MAX};
+use base::limits::{IDEMPOTENCY_KEPT, KV_HISTORY_BYTES_MAX, KV_VALUE_BYTES_MAX};
 use base::{ErrorCode, LeaseId, Millis, Mono};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -90,6 +90,77 @@ fn a_lock_that_was_not_got_in_time_is_got_by_a_retry_under_the_same_key() {
     end(&world, &got["lease"]);
     let next = world.keyed("k", "lock.acquire", acquire).unwrap();
     assert!(next["token"].as_u64() > got["token"].as_u64(), "{next} after {got}");
+}
+
+#[test]
+fn a_lock_is_not_said_to_be_held_any_more_because_an_earlier_call_under_the_key_was_told_so() {
+    let world = World::new(3);
+    let pipeline = world.pipeline();
+    let first = answered(pipeline.invoke(waits_for_backup()));
+    // Its answer was lost: once more, through the same node.
+    assert_eq!(answered(pipeline.invoke(waits_for_backup())), first);
+    end(&world, &first["lease"]);
+    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
+    world.patient();
+    world.hang_ups();
+    let mut again = Box::pin(pipeline.invoke(waits_for_backup()));
+    assert!(again.as_mut().now_or_never().is_none(), "somebody else holds the lock");
+    end(&world, &held["lease"]);
+    let next = answered(again);
+    assert!(next["token"].as_u64() > held["token"].as_u64(), "{next} after {held}");
+}
+
+#[test]
+fn a_lock_waiter_that_hangs_up_before_it_was_told_that_it_stands_in_the_queue_leaves_it() {
+    let world = World::new(3);
+    world.hang_ups();
+    world.answers_are_lost(true);
+    let pipeline = world.pipeline();
+    let mut waiting = Box::pin(pipeline.invoke(waits_for_backup()));
+    assert!(waiting.as_mut().now_or_never().is_none(), "it is not answered");
+    assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"].as_array().map(Vec::len), Some(1));
+    drop(waiting);
+    assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"], json!([]));
+    assert!(world.metadata().kv.leases.is_empty(), "a lease is left behind");
+}
+
+#[test]
+fn a_key_that_is_used_again_after_it_was_forgotten_does_not_share_the_lock() {
+    let world = World::new(3);
+    let first = answered(world.pipeline().invoke(waits_for_backup()));
+    world.pass(Millis(IDEMPOTENCY_KEPT.0 + 1));
+    let late = json!({ "name": "backup", "ttl_s": 600, "timeout_s": 0 });
+    world.keyed("other", "lock.acquire", late).unwrap_err();
+    world.patient();
+    world.hang_ups();
+    let pipeline = world.pipeline();
+    let mut next = Box::pin(pipeline.invoke(waits_for_backup()));
+    assert!(next.as_mut().now_or_never().is_none(), "the first one holds the lock");
+    end(&world, &first["lease"]);
+    assert!(answered(next)["token"].as_u64() > first["token"].as_u64());
+}
+
+#[test]
+fn who_shares_a_place_and_gives_up_is_told_how_to_leave_it() {
+    let world = World::new(3);
+    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
+    world.patient();
+    world.hang_ups();
+    let (one, another) = (world.pipeline(), world.pipeline());
+    let mut first = Box::pin(one.invoke(waits_for_backup()));
+    assert!(first.as_mut().now_or_never().is_none(), "the lock is held");
+    let mut again = Box::pin(another.invoke(waits_for_backup()));
+    assert!(again.as_mut().now_or_never().is_none(), "the lock is held");
+    let shared = world.value("lock.list", json!({})).unwrap()["locks"][0]["waiting_leases"][0].clone();
+    world.pass(Millis(601_000));
+    world.apply(Command::GrantLease { ttl_ms: 1_000 });
+    let late = again.as_mut().now_or_never().expect("it ends").err().expect("it fails");
+    assert_eq!(late.code, ErrorCode::DeadlineExceeded, "{late:?}");
+    assert!(
+        late.hint.as_deref().is_some_and(|hint| hint.contains(&format!("lock release backup {shared}"))),
+        "{late:?}"
+    );
+    assert_eq!(world.value("lock.list", json!({})).unwrap()["locks"][0]["lease"], held["lease"]);
 }
 
 #[test]

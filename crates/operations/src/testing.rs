@@ -36,6 +36,7 @@ struct State {
     /// The latest deadline of what the core was asked.
     last_deadline: Mono,
     renewals_hang: bool,
+    answers_lost: bool,
 }
 
 /// The tables and the nodes.
@@ -75,6 +76,7 @@ impl World {
                 now: Mono(0),
                 last_deadline: Mono(0),
                 renewals_hang: false,
+                answers_lost: false,
             }),
             hurry: true.into(),
             hang_ups: false.into(),
@@ -99,6 +101,11 @@ impl World {
     /// Whoever renews a lease waits for the answer from now on.
     pub fn renewals_hang(&self) {
         self.state.lock().unwrap().renewals_hang = true;
+    }
+
+    /// Commands are carried out from now on, and whoever gave them waits for the answer.
+    pub fn answers_are_lost(&self, lost: bool) {
+        self.state.lock().unwrap().answers_lost = lost;
     }
 
     /// Time passes; nobody wakes of it.
@@ -350,8 +357,11 @@ impl Core for World {
             }
             (Request::Command(command), Target::Leader(GroupId::META)) => {
                 let result = self.apply(command);
-                let index = self.state.lock().unwrap().metadata.applied;
-                ready(Ok(Reply::Command { index, result })).boxed()
+                let state = self.state.lock().unwrap();
+                if state.answers_lost {
+                    return pending().boxed();
+                }
+                ready(Ok(Reply::Command { index: state.metadata.applied, result })).boxed()
             }
             (Request::KeepLease { lease }, Target::Leader(GroupId::META)) => {
                 let state = self.state.lock().unwrap();
@@ -384,7 +394,8 @@ impl Core for World {
 
 impl Clock for World {
     fn now(&self) -> Now {
-        Now { mono: self.state.lock().unwrap().now, wall: Wall(WALL) }
+        let mono = self.state.lock().unwrap().now;
+        Now { mono, wall: Wall(WALL).plus(mono.since(Mono(0))) }
     }
 
     fn sleep_until(&self, _: Mono) -> BoxFuture<'static, ()> {

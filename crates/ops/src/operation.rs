@@ -162,6 +162,12 @@ impl<C: Send + Sync + 'static> Operation<C> {
     }
 
     #[must_use]
+    pub fn resumes(mut self) -> Self {
+        self.spec.resumes = true;
+        self
+    }
+
+    #[must_use]
     pub fn words(mut self, words: &'static [&'static str]) -> Self {
         self.spec.words = words;
         self
@@ -225,6 +231,7 @@ fn spec<I: JsonSchema, O: JsonSchema>(
         output: schema_of::<O>(),
         streams,
         single: None,
+        resumes: false,
         words: &[],
         aliases: &[],
         positional: &[],

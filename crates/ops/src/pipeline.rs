@@ -133,7 +133,7 @@ impl<C: Send + Sync + 'static> Pipeline<C> {
             id: account.record.id,
         };
         match self.run(prepared, call, allowed, &mut account).await {
-            Ok(output) => Ok(self.deliver(output, permit, turn, account)),
+            Ok(output) => Ok(self.deliver(output, permit, turn.filter(|_| !spec.resumes), account)),
             Err(error) => {
                 account.record.undeclared =
                     !spec.errors.contains(&error.code) && !PIPELINE_ERRORS.contains(&error.code);

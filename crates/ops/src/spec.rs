@@ -239,6 +239,9 @@ pub struct Spec {
     pub streams: bool,
     /// The input field that, if true, has the stream end at its first item: the call waits no longer than any other.
     pub single: Option<&'static str>,
+    /// A call that is repeated under its Idempotency-Key is carried out again, and goes on from what the first one left: its
+    /// answer says what is so now, and that may end by itself.
+    pub resumes: bool,
     /// The words after `muster`; by default those of the name. A last word that begins with `--` is a flag of the
     /// operation whose words stand before it, which is carried out in place of that one.
     pub words: &'static [&'static str],

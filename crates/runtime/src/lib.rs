@@ -27,6 +27,6 @@ pub use supervisor::{
     Cause, HistoryEntry, Intensity, NodeEnd, RestartPolicy, ShutdownReport, Supervisor, SupervisorError, TaskContext,
     TaskFailure, TaskResult, TaskSnapshot, TaskSpec, TaskState,
 };
-pub use thread::{Priority, PriorityRuntime, spawn_priority_thread};
+pub use thread::{Priority, PriorityRuntime, spawn_priority_thread, take_ready};
 
 pub use tokio_util::sync::CancellationToken;

@@ -5,10 +5,12 @@
 //! normal priority, which is correct and merely less punctual.
 
 use std::io;
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::sys::run_in_real_time;
@@ -58,6 +60,16 @@ fn ask_for(priority: Priority, thread: &str) {
     // On Linux PRIO_PROCESS with 0 means the calling thread alone.
     if let Err(error) = rustix::process::setpriority_process(None, nice) {
         tracing::info!(thread, nice, %error, "thread runs at normal priority (CAP_SYS_NICE would raise it)");
+    }
+}
+
+/// What is in a queue by now. Unlike `try_recv` it never waits for a sender that is in the middle of its send: that one may
+/// have lost its core to the very thread that asks, and get it back only after many others.
+pub fn take_ready<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
+    let next = std::pin::pin!(tokio::task::unconstrained(queue.recv()));
+    match next.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(item) => item,
+        Poll::Pending => None,
     }
 }
 
@@ -141,14 +153,33 @@ mod tests {
         });
         let (own, nice, started) = inside.expect("thread").join().expect("no panic");
         // Without the privilege it gets the nice value, or nothing.
-        let allowed = sys_allows();
-        assert_eq!(own, if allowed { libc::SCHED_RR } else { before }, "nice is {nice:?}");
+        if let Some(granted) = is_granted() {
+            assert_eq!(own, if granted { libc::SCHED_RR } else { before }, "nice is {nice:?}");
+        }
         assert_eq!((started, policy()), (before, before), "neither what it starts nor who started it");
     }
 
-    /// Whether real-time priority is granted here, as another program finds out.
-    fn sys_allows() -> bool {
-        std::process::Command::new("chrt").args(["--rr", "1", "true"]).status().is_ok_and(|status| status.success())
+    /// Whether real-time priority is granted here, as another program finds out; `None`: there is no such program.
+    fn is_granted() -> Option<bool> {
+        let tried = std::process::Command::new("chrt").args(["--reset-on-fork", "--rr", "1", "true"]).status();
+        tried.ok().map(|status| status.success())
+    }
+
+    #[tokio::test]
+    async fn what_is_in_a_queue_is_taken_and_the_next_one_wakes_who_waits_for_it() {
+        let (sender, mut queue) = mpsc::channel(4);
+        assert_eq!(take_ready(&mut queue), None);
+        // More than a task may take before it is to let others go first (tokio's budget).
+        for number in 0..1_000 {
+            sender.try_send(number).expect("there is room");
+            assert_eq!(take_ready(&mut queue), Some(number));
+        }
+        assert_eq!(take_ready(&mut queue), None);
+        let waiting = tokio::spawn(async move { queue.recv().await });
+        tokio::task::yield_now().await;
+        sender.try_send(7).expect("there is room");
+        assert_eq!(waiting.await.expect("no panic"), Some(7));
+        drop(sender);
     }
 
     #[tokio::test]

@@ -85,7 +85,7 @@ impl Inbox {
 
     /// The next thing if it is there already.
     pub fn try_recv(&mut self) -> Option<Incoming> {
-        self.queue.try_recv().ok().map(|(incoming, _)| incoming)
+        runtime::take_ready(&mut self.queue).map(|(incoming, _)| incoming)
     }
 }
 

@@ -6,7 +6,7 @@ use ops::{Call, Cell, Column, Example, Human, Method, OpError, Operation, Scope}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PREFIX, prefix_of, queue};
+use super::{PREFIX, owner_of, prefix_of, queue};
 use crate::Ports;
 use crate::common::{READ_ERRORS, read};
 use crate::kv::LIMITS;
@@ -70,7 +70,7 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
         let prefix = prefix_of(&name);
         let key = metadata.kv.keys_of(*lease).find(|key| key.starts_with(&prefix));
         let record = key.and_then(|key| metadata.kv.keys.get(key));
-        let owner = record.map(|record| String::from_utf8_lossy(&record.value).into_owned()).unwrap_or_default();
+        let owner = record.map(|record| owner_of(&record.value)).unwrap_or_default();
         let waiting_leases: Vec<u64> = waiting.iter().map(|(lease, _)| lease.0).collect();
         let waiting = waiting.len();
         locks.push(LockView { name, lease: lease.0, token: *token, owner, waiting, waiting_leases });

@@ -10,6 +10,7 @@ pub(crate) mod list;
 pub(crate) mod release;
 
 use base::LeaseId;
+use bytes::Bytes;
 use metadata::{KeyRecord, Metadata};
 use ops::OpError;
 
@@ -33,6 +34,17 @@ pub(crate) fn key_of(name: &str, place: &str) -> String {
     format!("{}{place}", prefix_of(name))
 }
 
+/// What the key of a place is given: who stands there, and `call`, which tells the call that put it from every other.
+pub(crate) fn value_of(owner: &str, call: &str) -> Bytes {
+    [owner.as_bytes(), &[0], call.as_bytes()].concat().into()
+}
+
+/// Who stands there.
+pub(crate) fn owner_of(value: &[u8]) -> String {
+    let end = value.iter().rposition(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
 /// Who holds the lock and who waits for it, in order: lease and fencing token.
 pub(crate) fn queue(metadata: &Metadata, name: &str) -> Vec<(LeaseId, u64)> {
     let prefix = prefix_of(name);
@@ -54,12 +66,19 @@ pub(crate) fn queue_changed(metadata: &Metadata, name: &str, seen: u64) -> bool 
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use metadata::{Command, KeyLife};
 
     use super::*;
     use crate::Core;
     use crate::testing::World;
+
+    #[test]
+    fn an_owner_is_told_from_the_call() {
+        for owner in ["", "me", "a\0b", "\u{e4}"] {
+            assert_eq!(owner_of(&value_of(owner, "00ff")), owner);
+        }
+        assert_eq!(owner_of(b"put by hand"), "put by hand");
+    }
 
     #[test]
     fn a_queue_changes_with_its_own_keys_only() {
