@@ -66,7 +66,7 @@ bench: setup
 	MUSTER_BIN=$(TARGET_DIR)/release/muster $(CARGO) run --release -p testkit --example figures
 	$(CARGO) run --release -p vmm --example boot_time -- 10 1 $(TARGET_DIR)/images
 
-## make soak-consensus   consensus shaken on real processes, over an hour or two (SOAK="kills --kills 5" for a part)
+## make soak-consensus   consensus shaken on real processes, about an hour and a half (SOAK="kills --kills 5" for a part)
 SOAK ?=
 .PHONY: soak-consensus
 soak-consensus: setup

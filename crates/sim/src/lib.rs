@@ -25,7 +25,7 @@
 //! **One run:** node 0 forms the cluster and the others are admitted; clients create topics and VMs, produce, read and
 //! wait at read points while the fault injector draws from its set; then faults stop, every node and every partition
 //! that clients write to must accept writes within 10 virtual seconds (25, if the faults kept the cluster from forming
-//! until then), and all nodes must converge. The checkers are in [`check`].
+//! until then; 15 more while a node still has to go), and all nodes must converge. The checkers are in [`check`].
 
 pub mod check;
 mod config;

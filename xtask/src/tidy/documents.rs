@@ -1,4 +1,5 @@
-//! Documents that speak of the code and must stay true: the list of dependencies and the drawing of the house.
+//! Documents that speak of the code and must stay true: the list of dependencies, the drawing of the house, and the
+//! table of what the simulator finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -6,14 +7,17 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::Finding;
+use super::failures::{self, MISTAKES};
 use super::layers::Packages;
 use super::lengths;
 use super::source::Source;
 
 const DEPENDENCIES: &str = "docs/dependencies.md";
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
+/// What `muster-sim plants --markdown` wrote.
+const PLANTS: &str = "docs/simulation-plants.md";
 
-/// Checks both documents against the code.
+/// Checks the documents against the code.
 ///
 /// # Errors
 /// If one of them cannot be read.
@@ -24,13 +28,14 @@ pub fn check(root: &Path, sources: &BTreeMap<String, Source>, packages: &Package
     let exists = |path: &str| root.join(path).exists();
     let crates: Vec<&str> = packages.crates().collect();
     findings.extend(check_architecture(&read(ARCHITECTURE)?, &crates, &functions, &exists));
+    findings.extend(check_plants(&read(PLANTS)?, &failures::mistakes(&read(MISTAKES)?)));
     Ok(findings)
 }
 
 /// `manifest` names what the workspace may use; `document` must have one row for each, and no other.
 fn check_dependencies(manifest: &str, document: &str, is_used: &dyn Fn(&str) -> bool) -> Vec<Finding> {
     let declared = external_dependencies(manifest);
-    let described = described_dependencies(document);
+    let described = described(document);
     let mut findings = Vec::new();
     for (name, line) in &declared {
         if !described.contains_key(name) {
@@ -70,8 +75,8 @@ fn external_dependencies(manifest: &str) -> BTreeMap<String, usize> {
     found
 }
 
-/// The crates that have a table row: lines that begin with "| `name`".
-fn described_dependencies(document: &str) -> BTreeMap<String, usize> {
+/// What has a table row: lines that begin with "| `name`".
+fn described(document: &str) -> BTreeMap<String, usize> {
     let rows = document.lines().enumerate().filter_map(|(number, line)| {
         let name = line.strip_prefix("| `")?.split('`').next()?;
         Some((name.to_owned(), number + 1))
@@ -108,6 +113,22 @@ fn check_architecture(
     findings
 }
 
+/// Every mistake that can be planted has a row that says after how many seeds it was found: without one it was planted, and
+/// nobody looked whether a run shows it.
+fn check_plants(document: &str, mistakes: &BTreeSet<String>) -> Vec<Finding> {
+    if mistakes.is_empty() {
+        let message = format!("no mistake is found in {MISTAKES}: tidy would check nothing");
+        return vec![finding(PLANTS, 1, "planted-mistake", "", message)];
+    }
+    let described = described(document);
+    let without = mistakes.iter().filter(|name| !described.contains_key(*name));
+    let missing = |name: &String| {
+        let message = format!("`{name}` has no row: make the table anew, as it says at its beginning");
+        finding(PLANTS, 1, "planted-mistake", name, message)
+    };
+    without.map(missing).collect()
+}
+
 fn finding(path: &str, line: usize, rule: &'static str, item: &str, message: String) -> Finding {
     Finding { path: path.into(), line, rule, item: item.into(), message }
 }
@@ -142,5 +163,15 @@ mod tests {
         messages(&check("nothing"), &[(ARCHITECTURE, 1, "base")]);
         messages(&check("`base`\n`NodeCore::gone()`"), &[(ARCHITECTURE, 2, "NodeCore::gone()")]);
         messages(&check("`base` `crates/b.rs`"), &[(ARCHITECTURE, 1, "crates/b.rs")]);
+    }
+
+    #[test]
+    fn every_mistake_that_can_be_planted_has_a_row() {
+        let mistakes = BTreeSet::from(["rule-bent", "rule-broken"].map(str::to_owned));
+        let both = "| mistake | again with |\n|---|---|\n| `rule-broken` | x |\n| `rule-bent` | y |\n";
+        messages(&check_plants(both, &mistakes), &[]);
+        let one = "Of `rule-bent`:\n\n| `rule-broken` | `--plant rule-bent` |\n";
+        messages(&check_plants(one, &mistakes), &[(PLANTS, 1, "rule-bent")]);
+        messages(&check_plants(both, &BTreeSet::new()), &[(PLANTS, 1, "")]);
     }
 }

@@ -11,7 +11,7 @@ use super::source::{Source, is_identifier};
 
 const DOCUMENT: &str = "docs/failure-modes.md";
 /// Where planted mistakes get their names.
-const MISTAKES: &str = "crates/base/src/simulation/plant.rs";
+pub const MISTAKES: &str = "crates/base/src/simulation/plant.rs";
 /// What a row says if there is nothing that a test could do.
 const NO_TEST: &[&str] = &["by construction", "type system"];
 
@@ -41,7 +41,7 @@ fn test_functions(source: &Source) -> Vec<String> {
 }
 
 /// The names in the table of mistakes: `Variant "its-name"`; what they mean stands on the next line.
-fn mistakes(table: &str) -> BTreeSet<String> {
+pub fn mistakes(table: &str) -> BTreeSet<String> {
     let quoted = table.lines().filter_map(|line| line.split('"').nth(1));
     let is_name = |text: &&str| text.contains('-') && text.bytes().all(|b| b == b'-' || b.is_ascii_lowercase());
     quoted.filter(is_name).map(str::to_owned).collect()

@@ -208,6 +208,12 @@ pub fn machine_time() -> anyhow::Result<(u64, u64)> {
     Ok((idle + waiting, ticks.iter().take(8).sum()))
 }
 
+/// For how much of the time since `before` ([`machine_time`]) the cores did nothing, or waited for a disk, in percent.
+pub fn idle_percent(before: (u64, u64)) -> anyhow::Result<f64> {
+    let now = machine_time()?;
+    Ok(now.0.saturating_sub(before.0) as f64 / now.1.saturating_sub(before.1).max(1) as f64 * 100.0)
+}
+
 /// Lets time pass that is to be measured, looking at the nodes meanwhile.
 pub fn let_pass(cluster: &mut Cluster, time: Duration) -> anyhow::Result<()> {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! `make soak-consensus`: whether consensus and formation can be shaken, on real processes and over some hours. Each
+//! `make soak-consensus`: whether consensus and formation can be shaken, on real processes, in about an hour and a half. Each
 //! scenario measures against limits; a table at the end says how far each was kept, and the program fails if one was not.
 //!
 //! ```text

@@ -11,7 +11,7 @@ use testkit::{Cluster, Folder, Load, LoadPlan, Process};
 
 use crate::counts::{Moment, Span, elections, heartbeats, turns};
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, let_pass, machine_time, wait_home, wait_whole};
+use crate::look::{PATIENCE, idle_percent, in_folder, judge, let_pass, machine_time, wait_home, wait_whole};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -43,9 +43,9 @@ fn starved(cluster: &mut Cluster, folder: &Folder, options: &Options, figures: &
     let (before, start) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     let load = Load::start(cluster, plan())?;
     let burners = (0..options.burners).map(|number| burner(number, folder)).collect::<anyhow::Result<Vec<_>>>()?;
-    let (idle, all) = machine_time()?;
+    let machine = machine_time()?;
     let booted = saturate(cluster, options)?;
-    let now = machine_time()?;
+    let idle = idle_percent(machine)?;
     let (after, end) = (cluster.nodes[0].terms()?, Moment::now(cluster)?);
     drop(burners);
     let outcome = load.stop()?;
@@ -54,8 +54,7 @@ fn starved(cluster: &mut Cluster, folder: &Folder, options: &Options, figures: &
     let (keys, records) = outcome.acknowledged();
     let per_second = records as f64 / span.time().as_secs_f64();
     eprintln!("   {keys} puts, {records} records ({per_second:.0}/s), {booted} machines booted in {:?}", span.time());
-    let share = now.0.saturating_sub(idle) as f64 / now.1.saturating_sub(all).max(1) as f64 * 100.0;
-    figures.number("starved: idle time of the machine", &[share], "%", Some(IDLE_PERCENT_MAX));
+    figures.number("starved: idle time of the machine", &[idle], "%", Some(IDLE_PERCENT_MAX));
     if options.vms {
         figures.verdict("starved: machines boot", booted > 0, &format!("{booted} machines"));
     }

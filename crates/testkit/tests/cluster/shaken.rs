@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use testkit::{Api, Cluster, Cuts, Folder, Kcat, Load, LoadPlan, Node, Outcome, Start, enter_own_network, wait_until};
+use testkit::{
+    Api, Cluster, Cuts, Folder, Kcat, Load, LoadPlan, Node, Outcome, Start, Trickle, enter_own_network, wait_until,
+};
 
 use crate::support::{PATIENCE, machine_alone, machine_shared, wait_home, wait_tolerant, wait_voters};
 
-/// Without an accepted write while a leader hands over; a machine that does other things takes its own time.
+/// Without an accepted key or record while a leader hands over; a machine that does other things takes its own time.
 const HANDOVER_MAX: Duration = Duration::from_millis(500);
 /// Followers that were not handed anything elect somebody after so long at the earliest.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -72,16 +74,26 @@ fn hand_over(cluster: &Cluster) -> anyhow::Result<(Instant, Instant)> {
     Ok((began, ended))
 }
 
+/// Makes a topic of which each node is to lead a partition.
+fn make_topic(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let topic = json!({ "name": name, "partitions": PARTITIONS, "replication_factor": 3 });
+    cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
+    wait_voters(&cluster.nodes[0], name, 3)
+}
+
 #[test]
 fn a_leader_that_is_stopped_hands_over_first() {
     let _machine = machine_alone();
     Folder::scenario("stopped", |folder| {
         let mut cluster = Cluster::start(folder, 3)?;
         wait_tolerant(&cluster.nodes[0])?;
+        make_topic(&cluster, "stopped")?;
         let load = Load::start(&cluster, LoadPlan::moderate())?;
         wait_voters(&cluster.nodes[0], "load", 3)?;
         wait_tolerant(&cluster.nodes[0])?;
         let leader = cluster.meta_leader(PATIENCE)?;
+        let led = wait_until(PATIENCE, "it leads a partition", || cluster.nodes[leader].leads("stopped"))?;
+        let trickle = Trickle::start(&cluster.kcat(), "stopped", led.1, "record")?;
         let began = Instant::now();
         cluster.nodes[leader].stop()?;
         let stopped = Instant::now();
@@ -92,13 +104,16 @@ fn a_leader_that_is_stopped_hands_over_first() {
             Ok(())
         })?;
         let ended = Instant::now();
+        // Before the node is back, and is given the partition back.
+        let records = trickle.stop()?;
         cluster.nodes[leader].start(&Start::Up)?;
         cluster.wait_ready(PATIENCE)?;
         wait_tolerant(&cluster.nodes[0])?;
         let outcome = load.stop()?;
         ensure!(outcome.failures().is_empty(), "{:?}", outcome.failures());
-        let gap = outcome.longest_gap(began, ended);
-        ensure!(gap < HANDOVER_MAX, "for {gap:?} nothing was accepted while a leader stopped");
+        for (what, gap) in [("key", outcome.longest_gap(began, ended)), ("record", records.longest_gap(began, ended))] {
+            ensure!(gap < HANDOVER_MAX, "for {gap:?} no {what} was accepted while a leader stopped");
+        }
         outcome.verify(&cluster)
     });
 }
@@ -114,9 +129,7 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
         let mut cluster = Cluster::start(folder, 3)?;
         wait_tolerant(&cluster.nodes[0])?;
         let cuts = Cuts::none()?;
-        let topic = json!({ "name": TOPIC, "partitions": PARTITIONS, "replication_factor": 3 });
-        cluster.nodes[0].api().post("/v1/topics", &topic)?.ok()?;
-        wait_voters(&cluster.nodes[0], TOPIC, 3)?;
+        make_topic(&cluster, TOPIC)?;
         let load = Load::start(&cluster, LoadPlan { deadline: Duration::from_secs(30), ..LoadPlan::moderate() })?;
         wait_voters(&cluster.nodes[0], "load", 3)?;
         let mut moments = Vec::new();
