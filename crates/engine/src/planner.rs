@@ -258,7 +258,7 @@ mod tests {
     use wire::Member;
 
     use super::*;
-    use crate::requests::tests::core;
+    use crate::requests::tests::{at, core};
 
     fn apply(core: &mut NodeCore, command: Command) {
         let index = core.metadata.applied + 1;
@@ -299,5 +299,29 @@ mod tests {
             apply(&mut core, Command::ReplicaVoter { group, replica, demoted: false });
         }
         assert_eq!(core.plan_replicas(&nodes).len(), 10, "one for each that is ready");
+    }
+
+    #[test]
+    fn a_node_is_lost_when_it_was_silent_for_the_delay_and_a_new_leader_waits_all_of_it_anew() {
+        let mut core = of_three_nodes(1);
+        let delay = core.config.node_lost_after.0;
+        // Node 2 spoke once, and node 3 speaks now and then.
+        core.peers.heard(NodeId(2), at(0).mono);
+        let planned = |core: &mut NodeCore, ms: u64| {
+            core.now = at(ms);
+            let planned = core.plan_nodes();
+            core.peers.heard(NodeId(3), at(ms).mono);
+            planned
+        };
+        let lost = [Command::NodeLost { node: NodeId(2), lost: true }];
+        assert_eq!(planned(&mut core, 0), []);
+        assert_eq!(planned(&mut core, delay - 1), []);
+        assert_eq!(planned(&mut core, delay), lost);
+
+        // What the leader before it counted is nothing to one that begins to lead.
+        core.planner.reset();
+        assert_eq!(planned(&mut core, 2 * delay - 1), []);
+        assert_eq!(planned(&mut core, 3 * delay - 2), []);
+        assert_eq!(planned(&mut core, 3 * delay - 1), lost);
     }
 }

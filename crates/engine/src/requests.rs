@@ -669,7 +669,7 @@ fn refusal_as_error(outcome: Result<Reply, RequestError>) -> Result<Reply, Reque
 pub(super) mod tests {
     use base::limits::READ_POINTS_MAX;
     use base::{ClusterId, Now, Wall};
-    use wire::Member;
+    use wire::{Member, PeerMessage};
 
     use super::*;
     use crate::{CoreConfig, Formation};
@@ -707,6 +707,15 @@ pub(super) mod tests {
             _ => None,
         };
         std::mem::take(&mut core.effects).into_iter().filter_map(refusal).collect()
+    }
+
+    /// The names of the requests of other nodes that were answered.
+    pub(super) fn answered_others(core: &mut NodeCore) -> Vec<u64> {
+        let answered = |message| match message {
+            PeerMessage::ForwardReply(reply) => Some(reply.id),
+            _ => None,
+        };
+        std::mem::take(&mut core.sends).into_values().flatten().filter_map(answered).collect()
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The state machine of `__meta`, command by command.
 
+use base::limits::{SESSION_RESULTS_MAX, SESSIONS_MAX};
 use base::{
     ClusterId, ClusterVersion, EndpointId, ErrorCode, GroupId, Incarnation, NodeId, SessionId, TopicId, VersionRange,
     VmEpoch, VmId, Wall,
@@ -171,6 +172,53 @@ fn a_command_is_applied_once_per_session_and_sequence() {
     refused(&cluster.send(Some(unknown), create), ErrorCode::UnknownSession);
     let stale = Command::OpenSession { node: NodeId(1), incarnation: Incarnation(1) };
     refused(&cluster.apply(stale), ErrorCode::StaleEpoch);
+}
+
+#[test]
+fn a_session_keeps_so_many_results_and_takes_no_more_before_some_are_acknowledged() {
+    let mut cluster = Cluster::new();
+    let open = Command::OpenSession { node: NodeId(1), incarnation: Incarnation(1) };
+    let CommandResult::SessionOpened { session } = cluster.apply(open) else { panic!() };
+    let origin = |sequence, acknowledged| Some(CommandOrigin { session, sequence, acknowledged });
+    let kept = |cluster: &Cluster| cluster.state.sessions[&session].results.len();
+    let revoke = || Command::RevokeToken { token_id: 9 };
+    let most = SESSION_RESULTS_MAX as u64;
+    for sequence in 1..=most {
+        refused(&cluster.send(origin(sequence, 0), revoke()), ErrorCode::NotFound);
+    }
+    assert_eq!(kept(&cluster), SESSION_RESULTS_MAX);
+    let create = Command::CreateVm { name: "web".into(), spec: spec() };
+    refused(&cluster.send(origin(most + 1, 0), create.clone()), ErrorCode::Busy);
+    assert!(cluster.state.vm("web").is_none() && kept(&cluster) == SESSION_RESULTS_MAX, "it was carried out");
+    refused(&cluster.send(origin(1, 0), create.clone()), ErrorCode::NotFound);
+    // Ten are acknowledged: they go, and what was refused finds room.
+    let created = CommandResult::VmCreated { vm: VmId(1) };
+    assert_eq!(cluster.send(origin(most + 1, 10), create), created);
+    assert_eq!(kept(&cluster), SESSION_RESULTS_MAX - 9);
+    for sequence in most + 2..=most + 10 {
+        refused(&cluster.send(origin(sequence, 10), revoke()), ErrorCode::NotFound);
+    }
+    refused(&cluster.send(origin(most + 11, 10), revoke()), ErrorCode::Busy);
+    assert_eq!(kept(&cluster), SESSION_RESULTS_MAX);
+}
+
+#[test]
+fn no_more_sessions_are_open_than_the_bound_and_a_nodes_next_process_needs_no_room_of_its_own() {
+    let mut cluster = Cluster::new();
+    let open = |cluster: &mut Cluster, node, incarnation| {
+        cluster.apply(Command::OpenSession { node: NodeId(node), incarnation: Incarnation(incarnation) })
+    };
+    let opened = |result: &CommandResult| matches!(result, CommandResult::SessionOpened { .. });
+    let most = SESSIONS_MAX as u64;
+    for node in 1..=most {
+        let result = open(&mut cluster, node, 1);
+        assert!(opened(&result), "node {node}: {result:?}");
+    }
+    refused(&open(&mut cluster, most + 1, 1), ErrorCode::Busy);
+    let result = open(&mut cluster, 1, 2);
+    assert!(opened(&result), "in the place of the one before: {result:?}");
+    refused(&open(&mut cluster, most + 1, 1), ErrorCode::Busy);
+    assert_eq!(cluster.state.sessions.len(), SESSIONS_MAX);
 }
 
 #[test]

@@ -145,9 +145,7 @@ impl Driver {
             due |= ticked.elapsed() >= TICK;
             if due {
                 ticked = Instant::now();
-                self.count_waiting();
-                taken += self.take_waiting_control();
-                self.core.handle(Clock.now(), Event::Tick);
+                taken += self.tick();
             }
             let taking = began.elapsed();
             if let Err(end) = self.turn() {
@@ -168,6 +166,14 @@ impl Driver {
             self.sinks.turns.events.add(taken as u64);
             self.sinks.turns.seconds.observe(began.elapsed().as_secs_f64());
         }
+    }
+
+    /// The clock goes on; how many events were taken before it did.
+    fn tick(&mut self) -> usize {
+        self.count_waiting();
+        let taken = self.take_waiting_control();
+        self.core.handle(Clock.now(), Event::Tick);
+        taken
     }
 
     fn count_waiting(&self) {
@@ -345,4 +351,165 @@ fn task_lines(supervisor: &Supervisor) -> Vec<TaskLine> {
         cause: task.history.last().map(|entry| entry.cause.to_string()),
     };
     supervisor.list().into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::Path;
+
+    use base::{ErrorCode, Millis, NodeId};
+    use bytes::Bytes;
+    use engine::{Request, Target};
+    use runtime::Registry;
+    use transport::{Identity, Inboxes, Local, Members, TransportConfig};
+    use wire::{Channel, ForwardReply, NodeAddress, PeerMessage};
+
+    use super::*;
+    use crate::start::becomes_ready;
+    use crate::start::tests::{Founder, founder};
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    /// Events of each kind that wait, where many do.
+    const WAITING: usize = 8;
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    /// Another node, of which there is only the transport.
+    struct Neighbour {
+        transport: Transport,
+        inboxes: Inboxes,
+        supervisor: Supervisor,
+    }
+
+    /// The driver of a node that is ready, between two turns, and a neighbour that it is connected with both ways.
+    async fn connected(dir: &Path) -> (Driver, Neighbour) {
+        let Founder { config, local, handle, sources, sinks, .. } = founder(dir).await.expect("it is laid out");
+        let here = sinks.transport.clone();
+        let beside = Beside::start().expect("its thread starts");
+        let mut driver = Driver::new(NodeCore::new(config, Clock.now()), handle.clone(), sources, sinks, beside);
+        tokio::select! {
+            end = driver.run(CancellationToken::new()) => panic!("{end:?}"),
+            () = becomes_ready(handle) => {}
+        }
+        let supervisor = Supervisor::new(tokio::runtime::Handle::current());
+        let (identity, listen) = (Identity::from_secret([2; 32]), SocketAddr::from(([127, 0, 0, 1], 0)));
+        let config = TransportConfig { identity, listen, relay: None, hints: Vec::new() };
+        let (there, mut inboxes) = Transport::bind(config, &supervisor, &Registry::new()).await.expect("it binds");
+        let place = |node: NodeId, transport: &Transport| {
+            let endpoint = transport.endpoint_id();
+            let direct = transport.listen_addrs().iter().map(ToString::to_string).collect();
+            (endpoint, (node, NodeAddress { endpoint, direct, ..NodeAddress::default() }))
+        };
+        let members = Arc::new(Members::from([place(ME, &here), place(OTHER, &there)]));
+        here.set_local(local);
+        there.set_local(Local { node: OTHER, home: 2, ..local });
+        for transport in [&here, &there] {
+            transport.set_members(&members, Arc::default()).expect("its peer is dialled");
+        }
+        for inbox in [&mut driver.sources.control, &mut inboxes.control] {
+            while !matches!(next(inbox).await, Incoming::Up { .. }) {}
+        }
+        (driver, Neighbour { transport: there, inboxes, supervisor })
+    }
+
+    async fn next(inbox: &mut Inbox) -> Incoming {
+        tokio::time::timeout(PATIENCE, inbox.recv()).await.expect("nothing comes").expect("the transport is gone")
+    }
+
+    /// An answer that nobody can read.
+    fn answer(id: u64) -> PeerMessage {
+        PeerMessage::ForwardReply(ForwardReply { id, body: Bytes::new() })
+    }
+
+    impl Neighbour {
+        /// Says something, and waits until so many frames wait to be heard.
+        async fn say(&self, what: PeerMessage, channel: Channel, inbox: &Inbox, waiting: usize) {
+            self.transport.send(ME, channel, vec![what]);
+            let began = Instant::now();
+            while inbox.len() < waiting {
+                assert!(began.elapsed() < PATIENCE, "{} frames wait, not {waiting}", inbox.len());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+
+        /// Says what means nothing, so many times.
+        async fn fill(&self, channel: Channel, inbox: &Inbox) {
+            for waiting in 1..=WAITING {
+                self.say(answer(0), channel, inbox, waiting).await;
+            }
+        }
+    }
+
+    async fn end(driver: Driver, neighbour: Neighbour) {
+        for supervisor in [&driver.sinks.supervisor, &neighbour.supervisor] {
+            supervisor.shutdown(Duration::from_secs(3)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_waits_is_taken_by_its_urgency_and_one_of_four_is_bulk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut driver, neighbour) = connected(dir.path()).await;
+        neighbour.fill(Channel::Control, &driver.sources.control).await;
+        neighbour.fill(Channel::Bulk, &driver.sources.bulk).await;
+        let handle = driver.handle.clone();
+        let ask = |_| handle.request_within(Millis(600_000), Target::Here, Request::Status);
+        let asked: Vec<_> = (0..WAITING).map(ask).collect();
+        // Of the disk one thing is heard, which means nothing either, and no more.
+        let (disk_done, disk) = mpsc::channel(1);
+        driver.sources.disk = disk;
+        let unknown = Event::Answered { ticket: u64::MAX, outcome: Ok(Reply::Done) };
+        disk_done.try_send(unknown).expect("there is room");
+
+        let waiting = |driver: &Driver| {
+            let it = &driver.sources;
+            [('d', it.disk.len()), ('c', it.control.len()), ('r', it.requests.len()), ('b', it.bulk.len())]
+        };
+        let (mut order, mut taken, mut requests_left) = (String::new(), 1, REQUESTS_PER_FLUSH_MAX);
+        let mut before = waiting(&driver);
+        while driver.take_one(taken, &mut requests_left) {
+            let after = waiting(&driver);
+            let fell = before.iter().zip(&after).filter(|(before, after)| after.1 < before.1);
+            order.extend(fell.map(|(before, _)| before.0));
+            before = after;
+            taken += 1;
+        }
+        assert_eq!(order, "dccbcccbcccbrrrbrrrbrrbbb");
+        assert_eq!(requests_left, REQUESTS_PER_FLUSH_MAX - asked.len());
+        end(driver, neighbour).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_peer_has_said_is_heard_before_the_clock_goes_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut driver, mut neighbour) = connected(dir.path()).await;
+        // Its time is over as soon as the clock goes on.
+        let (reply, mut told) = oneshot::channel();
+        let (deadline, target, request) = (Clock.now().mono, Target::Node(OTHER), Request::Status);
+        driver.take_request(Asked { deadline, target, request, reply });
+        driver.turn().expect("it goes on");
+        let forwarded = |message: &PeerMessage| match message {
+            PeerMessage::Forward(forward) => Some(forward.id),
+            _ => None,
+        };
+        let id = loop {
+            let Incoming::Peer { messages, .. } = next(&mut neighbour.inboxes.control).await else { continue };
+            if let Some(id) = messages.iter().find_map(forwarded) {
+                break id;
+            }
+        };
+        // The answer waits to be heard, and more behind it.
+        neighbour.say(answer(id), Channel::Control, &driver.sources.control, 1).await;
+        neighbour.fill(Channel::Control, &driver.sources.control).await;
+        assert!(told.try_recv().is_err(), "nothing was heard yet");
+
+        driver.tick();
+        driver.turn().expect("it goes on");
+        let outcome = told.try_recv().expect("it is answered");
+        let code = outcome.map_err(|refused| refused.code);
+        assert_eq!(code, Err(ErrorCode::UnsupportedVersion), "it was heard as one that nobody can read");
+        end(driver, neighbour).await;
+    }
 }

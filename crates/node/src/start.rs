@@ -164,7 +164,7 @@ async fn until_ended(node: &mut Node, signals: &mut Signals, ready: impl FnOnce(
 }
 
 /// Returns when the core says that the node is ready.
-async fn becomes_ready(handle: NodeHandle) {
+pub(crate) async fn becomes_ready(handle: NodeHandle) {
     let within = Millis(1_000);
     loop {
         if let Ok(Reply::Status(status)) = handle.request_within(within, Target::Here, Request::Status).await
@@ -539,7 +539,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use base::ErrorCode;
@@ -550,6 +550,18 @@ mod tests {
 
     /// Longer than anything here takes.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// What the first node of a cluster is made of, on an empty directory, before its core begins.
+    pub(crate) struct Founder {
+        pub config: CoreConfig,
+        /// Its place, as its transport is to say it to others.
+        pub local: Local,
+        pub handle: NodeHandle,
+        pub sources: Sources,
+        pub sinks: Sinks,
+        disk_done: mpsc::Sender<Event>,
+        recovery: oneshot::Receiver<()>,
+    }
 
     /// A core that runs, alone, and what stands around it.
     struct Alone {
@@ -572,6 +584,15 @@ mod tests {
         dir: &Path,
         change: impl FnOnce(&mut CoreConfig),
     ) -> Result<(Alone, oneshot::Receiver<()>), NodeError> {
+        let Founder { mut config, handle, sources, sinks, disk_done, recovery, .. } = founder(dir).await?;
+        change(&mut config);
+        let supervisor = sinks.supervisor.clone();
+        let ended = start_core(config, handle.clone(), sources, sinks, CancellationToken::new())?;
+        Ok((Alone { handle, supervisor, disk_done, ended }, recovery))
+    }
+
+    /// Lays out everything as a node does.
+    pub(crate) async fn founder(dir: &Path) -> Result<Founder, NodeError> {
         let config = Config { peer_listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Config::embedded(dir) };
         let Ground { data, supervisor, registry, handle, requests, metadata } = Ground::lay(&config)?;
         formation::found_cluster(&data, &config)?;
@@ -584,8 +605,16 @@ mod tests {
         let record = formation::find_place(&data, None, &transport, &me).await?;
         me.node = record.node;
 
-        let mut core_config = core_config(&config, me, &record);
-        change(&mut core_config);
+        let local = Local {
+            cluster: record.cluster,
+            cluster_incarnation: record.cluster_incarnation(),
+            recovery: record.recovery_id(),
+            node: record.node,
+            incarnation: record.incarnation,
+            home: data.home()?,
+            versions,
+        };
+        let core_config = core_config(&config, me, &record);
         let (disk_done, disk) = mpsc::channel(QUEUE);
         let ((vm_actions, _), (joins, _), (_, vms)) = (mpsc::channel(1), mpsc::channel(1), mpsc::channel(1));
         let (recovered, recovery) = oneshot::channel();
@@ -596,15 +625,14 @@ mod tests {
             joins,
             views: handle.views.clone(),
             metadata,
-            supervisor: supervisor.clone(),
+            supervisor,
             record: Keeper::new(data, record),
             recovered: Some(recovered),
             departed: None,
             turns: Turns::new(&registry),
         };
         let sources = Sources { control: inboxes.control, bulk: inboxes.bulk, disk, requests, vms };
-        let ended = start_core(core_config, handle.clone(), sources, sinks, CancellationToken::new())?;
-        Ok((Alone { handle, supervisor, disk_done, ended }, recovery))
+        Ok(Founder { config: core_config, local, handle, sources, sinks, disk_done, recovery })
     }
 
     #[tokio::test]

@@ -168,7 +168,7 @@ mod tests {
     use metadata::{Command, CommandResult};
 
     use super::*;
-    use crate::requests::tests::{at, core, refusals};
+    use crate::requests::tests::{answered_others, at, core, refusals};
     use crate::{Acks, Effect, Produce};
 
     fn reply(id: u64, outcome: Result<Reply, RequestError>) -> ForwardReply {
@@ -207,15 +207,26 @@ mod tests {
     fn what_is_sent_again_has_a_second_of_its_own() {
         let mut core = core();
         let ask = |core: &mut NodeCore| core.requests.sent.keys().copied().collect::<Vec<_>>();
+        // How long the addressee has, each time that something is sent.
+        let time_left = |core: &mut NodeCore| {
+            let left = |message| match message {
+                PeerMessage::Forward(forward) => Some(forward.deadline_ms),
+                _ => None,
+            };
+            std::mem::take(&mut core.sends).into_values().flatten().filter_map(left).collect::<Vec<_>>()
+        };
         core.take_request(RequestId(1), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
+        assert_eq!(time_left(&mut core), [60_000]);
         core.now = at(1_000);
         core.requests_tick();
         core.now = at(1_900);
         core.requests_tick();
         assert_eq!(ask(&mut core).len(), 2, "the first one was not answered in a second");
+        assert_eq!(time_left(&mut core), [59_000], "a second of it is gone");
         core.now = at(2_000);
         core.requests_tick();
         assert_eq!(ask(&mut core).len(), 3);
+        assert_eq!(time_left(&mut core), [58_000]);
 
         // The second of a sending that was answered does not run on for the next one.
         core.take_request(RequestId(2), at(60_000).mono, Target::Node(NodeId(2)), Request::Status);
@@ -326,5 +337,31 @@ mod tests {
         core.stage = Stage::Running;
         core.take_forward(NodeId(2), Forward { id: 8, ..early });
         assert_eq!(core.sends.iter().map(answered).collect::<Vec<_>>(), [(2, 1)]);
+    }
+
+    #[test]
+    fn a_question_for_another_node_is_forgotten_when_that_node_has_given_up() {
+        let mut core = core();
+        core.now = at(5_000);
+        let body = wire::encode(&ForwardBody { request: Request::Tasks, command: None });
+        let mut tickets = 1..;
+        // The answers to all questions so far come at that time.
+        let mut answered = |core: &mut NodeCore, questions: &[(u64, u64)], ms: u64| {
+            for (id, deadline_ms) in questions {
+                core.take_forward(NodeId(2), Forward { id: *id, deadline_ms: *deadline_ms, body: body.clone() });
+            }
+            core.now = at(ms);
+            core.requests_tick();
+            for ticket in tickets.by_ref().take(questions.len()) {
+                core.driver_answered(ticket, Ok(Reply::Tasks(Vec::new())));
+            }
+            assert!(core.requests.tickets.is_empty(), "{:?}", core.requests.tickets);
+            answered_others(core)
+        };
+        assert_eq!(answered(&mut core, &[(1, 1_000), (2, 1_001)], 6_000), [2]);
+        // However long it says that it waits.
+        let most = REQUEST_DEADLINE_MAX.0;
+        assert_eq!(answered(&mut core, &[(3, most), (4, most + 1)], 6_000 + most - 1), [3, 4]);
+        assert!(answered(&mut core, &[(5, most), (6, u64::MAX)], 6_000 + 2 * most).is_empty());
     }
 }

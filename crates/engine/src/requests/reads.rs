@@ -101,3 +101,34 @@ impl NodeCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base::NodeId;
+
+    use super::*;
+    use crate::requests::tests::{answered_others, at, core};
+
+    #[test]
+    fn a_read_point_for_another_node_is_forgotten_when_that_node_has_given_up() {
+        let mut core = core();
+        let asker = |id, ms| {
+            let origin = Origin::Remote { node: NodeId(2), id, deadline: at(ms).mono };
+            Asker { origin, then: OnceConfirmed::TellIndex }
+        };
+        let local = Asker { origin: Origin::Local(9), then: OnceConfirmed::TellIndex };
+        core.requests.reads.rounds.insert(7, vec![asker(1, 1_000), asker(2, 1_001), local]);
+        core.requests.reads.next.extend([asker(3, 1_000), asker(4, 1_001), local]);
+        core.now = at(999);
+        core.requests_tick();
+        assert_eq!(core.requests.reads.len(), 6, "all of them wait");
+        core.now = at(1_000);
+        core.requests_tick();
+        assert_eq!(core.requests.reads.len(), 4, "this node's own are answered otherwise");
+        core.read_point(&7_u64.to_le_bytes(), Some(5));
+        assert_eq!(answered_others(&mut core), [2]);
+        // It leads no more: those that waited for the next round are told so.
+        core.begin_read_round();
+        assert_eq!(answered_others(&mut core), [4]);
+    }
+}
