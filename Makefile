@@ -57,7 +57,7 @@ SOAK_SEED ?= 1
 soak-sim:
 	MUSTER_COMMIT=$$(git describe --always --dirty --abbrev=12) $(CARGO) build --profile soak -p sim
 	failed=0; for nodes in 3 5; do $(TARGET_DIR)/soak/muster-sim run --seed $(SOAK_SEED) --seeds $$(($(SOAK_SEEDS) / 2)) \
-		--nodes $$nodes --seconds 60 --marks --keep-going || failed=1; done; exit $$failed
+		--nodes $$nodes --seconds 60 --locks --marks --keep-going || failed=1; done; exit $$failed
 
 ## make bench   the figures that the documents quote, on real clusters of a release build
 .PHONY: bench

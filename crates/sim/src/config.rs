@@ -205,6 +205,8 @@ pub struct SimConfig {
     pub only: Option<BTreeSet<usize>>,
     /// Clients; two per node if `None`.
     pub clients: Option<usize>,
+    /// Clients contend for locks, too.
+    pub locks: bool,
     pub plant: Option<Mistake>,
     /// Keep the trace.
     pub trace: bool,
@@ -221,6 +223,7 @@ impl SimConfig {
             faults: FaultSet::all(),
             only: None,
             clients: None,
+            locks: false,
             plant: None,
             trace: false,
         }

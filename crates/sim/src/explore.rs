@@ -67,7 +67,7 @@ impl Explorer {
         }
         let nodes = [3, 3, 3, 5, 5, 4, 2, 1][self.random.below(8) as usize];
         let seconds = self.random.between(5, 40);
-        SimConfig { nodes, seconds, faults: self.faults(), ..SimConfig::new(seed) }
+        SimConfig { nodes, seconds, faults: self.faults(), locks: seed.is_multiple_of(2), ..SimConfig::new(seed) }
     }
 
     /// All faults, or a few that then come often.

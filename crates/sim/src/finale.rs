@@ -327,6 +327,9 @@ impl World {
             if !state.kv.leases.is_empty() {
                 return Some(format!("nobody renews leases, and there are {:?}", state.kv.leases));
             }
+            if let Some((place, _)) = state.kv.range("locks/", None).next() {
+                return Some(format!("nobody wants a lock, and {place} stands in the queue"));
+            }
             if let Some(what) = self.version_unsettled(state) {
                 return Some(what);
             }

@@ -3,6 +3,8 @@
 //! **Real:** `engine::NodeCore` of every node, and in it the journal, multiraft, the metadata and stream state machines,
 //! the VM planner and reconciler; the codec of peer frames (every frame is encoded and decoded).
 //!
+//! With clients that contend for locks also the operations that they call, and the pipeline that carries those out (`api.rs`).
+//!
 //! **Simulated:** the machines' clocks, disks, network connections and hypervisors; the driver that carries out effects
 //! (`drive.rs`, which decides nothing, like the real one); clients. A run knows no real clock, no thread and no
 //! randomness but its seed: the same seed gives a byte-identical trace.
@@ -27,6 +29,7 @@
 //! that clients write to must accept writes within 10 virtual seconds (25, if the faults kept the cluster from forming
 //! until then; 15 more while a node still has to go), and all nodes must converge. The checkers are in [`check`].
 
+mod api;
 pub mod check;
 mod config;
 mod consumers;
@@ -37,6 +40,7 @@ mod drive;
 mod explore;
 mod finale;
 mod formation;
+mod locks;
 mod mistake;
 mod nemesis;
 mod net;

@@ -128,6 +128,9 @@ struct WorldArgs {
     /// Clients; two per node by default.
     #[arg(long)]
     clients: Option<usize>,
+    /// Clients contend for locks, too.
+    #[arg(long)]
+    locks: bool,
     /// Plants a mistake (`muster-sim plants` names them).
     #[arg(long)]
     plant: Option<Mistake>,
@@ -135,9 +138,9 @@ struct WorldArgs {
 
 impl WorldArgs {
     fn config(self, trace: bool) -> SimConfig {
-        let WorldArgs { seed, nodes, seconds, faults, only, clients, plant } = self;
+        let WorldArgs { seed, nodes, seconds, faults, only, clients, locks, plant } = self;
         let only = only.map(|only| only.0);
-        SimConfig { seed, nodes: usize::from(nodes), seconds, faults, only, clients, plant, trace }
+        SimConfig { seed, nodes: usize::from(nodes), seconds, faults, only, clients, locks, plant, trace }
     }
 }
 

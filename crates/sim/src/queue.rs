@@ -66,6 +66,8 @@ pub enum Ev {
     Client { client: usize },
     /// A consumer's next step.
     Consumer { consumer: usize },
+    /// The next steps of all clients that contend for locks, and of their calls.
+    Locks,
     /// By now the request must have been answered.
     Overdue { request: u64 },
     /// Faults stop and everything is repaired.

@@ -112,13 +112,16 @@ pub fn sweep_watched(
 /// The command that runs one seed again and writes its trace.
 #[must_use]
 pub fn replay_command(cfg: &SimConfig) -> String {
-    let SimConfig { seed, nodes, seconds, faults, only, clients, plant, trace: _ } = cfg;
+    let SimConfig { seed, nodes, seconds, faults, only, clients, locks, plant, trace: _ } = cfg;
     let mut command = format!("muster-sim replay --seed {seed} --nodes {nodes} --seconds {seconds} --faults {faults}");
     if let Some(only) = only {
         command += &format!(" --only {}", Only(only.clone()));
     }
     if let Some(clients) = clients {
         command += &format!(" --clients {clients}");
+    }
+    if *locks {
+        command += " --locks";
     }
     if let Some(plant) = plant {
         command += &format!(" --plant {plant}");

@@ -110,6 +110,7 @@ impl Search {
     }
 
     fn clients(&mut self) {
+        self.fails(SimConfig { locks: false, ..self.best.clone() });
         for clients in 0..self.best.clients.unwrap_or(self.best.nodes * 2) {
             if self.fails(SimConfig { clients: Some(clients), ..self.best.clone() }) {
                 return;

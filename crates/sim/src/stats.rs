@@ -46,6 +46,12 @@ pub struct Stats {
     pub commands_repeated: u64,
     /// Renewals that were granted of leases of before a recovery.
     pub leases_outlived: u64,
+    /// Locks that clients were told to hold, and of those the ones whose lease was not renewed in time.
+    pub locks_acquired: u64,
+    pub locks_lapsed: u64,
+    /// Calls for a lock that took up the place of an earlier one, and calls whose node was told that nobody listens.
+    pub locks_joined: u64,
+    pub locks_hung_up: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
     pub frames_doubled: u64,
@@ -96,7 +102,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 32] = [
+        let sums: [(&mut u64, u64); 36] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -119,6 +125,10 @@ impl Stats {
             (&mut self.replicas_compared, other.replicas_compared),
             (&mut self.commands_repeated, other.commands_repeated),
             (&mut self.leases_outlived, other.leases_outlived),
+            (&mut self.locks_acquired, other.locks_acquired),
+            (&mut self.locks_lapsed, other.locks_lapsed),
+            (&mut self.locks_joined, other.locks_joined),
+            (&mut self.locks_hung_up, other.locks_hung_up),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
             (&mut self.writes_torn, other.writes_torn),
@@ -203,6 +213,11 @@ impl fmt::Display for Stats {
             self.names,
             self.names_undecided,
             self.commands_repeated
+        )?;
+        writeln!(
+            f,
+            "locks               {} acquired, {} not renewed in time; {} calls joined an earlier one, {} hung up",
+            self.locks_acquired, self.locks_lapsed, self.locks_joined, self.locks_hung_up
         )?;
         writeln!(f, "marks               {} of {} states reached", self.marks.len(), Mark::ALL.len())?;
         write!(

@@ -11,6 +11,7 @@ use crate::config::{Fault, FaultSet, SimConfig};
 use crate::consumers::Consumers;
 use crate::finale::Finale;
 use crate::formation::Forming;
+use crate::locks::LockClients;
 use crate::mistake::Seam;
 use crate::nemesis::Nemesis;
 use crate::net::{NOTICE, Network};
@@ -41,6 +42,7 @@ pub struct World {
     pub requests: Requests,
     pub clients: Vec<Client>,
     pub consumers: Consumers,
+    pub locks: LockClients,
     /// Topics made under contended names.
     pub shared_topics_made: u64,
     /// What was put last under a contended key, perhaps.
@@ -88,6 +90,7 @@ impl World {
             requests: Requests::default(),
             clients,
             consumers: Consumers::new(seed, cfg.nodes),
+            locks: LockClients::new(seed),
             shared_topics_made: 0,
             shared_value: None,
             forming: Forming::new(seed),
@@ -134,6 +137,9 @@ impl World {
         }
         for consumer in self.consumers.numbers() {
             self.queue.after(ms(700 + 11 * consumer as u64), Ev::Consumer { consumer });
+        }
+        if self.cfg.locks {
+            self.queue.after(ms(600), Ev::Locks);
         }
         self.queue.after(ms(100), Ev::Watch);
         self.queue.at(ms(self.cfg.seconds * 1_000), Ev::Heal);
@@ -201,6 +207,7 @@ impl World {
             Ev::Watch => self.watch(),
             Ev::Client { client } => self.client_step(client),
             Ev::Consumer { consumer } => self.consumer_step(consumer),
+            Ev::Locks => self.locks_step(),
             Ev::Overdue { request } => self.overdue(request),
             Ev::Heal => self.heal(),
             Ev::Finale => self.finale_step(),
@@ -351,6 +358,7 @@ impl World {
                 self.cut(node, peer);
             }
         }
+        self.calls_lost(node);
         self.requests_lost(node);
     }
 

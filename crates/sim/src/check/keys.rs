@@ -47,6 +47,12 @@ impl Leases {
         self.outlived += u64::from(self.inherited.contains(&lease));
     }
 
+    /// Until when it lives, as its holders were told.
+    #[must_use]
+    pub fn until(&self, lease: LeaseId) -> Nanos {
+        self.until.get(&lease).copied().unwrap_or_default()
+    }
+
     /// A holder was told that there is no such lease.
     ///
     /// # Errors

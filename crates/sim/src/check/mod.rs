@@ -10,6 +10,7 @@ mod election;
 mod events;
 mod keys;
 mod leaders;
+mod locks;
 mod log;
 mod machines;
 mod members;
@@ -24,6 +25,7 @@ pub use election::Elections;
 pub use events::Events;
 pub use keys::{Leases, Watcher, key_in};
 pub use leaders::Leaders;
+pub use locks::Locks;
 pub use log::{Held, Logs, Seen};
 pub use machines::Machines;
 pub use members::{Members, meta_voters_wanted};
@@ -48,6 +50,7 @@ pub struct Checks {
     pub leaders: Leaders,
     pub machines: Machines,
     pub leases: Leases,
+    pub locks: Locks,
     /// One on each node, wherever that goes.
     pub watchers: std::collections::BTreeMap<usize, Watcher>,
 }
