@@ -16,8 +16,8 @@ const WRITTEN_GAP: &str = "muster_peer_heartbeat_gap_seconds";
 const RECEIVE_GAP: &str = "muster_raft_heartbeat_receive_gap_seconds";
 const INTERVAL: &str = "muster_raft_heartbeat_interval_seconds";
 const TURN: &str = "muster_core_turn_seconds";
-/// By so much a heartbeat may be off its interval, in 999 of 1,000 cases, where load comes from clients.
-pub const TOLERANCE: Duration = Duration::from_millis(50);
+/// By so much a heartbeat may be off its interval, in 999 of 1,000 cases.
+const TOLERANCE: Duration = Duration::from_millis(50);
 /// The same in percent.
 const LATE_PERCENT_MAX: f64 = 0.1;
 /// Of fewer heartbeats, a node that was started and finds what has waited for it makes out as much by itself.
@@ -154,7 +154,7 @@ fn group_of(labels: &Labels) -> String {
     format!("{}/{}", label("topic"), label("partition"))
 }
 
-/// Whether heartbeats left in time and came in time: so late they may be in one case of 1,000; `None`: no limits hold.
+/// Whether heartbeats left in time and came in time: [`TOLERANCE`]. If it is not `judged`, no limits hold.
 ///
 /// - By the gaps between those of every group that the nodes led, as their cores send them; and by the same with the time
 ///   that messages wait for the control stream to a peer, as if that came to them by chance.
@@ -164,11 +164,11 @@ fn group_of(labels: &Labels) -> String {
 ///   silence ends no leadership.
 /// - By the gaps as they come in, whoever is to blame: the sender, the network, or the receiver, whose core does something
 ///   else.
-pub fn heartbeats(figures: &mut Figures, scenario: &str, span: &Span<'_>, tolerance: Option<Duration>) {
+pub fn heartbeats(figures: &mut Figures, scenario: &str, span: &Span<'_>, judged: bool) {
     let gaps = span.all(SEND_GAP, &[]);
     let delays = span.of_leaders(SEND_DELAY, &[("channel", "control")]);
-    let limit = |most: f64| tolerance.map(|_| most);
-    let most_s = span.after.interval_s + tolerance.unwrap_or(TOLERANCE).as_secs_f64();
+    let limit = |most: f64| judged.then_some(most);
+    let most_s = span.after.interval_s + TOLERANCE.as_secs_f64();
     let timeout_ms = ELECTION_TIMEOUT.as_secs_f64() * 1_000.0;
     let kinds = [
         ("between heartbeats", &gaps, most_s * 1_000.0),
@@ -195,8 +195,7 @@ pub fn heartbeats(figures: &mut Figures, scenario: &str, span: &Span<'_>, tolera
     }
     if gaps.count() > 0.0 {
         eprintln!("   {scenario}: {} waits for a control stream: {delays:?}", delays.count());
-        let late = tolerance.unwrap_or(TOLERANCE);
-        let what = format!("{scenario}: heartbeats more than {late:?} late, waits for the stream included");
+        let what = format!("{scenario}: heartbeats more than {TOLERANCE:?} late, waits for the stream included");
         let most = limit(LATE_PERCENT_MAX).filter(|_| gaps.count() >= LATE_COUNT_MIN);
         figures.number(&what, &[gaps.above_with(&delays, most_s) * 100.0], "%", most);
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use testkit::{Cluster, Load, LoadPlan, Node, Outcome, Start, wait_until};
 
-use crate::counts::{Moment, Span, TOLERANCE, heartbeats, scrape, turns};
+use crate::counts::{Moment, Span, heartbeats, scrape, turns};
 use crate::dataset::DataSet;
 use crate::figures::{Figures, Limit};
 use crate::look::{PATIENCE, in_folder, judge, let_pass, risen, wait_home, wait_sparing, wait_whole};
@@ -238,7 +238,7 @@ impl Scene<'_> {
         let back = self.follow(&behind, &[left])?;
         // What puts took is told by the time until the next one.
         let span = Span::between(&killed, &back.caught_up);
-        heartbeats(self.figures, "snapshot, source killed", &span, Some(TOLERANCE));
+        heartbeats(self.figures, "snapshot, source killed", &span, true);
         turns(self.figures, "snapshot, source killed", &span, Some(TURN_MAX_MS));
         self.caught_up("a node whose source was killed", &killed, &back, SOURCE_KILLED_MAX);
         self.cluster.nodes[leader].start(&Start::Up)?;
@@ -334,7 +334,7 @@ impl Scene<'_> {
     fn window(&mut self, what: &'static str, from: &Moment, to: &Moment, judged: bool) {
         let (scenario, span) = (format!("snapshot, {what}"), Span::between(from, to));
         eprintln!("   {scenario}: {:?}", span.time());
-        heartbeats(self.figures, &scenario, &span, judged.then_some(TOLERANCE));
+        heartbeats(self.figures, &scenario, &span, judged);
         turns(self.figures, &scenario, &span, judged.then_some(TURN_MAX_MS));
         self.windows.push(Window { what, from: from.at, to: to.at, judged });
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use testkit::{Cluster, Load, LoadPlan, Node};
 
-use crate::counts::{Moment, Span, TOLERANCE, elections, heartbeats};
+use crate::counts::{Moment, Span, elections, heartbeats};
 use crate::figures::{Figures, Limit};
 use crate::look::{cpu_time, idle_percent, in_folder, judge, let_pass, machine_time, wait_whole};
 use crate::machines::boot_over_and_over;
@@ -59,7 +59,7 @@ fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Fi
     }
     let span = Span::between(&began_at, &ended_at);
     elections(figures, "saturating load", &span, &before, &after);
-    heartbeats(figures, "saturating load", &span, Some(TOLERANCE));
+    heartbeats(figures, "saturating load", &span, true);
     figures.times("saturating load: a key is put", outcome.latencies(), Limit::default());
     judge(figures, "saturating load", &outcome, cluster);
     Ok(())
