@@ -52,6 +52,8 @@ pub(crate) struct Checkpoints {
     encoding: Option<(SnapshotMeta, u64)>,
     /// The one that is being written.
     writing: Option<(SnapshotMeta, u64)>,
+    /// Our own, which is being decoded at the start: its index and bytes.
+    loading: Option<(u64, u64)>,
     /// When somebody last asked for a part of the one that is there.
     served: Option<Mono>,
     /// The state is being encoded only to know its size: nothing is written, and the last one stays.
@@ -310,8 +312,12 @@ impl NodeCore {
         self.journal.checkpoint(checkpoint);
     }
 
-    /// An installed checkpoint is durable, and its state is there: state and log are replaced, together.
+    /// The state of the checkpoint that was loaded at the start is there, or that of an installed one, which is durable: state
+    /// and log are replaced, together.
     fn decoded(&mut self, index: u64, state: Result<Box<Metadata>, String>) {
+        if let Some((_, bytes)) = self.checkpoints.loading.take_if(|(of, _)| *of == index) {
+            return self.checkpoint_loaded(bytes, state);
+        }
         let Some((meta, bytes)) = self.checkpoints.installing.take_if(|(meta, _)| meta.index == index) else { return };
         let group = GroupId::META;
         match state {
@@ -371,9 +377,9 @@ impl NodeCore {
 
     // ---- Loading our own, at recovery ----
 
-    pub(crate) fn load_checkpoint(&mut self, group: GroupId, offset: u64, total: u64) {
-        debug_assert!(offset < total);
-        self.load_next(group, Vec::new());
+    pub(crate) fn load_checkpoint(&mut self, group: GroupId, total: u64) {
+        // All of it at once: a buffer that grows moves what it holds, again and again.
+        self.load_next(group, Vec::with_capacity(usize::try_from(total).unwrap_or_default()));
     }
 
     fn load_next(&mut self, group: GroupId, loaded: Vec<u8>) {
@@ -387,6 +393,8 @@ impl NodeCore {
         if (loaded.len() as u64) < part.total && !part.data.is_empty() {
             return self.load_next(group, loaded);
         }
-        self.checkpoint_loaded(group, &loaded);
+        let Some(index) = self.groups.get(&group).map(|entry| entry.applied) else { return };
+        self.checkpoints.loading = Some((index, loaded.len() as u64));
+        self.effects.push(Effect::Work(Work::Decode { index, bytes: loaded.into() }));
     }
 }

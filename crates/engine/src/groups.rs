@@ -351,7 +351,7 @@ impl NodeCore {
         entry.membership = recovered.checkpoint.membership.clone();
         self.groups.insert(group, entry);
         if recovered.checkpoint_bytes > 0 {
-            self.load_checkpoint(group, 0, recovered.checkpoint_bytes);
+            self.load_checkpoint(group, recovered.checkpoint_bytes);
         } else {
             self.replay_next(group);
         }

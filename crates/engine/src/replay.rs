@@ -4,6 +4,7 @@
 use base::GroupId;
 use base::limits::LOG_READ_BYTES_MAX;
 use base::simulation::{Mark, Plant, mark, planted};
+use metadata::Metadata;
 use multiraft::GroupInit;
 use wire::{Entry, EntryKind, MembershipChange};
 
@@ -13,14 +14,14 @@ use crate::journal_events::ReadFor;
 use crate::{Effect, Formation};
 
 impl NodeCore {
-    /// The checkpoint of `__meta` is loaded.
-    pub(crate) fn checkpoint_loaded(&mut self, group: GroupId, state: &[u8]) {
-        match metadata::Metadata::decode(state) {
+    /// The checkpoint of `__meta` is loaded: its size and state.
+    pub(crate) fn checkpoint_loaded(&mut self, bytes: u64, state: Result<Box<Metadata>, String>) {
+        match state {
             Ok(metadata) => {
-                self.room.replaced(state.len() as u64);
-                self.adopt_metadata(metadata);
+                self.room.replaced(bytes);
+                self.adopt_metadata(*metadata);
                 if self.stage != Stage::Stopped {
-                    self.replay_next(group);
+                    self.replay_next(GroupId::META);
                 }
             }
             Err(error) => self.fatal(format!("the checkpoint of __meta is unreadable: {error}")),

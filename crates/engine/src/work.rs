@@ -8,7 +8,7 @@ use metadata::Metadata;
 pub enum Work {
     /// The state of `__meta`, as of one index, becomes the bytes of a checkpoint.
     Encode { index: u64, state: Box<Metadata> },
-    /// The bytes of an installed checkpoint become the state.
+    /// The bytes of a checkpoint, our own at the start or an installed one, become the state.
     Decode { index: u64, bytes: Bytes },
 }
 

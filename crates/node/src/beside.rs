@@ -6,15 +6,15 @@
 use std::sync::mpsc as std_mpsc;
 
 use base::limits::DRIVER_QUESTIONS_MAX;
-use engine::{Event, Work};
-use runtime::{Priority, spawn_priority_thread};
+use engine::{Event, Work, Worked};
+use runtime::spawn_priority_thread;
 use tokio::sync::mpsc;
 
 /// Works that the core has under way at once: one checkpoint is encoded or decoded at a time, and one that became needless
 /// may still run.
 const WORKS_MAX: usize = 4;
 /// Beside one thread that always has something to do this one gets a quarter of a core.
-const CHECKPOINT_PRIORITY: Priority = Priority::Nice(5);
+const CHECKPOINT_NICE: i32 = 5;
 
 /// The ways out and back.
 pub(crate) struct Beside {
@@ -33,7 +33,7 @@ impl Beside {
         let (answers, answered) = mpsc::channel(DRIVER_QUESTIONS_MAX + WORKS_MAX);
         let (checkpoints, waiting) = std_mpsc::sync_channel::<Work>(WORKS_MAX);
         let done = answers.clone();
-        spawn_priority_thread("checkpoint", CHECKPOINT_PRIORITY, move || {
+        spawn_priority_thread("checkpoint", CHECKPOINT_NICE, move || {
             for work in waiting {
                 // The core may be gone by now.
                 let _ = done.blocking_send(Event::Worked(work.carry_out()));
@@ -52,9 +52,13 @@ impl Beside {
             Work::Decode { .. } => work,
         };
         let answers = self.answers();
+        let (Work::Encode { index, .. } | Work::Decode { index, .. }) = work;
         tokio::task::spawn_blocking(move || {
+            // Without an answer the core would wait for ever, and not say for what.
+            let panicked = |_| Worked::Decoded { index, state: Err("reading it panicked".into()) };
+            let worked = std::panic::catch_unwind(|| work.carry_out()).unwrap_or_else(panicked);
             // The core may be gone by now.
-            let _ = answers.blocking_send(Event::Worked(work.carry_out()));
+            let _ = answers.blocking_send(Event::Worked(worked));
         });
     }
 

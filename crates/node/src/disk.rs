@@ -99,10 +99,8 @@ impl Disk {
         let shared = Arc::new(Shared { files: Files::of(dir), queue: Mutex::new(receiver), done, metrics });
         for number in 0..THREADS {
             let shared = shared.clone();
-            runtime::spawn_priority_thread(&format!("disk-{number}"), runtime::Priority::Nice(-5), move || {
-                shared.work()
-            })
-            .map_err(|error| NodeError::Start { what: "a disk thread", reason: error.to_string() })?;
+            runtime::spawn_priority_thread(&format!("disk-{number}"), -5, move || shared.work())
+                .map_err(|error| NodeError::Start { what: "a disk thread", reason: error.to_string() })?;
         }
         Ok(Disk { queue: sender, waiting: VecDeque::new() })
     }

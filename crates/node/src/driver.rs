@@ -9,7 +9,7 @@ use base::limits::EVENTS_PER_FLUSH_MAX;
 use engine::{Effect, Event, NodeCore, Reply, RequestError, TaskLine};
 
 use metadata::Metadata;
-use runtime::{CancellationToken, Clock, Supervisor};
+use runtime::{CancellationToken, Clock, PULSE, Pulse, Supervisor, take_ready};
 use tokio::sync::{mpsc, oneshot, watch};
 use transport::{Inbox, Incoming, PeerLink, Transport};
 
@@ -23,7 +23,7 @@ use crate::partition_reads;
 
 /// Between two ticks: half of Raft's own, so that every second one is due for Raft, and heartbeats leave evenly. A late one
 /// does not put off those after it.
-const TICK: Duration = Duration::from_millis(25);
+const TICK: Duration = PULSE;
 
 /// Requests taken before one flush, so that however many there are, what peers send in bulk gets its turn.
 const REQUESTS_PER_FLUSH_MAX: usize = EVENTS_PER_FLUSH_MAX / 2;
@@ -114,8 +114,8 @@ impl Driver {
         }
     }
 
-    /// Runs until `stop`, or until the core ends the node.
-    pub async fn run(&mut self, stop: CancellationToken) -> End {
+    /// Runs until `stop`, or until the core ends the node; `pulse` beats at each tick.
+    pub async fn run(&mut self, stop: CancellationToken, pulse: Pulse) -> End {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut ticked = Instant::now();
@@ -145,6 +145,7 @@ impl Driver {
             due |= ticked.elapsed() >= TICK;
             if due {
                 ticked = Instant::now();
+                pulse.beat();
                 taken += self.tick();
             }
             let taking = began.elapsed();
@@ -192,7 +193,7 @@ impl Driver {
     fn take_one(&mut self, taken: usize, requests_left: &mut usize) -> bool {
         if let Some(event) = self.answers.pop() {
             self.core.handle(Clock.now(), event);
-        } else if let Some(event) = runtime::take_ready(&mut self.sources.disk) {
+        } else if let Some(event) = take_ready(&mut self.sources.disk) {
             self.core.handle(Clock.now(), event);
         } else if taken.is_multiple_of(BULK_EVERY)
             && let Some(incoming) = self.sources.bulk.try_recv()
@@ -200,10 +201,10 @@ impl Driver {
             self.take_incoming(incoming);
         } else if let Some(incoming) = self.sources.control.try_recv() {
             self.take_incoming(incoming);
-        } else if let Some(event) = runtime::take_ready(&mut self.sources.vms) {
+        } else if let Some(event) = take_ready(&mut self.sources.vms) {
             self.core.handle(Clock.now(), event);
         } else if *requests_left > 0
-            && let Some(asked) = runtime::take_ready(&mut self.sources.requests)
+            && let Some(asked) = take_ready(&mut self.sources.requests)
         {
             *requests_left -= 1;
             self.take_request(asked);
@@ -390,7 +391,7 @@ mod tests {
         let beside = Beside::start().expect("its thread starts");
         let mut driver = Driver::new(NodeCore::new(config, Clock.now()), handle.clone(), sources, sinks, beside);
         tokio::select! {
-            end = driver.run(CancellationToken::new()) => panic!("{end:?}"),
+            end = driver.run(CancellationToken::new(), Pulse::default()) => panic!("{end:?}"),
             () = becomes_ready(handle) => {}
         }
         let supervisor = Supervisor::new(tokio::runtime::Handle::current());

@@ -11,7 +11,7 @@ use base::limits::{
 use base::{ClusterId, Millis, NodeId, VersionRange};
 use engine::{CoreConfig, NodeCore, Reply, Request, Target};
 use metadata::Metadata;
-use runtime::{CancellationToken, Clock, Priority, Registry, Supervisor, spawn_priority_thread};
+use runtime::{CancellationToken, Clock, Registry, Supervisor, spawn_punctual_thread};
 use tokio::sync::{mpsc, oneshot, watch};
 use transport::{Identity, Local, Transport, TransportConfig};
 use vmm::{Vmm, VmmConfig};
@@ -508,7 +508,7 @@ fn start_core(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let beside = Beside::start().map_err(failed)?;
     let (ended, end) = oneshot::channel();
-    spawn_priority_thread("core", Priority::Punctual, move || {
+    spawn_punctual_thread("core", move |pulse| {
         // Why it ends is said before the driver goes, and with it the queues of tasks: their end is not the reason. The node
         // may be stopping already.
         let core = match unless_it_panics(|| NodeCore::new(config, Clock.now())) {
@@ -516,7 +516,7 @@ fn start_core(
             Err(end) => return drop(ended.send(end)),
         };
         let mut driver = Driver::new(core, handle, sources, sinks, beside);
-        let (Ok(end) | Err(end)) = unless_it_panics(|| runtime.block_on(driver.run(stop)));
+        let (Ok(end) | Err(end)) = unless_it_panics(|| runtime.block_on(driver.run(stop, pulse)));
         let _ = ended.send(end);
         drop(driver);
     })

@@ -16,6 +16,7 @@
 mod clock;
 mod exposition;
 mod metrics;
+mod punctual;
 mod supervisor;
 mod sys;
 mod thread;
@@ -23,10 +24,11 @@ mod thread;
 pub use clock::Clock;
 pub use exposition::{Exposition, Family, Kind, Labels};
 pub use metrics::{Counter, Gauge, Histogram, LATENCY_BUCKETS_S, Registry};
+pub use punctual::{PULSE, Pulse, spawn_punctual_thread};
 pub use supervisor::{
     Cause, HistoryEntry, Intensity, NodeEnd, RestartPolicy, ShutdownReport, Supervisor, SupervisorError, TaskContext,
     TaskFailure, TaskResult, TaskSnapshot, TaskSpec, TaskState,
 };
-pub use thread::{Priority, PriorityRuntime, spawn_priority_thread, take_ready};
+pub use thread::{PriorityRuntime, spawn_priority_thread, take_ready};
 
 pub use tokio_util::sync::CancellationToken;

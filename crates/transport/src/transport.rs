@@ -13,7 +13,7 @@ use iroh::endpoint::{
     presets,
 };
 use iroh::{Endpoint, RelayMode, RelayUrl};
-use runtime::{Clock, Priority, PriorityRuntime, Registry, Supervisor, SupervisorError, TaskContext, TaskSpec};
+use runtime::{Clock, PriorityRuntime, Registry, Supervisor, SupervisorError, TaskContext, TaskSpec};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -157,7 +157,7 @@ impl Transport {
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
         });
-        let network = PriorityRuntime::start("network", Priority::Punctual).map_err(TransportError::Thread)?;
+        let network = PriorityRuntime::start("network").map_err(TransportError::Thread)?;
         let endpoint = bind_endpoint(&config, &gate, network.handle()).await?;
         let (control_sender, control) = inbox();
         let (bulk_sender, bulk) = inbox();

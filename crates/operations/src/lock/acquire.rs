@@ -144,8 +144,9 @@ struct Wanted<'a> {
 /// but leaves it to the time of its lease. The lease goes with the key and not by itself, for another call may stand by it.
 struct Queued<'a> {
     call: &'a Call<Ports>,
-    /// How it leaves; `None`: it does not stand there (yet), or is to stay. Known before the place is: who hangs up while
-    /// that is asked for leaves it behind the asking.
+    /// How it leaves; `None`: it does not stand there (yet), or is to stay. Known before the place is, for who hangs up
+    /// while that is asked for. Where that has to be asked again (the leader changed, the state was full), the leave may come
+    /// first; then the place goes when its lease ends.
     leave: Option<Command>,
     /// The lease of the place that it shares with an earlier call.
     shared: Option<LeaseId>,
@@ -222,15 +223,14 @@ async fn stand(queued: &mut Queued<'_>, wanted: &Wanted<'_>) -> Result<(LeaseId,
 /// Idempotency-Key is remembered belongs to another call that happened to have the same key, and keeps the lock from this one.
 fn place(metadata: &Metadata, wanted: &Wanted<'_>, now: Wall) -> (String, Option<KeyRecord>) {
     let taken = |lease: Option<LeaseId>| metadata.kv.leases.get(&lease?).map(|lease| lease.granted);
-    let mut number = 0;
-    loop {
-        let name = if number == 0 { wanted.place.clone() } else { format!("{}-{number}", wanted.place) };
-        let key = key_of(wanted.name, &name);
-        match metadata.kv.keys.get(&key) {
-            Some(record) if taken(record.lease).is_some_and(|at| at.plus(IDEMPOTENCY_KEPT) < now) => number += 1,
-            known => return (key, known.cloned()),
-        }
+    let old = |record: &KeyRecord| taken(record.lease).is_some_and(|at| at.plus(IDEMPOTENCY_KEPT) < now);
+    let first = key_of(wanted.name, &wanted.place);
+    if let Some((key, record)) = metadata.kv.range(&first, None).find(|(_, record)| !old(record)) {
+        return (key.clone(), Some(record.clone()));
     }
+    let others = (1..).map(|number| format!("{first}-{number}"));
+    let free = std::iter::once(first.clone()).chain(others).find(|key| !metadata.kv.keys.contains_key(key));
+    (free.unwrap_or(first), None)
 }
 
 /// Whether a place in the queue, or its lease, was not any more (or not yet) as it was just seen.
