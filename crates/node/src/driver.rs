@@ -431,7 +431,7 @@ mod tests {
             let began = Instant::now();
             while inbox.len() < waiting {
                 assert!(began.elapsed() < PATIENCE, "{} frames wait, not {waiting}", inbox.len());
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::task::yield_now().await;
             }
         }
 

@@ -60,11 +60,12 @@ impl World {
         let hash = metadata::token_hash(&[0; 32]);
         let uses = u32::try_from(nodes).unwrap();
         let token = Command::CreateToken { secret_hash: hash, expires: Wall(WALL * 2), uses };
-        apply(&mut metadata, token);
+        apply(&mut metadata, Wall(WALL), token);
         for node in 2..=nodes {
-            apply(&mut metadata, Command::AdmitNode { token_id: 1, secret: [0; 32], member: member(node) });
+            let admitted = Command::AdmitNode { token_id: 1, secret: [0; 32], member: member(node) };
+            apply(&mut metadata, Wall(WALL), admitted);
         }
-        apply(&mut metadata, Command::RevokeToken { token_id: 1 });
+        apply(&mut metadata, Wall(WALL), Command::RevokeToken { token_id: 1 });
         let moods = (1..=nodes).map(|node| (NodeId(node), Mood::Ready)).collect();
         Arc::new(World {
             state: Mutex::new(State {
@@ -132,7 +133,8 @@ impl World {
     /// Applies a command, as if it came from elsewhere.
     pub fn apply(&self, command: Command) -> metadata::CommandResult {
         let mut state = self.state.lock().unwrap();
-        let result = apply(&mut state.metadata, command);
+        let wall = wall_at(state.now);
+        let result = apply(&mut state.metadata, wall, command);
         let (applied, now) = (state.metadata.applied, Arc::new(state.metadata.clone()));
         let (due, waiting) = std::mem::take(&mut state.waiting).into_iter().partition(|(after, _)| applied > *after);
         state.waiting = waiting;
@@ -253,9 +255,14 @@ fn member(node: u64) -> Member {
     }
 }
 
-fn apply(metadata: &mut Metadata, command: Command) -> metadata::CommandResult {
+fn apply(metadata: &mut Metadata, wall: Wall, command: Command) -> metadata::CommandResult {
     let index = metadata.applied + 1;
-    metadata.apply(index, &CommandEnvelope::new(None, Wall(WALL), command))
+    metadata.apply(index, &CommandEnvelope::new(None, wall, command))
+}
+
+/// What a clock on the wall shows then.
+fn wall_at(now: Mono) -> Wall {
+    Wall(WALL).plus(now.since(Mono(0)))
 }
 
 fn error(code: ErrorCode, message: &str) -> RequestError {
@@ -395,7 +402,7 @@ impl Core for World {
 impl Clock for World {
     fn now(&self) -> Now {
         let mono = self.state.lock().unwrap().now;
-        Now { mono, wall: Wall(WALL).plus(mono.since(Mono(0))) }
+        Now { mono, wall: wall_at(mono) }
     }
 
     fn sleep_until(&self, _: Mono) -> BoxFuture<'static, ()> {
