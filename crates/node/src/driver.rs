@@ -114,7 +114,7 @@ impl Driver {
         }
     }
 
-    /// Runs until `stop`, or until the core ends the node; `pulse` beats at each tick.
+    /// Runs until `stop`, or until the core ends the node; `pulse` beats after each tick.
     pub async fn run(&mut self, stop: CancellationToken, pulse: Pulse) -> End {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -145,12 +145,15 @@ impl Driver {
             due |= ticked.elapsed() >= TICK;
             if due {
                 ticked = Instant::now();
-                pulse.beat();
                 taken += self.tick();
             }
             let taking = began.elapsed();
             if let Err(end) = self.turn() {
                 return end;
+            }
+            if due {
+                // Not before: who is late is late until the heartbeats have left.
+                pulse.beat();
             }
             flushed = began.elapsed() - taking;
             if let Some(event) = self.answers.pop() {

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   thread:   beat ---- 25 ms ---- beat ---- waits for a core ... runs, beat ----
-//!   guard:      looks every 10 ms:     late! real time -----------^  on time: fair again
+//!   guard:                       35 ms:    late! real time -------^  on time: fair again
 //! ```
 
 use std::io;
@@ -25,8 +25,10 @@ use crate::thread::spawn_priority_thread;
 const NICE: i32 = -15;
 /// A thread has to give its sign of life so often.
 pub const PULSE: Duration = Duration::from_millis(25);
-/// The guard looks so often.
-const LOOK: Duration = Duration::from_millis(10);
+/// The guard of a thread that runs in real time looks so often whether it has to.
+const LOOK: Duration = Duration::from_millis(5);
+/// ... and that of another one when the pulse would be late, but not more often than this.
+const LOOK_MIN: Duration = Duration::from_millis(1);
 /// A pulse that is older than this is late: the time between two, and some that a turn may take.
 const LATE: Duration = Duration::from_millis(35);
 
@@ -46,13 +48,14 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// The thread runs, and is on time.
+    /// What was due is done: the thread is on time.
     pub fn beat(&self) {
         self.last.store(self.now(), Ordering::Relaxed);
     }
 
-    fn is_late(&self) -> bool {
-        self.now().saturating_sub(self.last.load(Ordering::Relaxed)) > LATE.as_micros() as u64
+    /// How long it may still stay away; nothing: it is late.
+    fn left(&self) -> Duration {
+        LATE.saturating_sub(Duration::from_micros(self.now().saturating_sub(self.last.load(Ordering::Relaxed))))
     }
 
     fn now(&self) -> u64 {
@@ -89,7 +92,7 @@ fn guard(name: &str, pulse: Pulse, guarded: Arc<Mutex<Option<Pid>>>) -> io::Resu
         }
         let (mut policy, mut begun) = (Policy::Fair, false);
         loop {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(if policy == Policy::Fair { pulse.left().max(LOOK_MIN) } else { LOOK });
             // Held while its policy is set: until then the thread does not end, and its number belongs to no other.
             let thread = guarded.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(thread) = *thread else {
@@ -100,7 +103,7 @@ fn guard(name: &str, pulse: Pulse, guarded: Arc<Mutex<Option<Pid>>>) -> io::Resu
                 continue;
             };
             begun = true;
-            let wanted = if pulse.is_late() { Policy::RealTime } else { Policy::Fair };
+            let wanted = if pulse.left().is_zero() { Policy::RealTime } else { Policy::Fair };
             if wanted != policy && set_policy(thread, wanted).is_ok() {
                 policy = wanted;
             }
