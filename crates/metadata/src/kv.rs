@@ -8,6 +8,9 @@
 
 mod snapshot;
 
+use std::ops::Bound;
+use std::sync::Arc;
+
 use base::limits::{
     KV_BYTES_MAX, KV_HISTORY_BYTES_MAX, KV_HISTORY_CHANGES_MAX, KV_KEY_BYTES_MAX, KV_KEYS_AT_ONCE_MAX, KV_RECORD_BYTES,
     KV_VALUE_BYTES_MAX, LEASE_TTL_MAX, LEASE_TTL_MIN, LEASES_MAX,
@@ -81,7 +84,8 @@ pub struct KeyChange {
 /// The tables.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct KvStore {
-    pub keys: OrdMap<String, KeyRecord>,
+    /// Both shared: a change after the state was shown copies the node of the tree that it touches, some dozens of these.
+    keys: OrdMap<Arc<str>, Arc<KeyRecord>>,
     pub leases: OrdMap<LeaseId, LeaseRecord>,
     /// The last changes, in order; several of one revision are counted.
     history: OrdMap<(u64, u32), KeyChange>,
@@ -113,15 +117,24 @@ fn size(key: &str, value: &[u8]) -> u64 {
 }
 
 impl KvStore {
+    /// What a key holds.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Option<&KeyRecord> {
+        self.keys.get(key).map(|record| &**record)
+    }
+
     /// The keys that begin with `prefix`, in order, behind `after`.
     pub fn range<'a>(
         &'a self,
         prefix: &'a str,
         after: Option<&'a str>,
-    ) -> impl Iterator<Item = (&'a String, &'a KeyRecord)> {
-        let from = after.filter(|after| *after > prefix).unwrap_or(prefix).to_owned();
-        let behind = move |key: &str| after.is_none_or(|after| key > after);
-        self.keys.range(from..).take_while(move |(key, _)| key.starts_with(prefix)).filter(move |(key, _)| behind(key))
+    ) -> impl Iterator<Item = (&'a str, &'a KeyRecord)> {
+        let from = match after.filter(|after| *after >= prefix) {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(prefix),
+        };
+        let behind = self.keys.range::<_, str>((from, Bound::Unbounded)).map(|(key, record)| (&**key, &**record));
+        behind.take_while(move |(key, _)| key.starts_with(prefix))
     }
 
     /// The changes of revisions above `revision`, in order.
@@ -151,6 +164,11 @@ impl KvStore {
         self.bytes
     }
 
+    /// Bytes of keys and history, each counted with [`KV_RECORD_BYTES`]: more than their encoding has.
+    pub(crate) fn counted_bytes(&self) -> usize {
+        usize::try_from(self.bytes + self.history_bytes).unwrap_or(usize::MAX)
+    }
+
     /// The keys that go with a lease.
     pub fn keys_of(&self, lease: LeaseId) -> impl Iterator<Item = &String> {
         self.leased.get(&lease).into_iter().flatten()
@@ -158,7 +176,7 @@ impl KvStore {
 
     fn check(&self, key: &str, expect: Option<&KeyExpect>) -> Result<(), CommandResult> {
         let Some(expect) = expect else { return Ok(()) };
-        let known = self.keys.get(key);
+        let known = self.key(key);
         let fits = match (expect, known) {
             (KeyExpect::Absent, known) => known.is_none(),
             (KeyExpect::Revision(revision), Some(known)) => known.modified == *revision,
@@ -182,7 +200,7 @@ impl KvStore {
 
     /// Binds a key to a lease, or looses it; a lease made for the key alone ends with the bond.
     fn bind(&mut self, key: &str, lease: Option<LeaseId>) {
-        let before = self.keys.get(key).and_then(|known| known.lease);
+        let before = self.key(key).and_then(|known| known.lease);
         if before == lease {
             return;
         }
@@ -265,7 +283,7 @@ impl Metadata {
                 Err(refusal) => return refusal,
             },
         };
-        let known = self.kv.keys.get(key);
+        let known = self.kv.key(key);
         let (created, version, before) = match known {
             Some(known) => (known.created, known.version + 1, size(key, &known.value)),
             None => (context.index, 1, 0),
@@ -273,7 +291,7 @@ impl Metadata {
         self.kv.bind(key, lease);
         self.kv.bytes = self.kv.bytes - before + size(key, value);
         let record = KeyRecord { value: value.clone(), created, modified: context.index, version, lease };
-        self.kv.keys.insert(key.to_owned(), record.clone());
+        self.kv.keys.insert(key.into(), Arc::new(record.clone()));
         self.kv.note(context.index, key, KeyChanged::Put(record));
         CommandResult::KeyPut { revision: context.index, version, lease }
     }
@@ -285,7 +303,7 @@ impl Metadata {
             return Err(refuse(ErrorCode::TooLarge, message));
         }
         self.kv.check(key, expect)?;
-        let before = self.kv.keys.get(key).map_or(0, |known| size(key, &known.value));
+        let before = self.kv.key(key).map_or(0, |known| size(key, &known.value));
         if self.kv.bytes - before + size(key, value) > KV_BYTES_MAX {
             let message = format!("the store holds {} of {KV_BYTES_MAX} bytes: delete keys first", self.kv.bytes);
             return Err(refuse(ErrorCode::TooLarge, message));
@@ -304,7 +322,7 @@ impl Metadata {
 
     pub(crate) fn delete_prefix(&mut self, context: Context, prefix: &str) -> CommandResult {
         let keys: Vec<String> =
-            self.kv.range(prefix, None).map(|(key, _)| key.clone()).take(KV_KEYS_AT_ONCE_MAX + 1).collect();
+            self.kv.range(prefix, None).map(|(key, _)| key.to_owned()).take(KV_KEYS_AT_ONCE_MAX + 1).collect();
         if keys.len() > KV_KEYS_AT_ONCE_MAX {
             let message = format!("more than {KV_KEYS_AT_ONCE_MAX} keys begin with {prefix:?}: delete them in parts");
             return refuse(ErrorCode::TooLarge, message);

@@ -100,7 +100,8 @@ impl Metadata {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let kv = if planted(Plant::HistoryNotInSnapshot) { self.kv.without_history() } else { self.kv.clone() };
-        wire::encode(&Snapshot {
+        let about = self.kv.counted_bytes();
+        let snapshot = Snapshot {
             cluster: self.cluster,
             cluster_incarnation: self.cluster_incarnation,
             applied: self.applied,
@@ -121,7 +122,8 @@ impl Metadata {
             version_hold: self.version_hold,
             outbox_first: (self.outbox_first != 1).then_some(self.outbox_first),
             recovery: self.recovery,
-        })
+        };
+        wire::encode_of_size(&snapshot, about)
     }
 
     /// The state that `bytes` hold.

@@ -47,7 +47,7 @@ impl Store {
     }
 
     fn keys<'a>(&'a self, prefix: &'a str) -> Vec<&'a str> {
-        self.0.kv.range(prefix, None).map(|(key, _)| key.as_str()).collect()
+        self.0.kv.range(prefix, None).map(|(key, _)| key).collect()
     }
 
     /// Key and what became of it, of every change behind a revision.
@@ -76,12 +76,12 @@ fn a_key_has_revisions_and_a_version_of_its_own() {
     let first = store.set("a", "1");
     store.set("b", "1");
     let last = store.set("a", "2");
-    let record = &store.0.kv.keys["a"];
+    let record = store.0.kv.key("a").expect("it is there");
     assert_eq!((record.created, record.modified, record.version, &record.value[..]), (first, last, 2, &b"2"[..]));
     assert!(last > first + 1, "revisions rise over all keys");
     assert_eq!((store.delete("a", false), store.delete("a", false)), (1, 0));
     store.set("a", "3");
-    assert_eq!(store.0.kv.keys["a"].version, 1, "it came to be anew");
+    assert_eq!(store.0.kv.key("a").expect("it is there").version, 1, "it came to be anew");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn keys_are_found_and_deleted_by_what_they_begin_with() {
         store.set(key, "");
     }
     assert_eq!(store.keys("app/"), ["app/", "app/a", "app/b"]);
-    let behind: Vec<_> = store.0.kv.range("app/", Some("app/a")).map(|(key, _)| key.as_str()).collect();
+    let behind: Vec<_> = store.0.kv.range("app/", Some("app/a")).map(|(key, _)| key).collect();
     assert_eq!(behind, ["app/b"]);
     assert_eq!(store.delete("app/", true), 3);
     assert_eq!(store.keys(""), ["app", "apple", "b"]);
@@ -147,7 +147,7 @@ fn a_lease_made_for_one_key_goes_with_it() {
     store.set("a", "2");
     assert!(store.0.kv.leases.is_empty(), "it lasts now");
     store.put("b", "1", None, ttl);
-    let own = store.0.kv.keys["b"].lease.expect("it has one");
+    let own = store.0.kv.key("b").expect("it is there").lease.expect("it has one");
     store.put("c", "1", None, KeyLife::Bound(own));
     store.delete("b", false);
     store.apply(Command::EndLease { lease: own, expired: true });

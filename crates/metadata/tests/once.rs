@@ -22,7 +22,7 @@ fn a_repeat_changes_nothing_and_is_told_the_same() {
     let first = put(&mut state, 0, 1, "a");
     let mut state = Metadata::decode(&state.encode()).expect("it was encoded just now");
     assert_eq!(put(&mut state, 1, 1, "a"), first);
-    assert_eq!(state.kv.keys["a"].version, 1);
+    assert_eq!(state.kv.key("a").expect("it is there").version, 1);
     assert_ne!(put(&mut state, 1, 2, "a"), first, "another name is another command");
     let kept = i64::try_from(IDEMPOTENCY_KEPT.0).expect("minutes");
     assert_eq!(put(&mut state, kept, 1, "a"), first);

@@ -43,7 +43,12 @@ const USUAL: usize = 256;
 
 /// Encodes `value` behind the format byte.
 pub fn encode<T: Encode<()>>(value: &T) -> Bytes {
-    let mut out = Vec::with_capacity(USUAL);
+    encode_of_size(value, USUAL)
+}
+
+/// Like [`encode`], for a value that takes about so many bytes: memory that grows on the way is taken, and copied, twice.
+pub fn encode_of_size<T: Encode<()>>(value: &T, bytes: usize) -> Bytes {
+    let mut out = Vec::with_capacity(bytes);
     out.push(FORMAT);
     minicbor::encode(value, &mut out).expect("encoding into memory cannot fail");
     Bytes::from(out)

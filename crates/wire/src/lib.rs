@@ -18,7 +18,7 @@ mod peer;
 mod raft;
 mod token;
 
-pub use codec::{WireError, decode, encode, is_encoding_of};
+pub use codec::{WireError, decode, encode, encode_of_size, is_encoding_of};
 pub use hello::{
     Hello, HelloAck, HelloPurpose, JoinAccepted, JoinRequest, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal,
 };

@@ -1,6 +1,7 @@
 //! The store as bytes, inside the checkpoint of `__meta`. What follows from the tables is not written.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base::LeaseId;
 use minicbor::decode::{Decoder, Error as DecodeError};
@@ -9,7 +10,7 @@ use minicbor::{Decode, Encode};
 
 use super::{KeyChange, KeyRecord, KvStore, LeaseRecord, size};
 
-#[derive(Encode, Decode)]
+#[derive(Decode)]
 struct Tables {
     #[n(0)]
     keys: BTreeMap<String, KeyRecord>,
@@ -21,15 +22,23 @@ struct Tables {
     compacted: u64,
 }
 
+/// As [`Tables`], which would be copies of the tables.
 impl<C> Encode<C> for KvStore {
     fn encode<W: Write>(&self, e: &mut Encoder<W>, context: &mut C) -> Result<(), EncodeError<W::Error>> {
-        let tables = Tables {
-            keys: self.keys.iter().map(|(key, record)| (key.clone(), record.clone())).collect(),
-            leases: self.leases.iter().map(|(id, record)| (*id, record.clone())).collect(),
-            history: self.history.values().cloned().collect(),
-            compacted: self.compacted,
-        };
-        tables.encode(e, context)
+        e.array(4)?.map(self.keys.len() as u64)?;
+        for (key, record) in &self.keys {
+            record.encode(e.str(key)?, context)?;
+        }
+        e.map(self.leases.len() as u64)?;
+        for (id, record) in &self.leases {
+            id.encode(e, context)?;
+            record.encode(e, context)?;
+        }
+        e.array(self.history.len() as u64)?;
+        for change in self.history.values() {
+            change.encode(e, context)?;
+        }
+        self.compacted.encode(e, context)
     }
 }
 
@@ -42,7 +51,7 @@ impl<'b, C> Decode<'b, C> for KvStore {
             if let Some(lease) = record.lease {
                 store.leased.entry(lease).or_default().insert(key.clone());
             }
-            store.keys.insert(key, record);
+            store.keys.insert(key.into(), Arc::new(record));
         }
         store.leases = tables.leases.into_iter().collect();
         for change in tables.history {

@@ -41,6 +41,6 @@ pub(crate) fn operation() -> Operation<Ports> {
 async fn run(call: Call<Ports>, input: Input) -> Result<KeyView, OpError> {
     check_key(&input.key)?;
     let metadata = read(&call, input.stale).await?;
-    let record = metadata.kv.keys.get(&input.key).ok_or_else(|| missing(&input.key))?;
+    let record = metadata.kv.key(&input.key).ok_or_else(|| missing(&input.key))?;
     Ok(view(&input.key, record, true))
 }

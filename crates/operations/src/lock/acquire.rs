@@ -226,10 +226,10 @@ fn place(metadata: &Metadata, wanted: &Wanted<'_>, now: Wall) -> (String, Option
     let old = |record: &KeyRecord| taken(record.lease).is_some_and(|at| at.plus(IDEMPOTENCY_KEPT) < now);
     let first = key_of(wanted.name, &wanted.place);
     if let Some((key, record)) = metadata.kv.range(&first, None).find(|(_, record)| !old(record)) {
-        return (key.clone(), Some(record.clone()));
+        return (key.to_owned(), Some(record.clone()));
     }
     let others = (1..).map(|number| format!("{first}-{number}"));
-    let free = std::iter::once(first.clone()).chain(others).find(|key| !metadata.kv.keys.contains_key(key));
+    let free = std::iter::once(first.clone()).chain(others).find(|key| metadata.kv.key(key).is_none());
     (free.unwrap_or(first), None)
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn operation() -> Operation<Ports> {
 
 async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
     let metadata = read(&call, input.stale).await?;
-    let name = |key: &String| Some(key.strip_prefix(PREFIX)?.rsplit_once('/')?.0.to_owned());
+    let name = |key: &str| Some(key.strip_prefix(PREFIX)?.rsplit_once('/')?.0.to_owned());
     let names: BTreeSet<String> = metadata.kv.range(PREFIX, None).filter_map(|(key, _)| name(key)).collect();
     let mut locks = Vec::new();
     for name in names {
@@ -69,7 +69,7 @@ async fn run(call: Call<Ports>, input: Input) -> Result<Output, OpError> {
         let Some(((lease, token), waiting)) = queue.split_first() else { continue };
         let prefix = prefix_of(&name);
         let key = metadata.kv.keys_of(*lease).find(|key| key.starts_with(&prefix));
-        let record = key.and_then(|key| metadata.kv.keys.get(key));
+        let record = key.and_then(|key| metadata.kv.key(key));
         let owner = record.map(|record| owner_of(&record.value)).unwrap_or_default();
         let waiting_leases: Vec<u64> = waiting.iter().map(|(lease, _)| lease.0).collect();
         let waiting = waiting.len();

@@ -12,7 +12,7 @@ use crate::time::{Nanos, ms};
 /// What a state says of a key.
 #[must_use]
 pub fn key_in(state: &Metadata, key: &str) -> KeyTold {
-    let value = state.kv.keys.get(key).map(|record| &record.value[..]);
+    let value = state.kv.key(key).map(|record| &record.value[..]);
     KeyTold::Is(value.map(|value| value.try_into().map_or(u64::MAX, u64::from_be_bytes)))
 }
 
@@ -90,7 +90,7 @@ impl Watcher {
     /// One that has listed the keys of this state, and watches from there.
     #[must_use]
     pub fn from(state: &Metadata) -> Watcher {
-        let keys = state.kv.keys.iter().map(|(key, it)| (key.clone(), it.modified)).collect();
+        let keys = state.kv.range("", None).map(|(key, it)| (key.to_owned(), it.modified)).collect();
         Watcher { told: state.applied, keys, read: 0 }
     }
 
@@ -117,7 +117,8 @@ impl Watcher {
             };
         }
         self.told = state.applied;
-        let held: BTreeMap<String, u64> = state.kv.keys.iter().map(|(key, it)| (key.clone(), it.modified)).collect();
+        let held: BTreeMap<String, u64> =
+            state.kv.range("", None).map(|(key, it)| (key.to_owned(), it.modified)).collect();
         if held != self.keys {
             return Err(format!("at {} there are {held:?}, who watched knows of {:?}", self.told, self.keys));
         }

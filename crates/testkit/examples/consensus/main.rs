@@ -40,6 +40,13 @@ struct Cell {
 fn main() {
     let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
     let rounds = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    // The rest names what is measured, like `put 64`: all of it if nothing is named.
+    let named: Vec<String> = std::env::args().skip(3).collect();
+    let wanted = |put: bool, clients: usize| {
+        let (words, counts): (Vec<_>, Vec<_>) = named.iter().partition(|it| it.parse::<usize>().is_err());
+        (words.is_empty() || words.iter().any(|it| *it == word(put)))
+            && (counts.is_empty() || counts.iter().any(|it| it.parse() == Ok(clients)))
+    };
     Folder::scenario("bench-consensus", |folder| {
         let _ = muster_binary()?;
         let muster = Muster::start(folder)?;
@@ -50,14 +57,12 @@ fn main() {
         }
         let mut cells: BTreeMap<(bool, usize, &str), Vec<Cell>> = BTreeMap::new();
         for round in 1..=rounds {
-            for put in [true, false] {
-                for clients in CLIENTS {
-                    // In turn, so that what the machine does meanwhile hits both.
-                    for system in systems {
-                        let cell = measure(system, put, clients, Duration::from_secs(seconds))?;
-                        eprintln!("round {round}, {} {}, {clients} clients: {cell:?}", system.name(), word(put));
-                        cells.entry((put, clients, system.name())).or_default().push(cell);
-                    }
+            for (put, clients) in [true, false].into_iter().flat_map(|put| CLIENTS.map(|clients| (put, clients))) {
+                // In turn, so that what the machine does meanwhile hits both.
+                for system in systems.into_iter().filter(|_| wanted(put, clients)) {
+                    let cell = measure(system, put, clients, Duration::from_secs(seconds))?;
+                    eprintln!("round {round}, {} {}, {clients} clients: {cell:?}", system.name(), word(put));
+                    cells.entry((put, clients, system.name())).or_default().push(cell);
                 }
             }
         }
