@@ -16,6 +16,8 @@ const DEPENDENCIES: &str = "docs/dependencies.md";
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 /// What `muster-sim plants --markdown` wrote.
 const PLANTS: &str = "docs/simulation-plants.md";
+/// Where the mistakes of the simulator's own seams get their names; those of the code do in [`MISTAKES`].
+const SEAMS: &str = "crates/sim/src/mistake.rs";
 
 /// Checks the documents against the code.
 ///
@@ -28,7 +30,7 @@ pub fn check(root: &Path, sources: &BTreeMap<String, Source>, packages: &Package
     let exists = |path: &str| root.join(path).exists();
     let crates: Vec<&str> = packages.crates().collect();
     findings.extend(check_architecture(&read(ARCHITECTURE)?, &crates, &functions, &exists));
-    findings.extend(check_plants(&read(PLANTS)?, &failures::mistakes(&read(MISTAKES)?)));
+    findings.extend(check_plants(&read(PLANTS)?, &read(MISTAKES)?, &read(SEAMS)?));
     Ok(findings)
 }
 
@@ -114,19 +116,30 @@ fn check_architecture(
 }
 
 /// Every mistake that can be planted has a row that says after how many seeds it was found: without one it was planted, and
-/// nobody looked whether a run shows it.
-fn check_plants(document: &str, mistakes: &BTreeSet<String>) -> Vec<Finding> {
-    if mistakes.is_empty() {
-        let message = format!("no mistake is found in {MISTAKES}: tidy would check nothing");
-        return vec![finding(PLANTS, 1, "planted-mistake", "", message)];
+/// nobody looked whether a run shows it. No row is of a mistake that is gone: it would say that a run shows what none can.
+fn check_plants(document: &str, code: &str, seams: &str) -> Vec<Finding> {
+    let finding = |line: usize, name: &str, message: String| finding(PLANTS, line, "planted-mistake", name, message);
+    // Tests name what is none.
+    let seams = seams.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut mistakes = BTreeSet::new();
+    for (path, table) in [(MISTAKES, code), (SEAMS, seams)] {
+        let found = failures::mistakes(table);
+        if found.is_empty() {
+            return vec![finding(1, "", format!("no mistake is found in {path}: tidy would check nothing"))];
+        }
+        mistakes.extend(found);
     }
     let described = described(document);
-    let without = mistakes.iter().filter(|name| !described.contains_key(*name));
-    let missing = |name: &String| {
+    let mut findings = Vec::new();
+    for name in mistakes.iter().filter(|name| !described.contains_key(*name)) {
         let message = format!("`{name}` has no row: make the table anew, as it says at its beginning");
-        finding(PLANTS, 1, "planted-mistake", name, message)
-    };
-    without.map(missing).collect()
+        findings.push(finding(1, name, message));
+    }
+    for (name, line) in described.iter().filter(|(name, _)| !mistakes.contains(*name)) {
+        let message = format!("no mistake is called `{name}` in {MISTAKES} or {SEAMS}: make the table anew");
+        findings.push(finding(*line, name, message));
+    }
+    findings
 }
 
 fn finding(path: &str, line: usize, rule: &'static str, item: &str, message: String) -> Finding {
@@ -166,12 +179,18 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_that_can_be_planted_has_a_row() {
-        let mistakes = BTreeSet::from(["rule-bent", "rule-broken"].map(str::to_owned));
-        let both = "| mistake | again with |\n|---|---|\n| `rule-broken` | x |\n| `rule-bent` | y |\n";
-        messages(&check_plants(both, &mistakes), &[]);
-        let one = "Of `rule-bent`:\n\n| `rule-broken` | `--plant rule-bent` |\n";
-        messages(&check_plants(one, &mistakes), &[(PLANTS, 1, "rule-bent")]);
-        messages(&check_plants(both, &BTreeSet::new()), &[(PLANTS, 1, "")]);
+    fn every_mistake_that_can_be_planted_has_a_row_and_no_row_is_of_another() {
+        let code = "Bent \"rule-bent\"\n\"A rule, bent.\",\nBroken \"rule-broken\"\n\"A rule, broken.\",\n";
+        let seams = "(Seam::Liar, \"lying-disk\", \"It lies.\"),\n#[cfg(test)]\nmod tests { \"no-such\" }\n";
+        let all =
+            "| mistake | again with |\n|---|---|\n| `rule-broken` | x |\n| `rule-bent` | y |\n\n| `lying-disk` | z |\n";
+        messages(&check_plants(all, code, seams), &[]);
+        let fewer = "Of `rule-bent`:\n\n| `rule-broken` | `--plant rule-bent` |\n";
+        messages(&check_plants(fewer, code, seams), &[(PLANTS, 1, "lying-disk"), (PLANTS, 1, "rule-bent")]);
+        let more = format!("{all}| `rule-gone` | x |\n| `no-such` | y |\n");
+        messages(&check_plants(&more, code, seams), &[(PLANTS, 8, "no-such"), (PLANTS, 7, "rule-gone")]);
+        for (code, seams) in [("", seams), (code, "")] {
+            messages(&check_plants(all, code, seams), &[(PLANTS, 1, "")]);
+        }
     }
 }

@@ -214,6 +214,14 @@ pub fn idle_percent(before: (u64, u64)) -> anyhow::Result<f64> {
     Ok(now.0.saturating_sub(before.0) as f64 / now.1.saturating_sub(before.1).max(1) as f64 * 100.0)
 }
 
+/// Judges for how much of the time the machine was idle. The limits are for one of two cores, like the one of
+/// docs/figures.md: the same load leaves a larger one more to spare, and whoever misses a limit there is told.
+pub fn judge_idle(figures: &mut Figures, scenario: &str, idle: f64, most: Option<f64>) {
+    let missed = most.is_some_and(|most| idle > most);
+    let note = if missed { " (the limit is for a machine of two cores)" } else { "" };
+    figures.number(&format!("{scenario}: idle time of the machine{note}"), &[idle], "%", most);
+}
+
 /// Lets time pass that is to be measured, looking at the nodes meanwhile.
 pub fn let_pass(cluster: &mut Cluster, time: Duration) -> anyhow::Result<()> {
     let start = Instant::now();

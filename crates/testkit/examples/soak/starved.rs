@@ -11,7 +11,9 @@ use testkit::{Cluster, Folder, Load, LoadPlan, Process};
 
 use crate::counts::{Moment, Span, elections, heartbeats, turns};
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, idle_percent, in_folder, judge, let_pass, machine_time, wait_home, wait_whole};
+use crate::look::{
+    PATIENCE, idle_percent, in_folder, judge, judge_idle, let_pass, machine_time, wait_home, wait_whole,
+};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -51,7 +53,7 @@ fn starved(cluster: &mut Cluster, folder: &Folder, options: &Options, figures: &
     let (keys, records) = outcome.acknowledged();
     let per_second = records as f64 / span.time().as_secs_f64();
     eprintln!("   {keys} puts, {records} records ({per_second:.0}/s), {booted} machines booted in {:?}", span.time());
-    figures.number("starved: idle time of the machine", &[idle], "%", Some(IDLE_PERCENT_MAX));
+    judge_idle(figures, "starved", idle, Some(IDLE_PERCENT_MAX));
     if options.vms {
         figures.verdict("starved: machines boot", booted > 0, &format!("{booted} machines"));
     }

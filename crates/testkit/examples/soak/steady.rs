@@ -8,7 +8,7 @@ use testkit::{Cluster, Load, LoadPlan, Node};
 
 use crate::counts::{Moment, Span, elections, heartbeats};
 use crate::figures::{Figures, Limit};
-use crate::look::{cpu_time, idle_percent, in_folder, judge, let_pass, machine_time, wait_whole};
+use crate::look::{cpu_time, idle_percent, in_folder, judge, judge_idle, let_pass, machine_time, wait_whole};
 use crate::machines::boot_over_and_over;
 use crate::options::Options;
 
@@ -53,7 +53,7 @@ fn under_load(cluster: &mut Cluster, time: Duration, vms: bool, figures: &mut Fi
         rate(keys as f64),
         rate(records as f64)
     );
-    figures.number("saturating load: idle time of the machine", &[idle], "%", vms.then_some(IDLE_PERCENT_MAX));
+    judge_idle(figures, "saturating load", idle, vms.then_some(IDLE_PERCENT_MAX));
     if vms {
         figures.verdict("saturating load: machines boot", booted > 0, &format!("{booted} machines"));
     }
