@@ -5,6 +5,7 @@
 //! tried again when that is safe: commands carry a session and sequence, so a retry is applied once.
 
 mod forwards;
+mod held;
 mod reads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,6 +75,8 @@ pub(crate) enum Internal {
 enum Wait {
     /// For a leader, a session, or the end of recovery: tried again each tick.
     Queued,
+    /// For the outcome of an earlier request of this node.
+    Held,
     /// For another node's answer to what was sent under that name.
     Forwarded { to: NodeId, send: u64 },
     /// Carried out here.
@@ -103,6 +106,8 @@ pub(crate) struct Requests {
     next: u64,
     pending: BTreeMap<u64, Pending>,
     queued: BTreeSet<u64>,
+    /// By the request whose outcome they wait for.
+    held: BTreeMap<u64, Vec<u64>>,
     deadlines: BTreeSet<(Mono, u64)>,
     /// Requests by the names under which they were sent. Each sending has one of its own, so that neither a second copy of it
     /// nor a second copy of its answer passes for a later one.
@@ -197,8 +202,7 @@ impl NodeCore {
         };
         self.requests.pending.insert(key, pending);
         self.requests.deadlines.insert((deadline, key));
-        self.requests.queued.insert(key);
-        self.advance(key);
+        self.begin(key);
     }
 
     /// Takes a queued request as far as it gets now.
@@ -489,6 +493,9 @@ impl NodeCore {
         match pending.client {
             Client::Request(id) => self.effects.push(Effect::Reply { id, outcome: refusal_as_error(outcome) }),
             Client::Internal(what) => self.internal_done(what, pending.request, outcome),
+        }
+        for held in self.requests.held.remove(&key).unwrap_or_default() {
+            self.begin(held);
         }
     }
 

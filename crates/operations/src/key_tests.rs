@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use base::limits::{IDEMPOTENCY_KEPT, KV_HISTORY_BYTES_MAX, KV_VALUE_BYTES_MAX};
 use base::{ErrorCode, LeaseId, Millis, Mono};
 use bytes::Bytes;
+use futures::future::LocalBoxFuture;
 use futures::{FutureExt, StreamExt};
 use metadata::{Command, CommandResult, KeyLife};
 use ops::Output;
@@ -145,14 +146,8 @@ fn a_key_that_is_used_again_after_it_was_forgotten_does_not_share_the_lock() {
 
 #[test]
 fn who_shares_a_place_and_gives_up_is_told_how_to_leave_it() {
-    let world = World::new(3);
-    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
-    world.patient();
-    world.hang_ups();
-    let (one, another) = (world.pipeline(), world.pipeline());
-    let mut first = Box::pin(one.invoke(waits_for_backup()));
-    assert!(first.as_mut().now_or_never().is_none(), "the lock is held");
-    let mut again = Box::pin(another.invoke(waits_for_backup()));
+    let (world, held, _first) = one_holds_and_one_waits();
+    let mut again = elsewhere(&world);
     assert!(again.as_mut().now_or_never().is_none(), "the lock is held");
     let shared = world.value("lock.list", json!({})).unwrap()["locks"][0]["waiting_leases"][0].clone();
     world.pass(Millis(601_000));
@@ -168,16 +163,8 @@ fn who_shares_a_place_and_gives_up_is_told_how_to_leave_it() {
 
 #[test]
 fn who_takes_over_an_earlier_calls_place_goes_on_when_that_one_hangs_up() {
-    let world = World::new(3);
-    let acquire = || json!({ "name": "backup", "timeout_s": 600 });
-    let held = world.value("lock.acquire", acquire()).unwrap();
-    world.patient();
-    world.hang_ups();
-    let (one, another) = (world.pipeline(), world.pipeline());
-    let keyed = || ops::Invocation { idempotency_key: Some("k".into()), ..call("lock.acquire", acquire()) };
-    let mut first = Box::pin(one.invoke(keyed()));
-    assert!(first.as_mut().now_or_never().is_none());
-    let mut again = Box::pin(another.invoke(keyed()));
+    let (world, held, first) = one_holds_and_one_waits();
+    let mut again = elsewhere(&world);
     assert!(again.as_mut().now_or_never().is_none());
     let waiting = || world.value("lock.list", json!({})).unwrap()["locks"][0]["waiting_leases"].clone();
     let shared = waiting();
@@ -197,6 +184,23 @@ fn waits_for_backup() -> ops::Invocation {
     ops::Invocation { idempotency_key: Some("k".into()), ..call("lock.acquire", input) }
 }
 
+/// Such a call, through a node that was not asked before.
+fn elsewhere(world: &Arc<World>) -> LocalBoxFuture<'static, Result<Output, ops::OpError>> {
+    let pipeline = world.pipeline();
+    async move { pipeline.invoke(waits_for_backup()).await }.boxed_local()
+}
+
+/// Somebody holds the lock, and such a call waits for it.
+fn one_holds_and_one_waits() -> (Arc<World>, Value, LocalBoxFuture<'static, Result<Output, ops::OpError>>) {
+    let world = World::new(3);
+    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
+    world.patient();
+    world.hang_ups();
+    let mut waits = elsewhere(&world);
+    assert!(waits.as_mut().now_or_never().is_none(), "the lock is held");
+    (world, held, waits)
+}
+
 /// What a call has answered by now.
 fn answered(call: impl Future<Output = Result<ops::Output, ops::OpError>>) -> Value {
     match call.now_or_never().expect("it ends").unwrap() {
@@ -207,15 +211,9 @@ fn answered(call: impl Future<Output = Result<ops::Output, ops::OpError>>) -> Va
 
 #[test]
 fn who_has_the_lock_keeps_it_when_the_call_that_asked_first_under_its_key_leaves_late() {
-    let world = World::new(3);
-    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
-    world.patient();
-    world.hang_ups();
-    let (one, another) = (world.pipeline(), world.pipeline());
-    let mut first = Box::pin(one.invoke(waits_for_backup()));
-    assert!(first.as_mut().now_or_never().is_none(), "the lock is held");
+    let (world, held, first) = one_holds_and_one_waits();
     end(&world, &held["lease"]);
-    let got = answered(another.invoke(waits_for_backup()));
+    let got = answered(elsewhere(&world));
     drop(first);
     let lock = world.value("lock.list", json!({})).unwrap()["locks"][0].clone();
     assert_eq!((&lock["lease"], &lock["token"]), (&got["lease"], &got["token"]), "it was taken away");
@@ -223,17 +221,11 @@ fn who_has_the_lock_keeps_it_when_the_call_that_asked_first_under_its_key_leaves
 
 #[test]
 fn who_has_the_lock_keeps_it_when_a_call_that_asked_again_under_its_key_hangs_up() {
-    let world = World::new(3);
-    let held = world.value("lock.acquire", json!({ "name": "backup" })).unwrap();
-    world.patient();
-    world.hang_ups();
-    let (one, another) = (world.pipeline(), world.pipeline());
-    let mut first = Box::pin(one.invoke(waits_for_backup()));
-    assert!(first.as_mut().now_or_never().is_none(), "the lock is held");
+    let (world, held, mut first) = one_holds_and_one_waits();
     end(&world, &held["lease"]);
     let got = answered(first.as_mut());
     world.renewals_hang();
-    let mut again = Box::pin(another.invoke(waits_for_backup()));
+    let mut again = elsewhere(&world);
     assert!(again.as_mut().now_or_never().is_none(), "it renews the lease");
     drop(again);
     let lock = world.value("lock.list", json!({})).unwrap()["locks"][0].clone();

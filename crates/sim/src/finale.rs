@@ -9,7 +9,7 @@ use engine::{GroupView, Reply};
 use metadata::{NodeLifecycle, NodeRecord, crowding, spread};
 use multiraft::Role;
 
-use crate::check::{Judged, Violation};
+use crate::check::{Judged, Violation, outlasts};
 use crate::node::{HOST_MEMORY_MIB, SimNode};
 use crate::queue::{Ev, NodeIx};
 use crate::requests::Outcome;
@@ -324,11 +324,11 @@ impl World {
             if !state.outbox.is_empty() {
                 return Some(format!("{} events wait in the outbox", state.outbox.len()));
             }
-            if !state.kv.leases.is_empty() {
-                return Some(format!("nobody renews leases, and there are {:?}", state.kv.leases));
+            if let Some(lease) = state.kv.leases.values().find(|lease| !outlasts(state, lease.id)) {
+                return Some(format!("nobody renews leases, and there is {lease:?}"));
             }
-            if let Some((place, _)) = state.kv.range("locks/", None).next() {
-                return Some(format!("nobody wants a lock, and {place} stands in the queue"));
+            if let Some(what) = self.checks.locks.overstays(state) {
+                return Some(what);
             }
             if let Some(what) = self.version_unsettled(state) {
                 return Some(what);

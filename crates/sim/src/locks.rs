@@ -1,20 +1,22 @@
 //! Clients that contend for locks: unlike those of `workload.rs` they call the operations (`lock.acquire`, `lease.keep`,
 //! `lock.release`) of whichever node they reach (`api.rs`). A call that fails, or takes too long, is repeated under its
 //! Idempotency-Key, perhaps through another node, while the node that was asked before may not know that nobody listens any
-//! more. Some give up while they wait, and some holders just stop renewing.
+//! more. Some give up while they wait, and some holders just stop renewing. A place in the queue for one of the locks has a lease
+//! that outlasts the run: it is gone in the end only if somebody took it away.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use base::{ErrorCode, LeaseId, SplitMix64, hash64};
-use engine::{Reply, Request};
+use engine::{Reply, Request, RequestError};
 use metadata::{Command, CommandResult, KeyExpect};
 use operations::Ports;
 use ops::{OpError, Registry};
 use serde_json::{Value, json};
 
 use crate::api::{Answer, Api, Calling};
+use crate::check::LASTING;
 use crate::node::SimNode;
 use crate::queue::{Ev, NodeIx};
 use crate::requests::{CommandKind, Outcome, Owner, Pending, What};
@@ -106,13 +108,19 @@ impl Client {
     /// Chooses a lock.
     fn want(&mut self, now: Nanos) {
         self.number += 1;
+        let any = LOCKS[self.random.below(LOCKS.len() as u64) as usize];
+        // Mostly in vain: whoever dies while he stands there keeps his place.
+        let (lock, ttl_s, most) = match self.random.chance(200_000) {
+            true => (LASTING, 600, 4_000),
+            false => (any, self.random.between(2, 3), 12_000),
+        };
         self.doing = Doing::Wants {
-            lock: LOCKS[self.random.below(LOCKS.len() as u64) as usize],
+            lock,
             number: self.number,
-            ttl_s: self.random.between(2, 3),
+            ttl_s,
             timeout_s: self.random.below(4),
             next: now,
-            until: now + ms(self.random.between(1_000, 12_000)),
+            until: now + ms(self.random.between(1_000, most)),
         };
     }
 }
@@ -154,11 +162,16 @@ impl World {
     /// All calls go on, and then the clients.
     pub fn locks_step(&mut self) {
         if self.finale.quiet {
-            return self.hang_up_all();
+            self.hang_up_all();
+        } else {
+            let calls: Vec<u64> = self.locks.calls.keys().copied().collect();
+            calls.into_iter().for_each(|call| self.poll_call(call));
+            (0..self.locks.clients.len()).for_each(|client| self.lock_client(client));
         }
-        let calls: Vec<u64> = self.locks.calls.keys().copied().collect();
-        calls.into_iter().for_each(|call| self.poll_call(call));
-        (0..self.locks.clients.len()).for_each(|client| self.lock_client(client));
+        if let Some(state) = self.checks.commands.last() {
+            let verdict = self.checks.locks.stays_away(state);
+            self.check("who has left the queue for a lock stays away", verdict);
+        }
         let pause = us(self.locks.random.between(2_000, 10_000));
         self.queue.after(pause, Ev::Locks);
     }
@@ -176,6 +189,9 @@ impl World {
         if let Poll::Ready(result) = ended {
             // Whoever waits for a lock leaves the queue when it is dropped.
             self.locks.calls.remove(&id);
+            if let Some(lease) = result.as_ref().and_then(|it| it.as_ref().ok()?["lease"].as_u64()) {
+                self.checks.locks.got(LeaseId(lease));
+            }
             if let Some(client) = listener {
                 self.locks.clients[client].heard = result;
             }
@@ -192,6 +208,14 @@ impl World {
         }
         for asked in asked {
             let (now, mono) = (self.queue.now, self.nodes[node].now(self.queue.now).mono);
+            match &asked.request {
+                Request::Command(Command::PutKey { value, expect: Some(KeyExpect::Absent), .. }) => {
+                    self.checks.locks.asks_for_place(value, node);
+                }
+                // It takes up another call's place.
+                Request::Command(Command::PutKey { value, .. }) => self.checks.locks.may_stay(value),
+                _ => {}
+            }
             let what = match &asked.request {
                 Request::Command(_) => What::Command(CommandKind::Other),
                 Request::Barrier => What::Barrier,
@@ -221,6 +245,19 @@ impl World {
                 Some(Command::PutKey { expect: Some(KeyExpect::Revision(_)), .. }),
                 Outcome::Ok(Reply::Command { result: CommandResult::KeyPut { .. }, .. }),
             ) => self.stats.locks_joined += 1,
+            // Any other failure leaves open what became of it.
+            (_, Some(Command::PutKey { value, .. }), Outcome::Failed(error)) if !tells(error) => {
+                self.checks.locks.may_stay(value);
+            }
+            // So a call leaves the queue.
+            (_, Some(Command::DeleteKeys { expect: Some(KeyExpect::Value(value)), .. }), outcome) => match outcome {
+                Outcome::Failed(error) if !tells(error) => self.checks.locks.may_stay(value),
+                Outcome::Lost => self.checks.locks.may_stay(value),
+                _ => {
+                    self.stats.locks_left += 1;
+                    self.checks.locks.left(value);
+                }
+            },
             _ => {}
         }
         let Some(answer) = self.locks.answers.remove(&ticket) else { return };
@@ -236,6 +273,7 @@ impl World {
         if let Some(api) = self.locks.apis.remove(&node) {
             api.dies();
         }
+        self.checks.locks.died(node);
         let lost: Vec<u64> = self.locks.calls.iter().filter(|(_, call)| call.node == node).map(|(id, _)| *id).collect();
         for id in lost {
             if let Some(client) = self.locks.calls.remove(&id).and_then(|call| call.listener) {
@@ -380,9 +418,14 @@ impl World {
         self.check("a lock has one holder", verdict);
         let it = &mut self.locks.clients[client];
         let (ttl, until) = (ms(ttl_s * 1_000), now + ms(it.random.between(100, 4_000)));
-        let next = it.random.chance(800_000).then_some(now + ttl / 3);
+        let next = (lock == LASTING || it.random.chance(800_000)).then_some(now + ttl / 3);
         it.doing = Doing::Holds { lock, lease, ttl, next, until };
     }
+}
+
+/// The key was not what it was expected to be: the command did nothing, and will do nothing.
+fn tells(error: &RequestError) -> bool {
+    error.code == ErrorCode::FailedPrecondition
 }
 
 fn unreachable() -> OpError {

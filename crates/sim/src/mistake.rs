@@ -156,6 +156,8 @@ impl SimConfig {
             Mistake::Code(Plant::RestWithoutQuorum) => 20,
             // A disk must be stuck for long after its node has handed over.
             Mistake::Code(Plant::StuckWaitersKept) => 20,
+            // A put must be lost, and whoever asked for it must hang up within the second after which it is sent again.
+            Mistake::Code(Plant::UndoneBeforeDone) => 20,
             _ => 8,
         };
         // Whatever clients do is written down in `muster.events`, the group that everybody has.
@@ -165,6 +167,7 @@ impl SimConfig {
             nodes,
             faults: faults_that_show(mistake),
             clients,
+            locks: mistake == Mistake::Code(Plant::UndoneBeforeDone),
             plant: Some(mistake),
             ..SimConfig::new(seed)
         }
@@ -195,6 +198,8 @@ fn faults_that_show(mistake: Mistake) -> FaultSet {
         Mistake::Code(Plant::SegmentReusedEarly | Plant::OldLivesAccepted | Plant::TornFramesAccepted) => {
             some(&[Fault::Crash, Fault::PowerLoss, Fault::SlowDisk])
         }
+        // A put that goes with its node needs nobody to leave.
+        Mistake::Code(Plant::UndoneBeforeDone) => some(&[Fault::Loss]),
         Mistake::Code(Plant::RequestNamesReused) => some(&[Fault::Kill, Fault::Crash, Fault::Delay]),
         // A member must be away while another joins, and whoever knows both must stop leading.
         Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),

@@ -52,6 +52,8 @@ pub struct Stats {
     /// Calls for a lock that took up the place of an earlier one, and calls whose node was told that nobody listens.
     pub locks_joined: u64,
     pub locks_hung_up: u64,
+    /// Calls that left the queue for a lock.
+    pub locks_left: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub writes_torn: u64,
     pub frames_doubled: u64,
@@ -129,6 +131,7 @@ impl Stats {
             (&mut self.locks_lapsed, other.locks_lapsed),
             (&mut self.locks_joined, other.locks_joined),
             (&mut self.locks_hung_up, other.locks_hung_up),
+            (&mut self.locks_left, other.locks_left),
             (&mut self.elections, other.elections),
             (&mut self.elections_meta, other.elections_meta),
             (&mut self.writes_torn, other.writes_torn),
@@ -216,8 +219,8 @@ impl fmt::Display for Stats {
         )?;
         writeln!(
             f,
-            "locks               {} acquired, {} not renewed in time; {} calls joined an earlier one, {} hung up",
-            self.locks_acquired, self.locks_lapsed, self.locks_joined, self.locks_hung_up
+            "locks               {} acquired, {} not renewed in time; {} calls joined an earlier one, {} hung up, {} left",
+            self.locks_acquired, self.locks_lapsed, self.locks_joined, self.locks_hung_up, self.locks_left
         )?;
         writeln!(f, "marks               {} of {} states reached", self.marks.len(), Mark::ALL.len())?;
         write!(

@@ -111,6 +111,8 @@ super::table! {
             "A node passes on an answer whose effect it has not applied itself.",
         ReadsNotShown "reads-not-shown"
             "Whoever asks for a read point is answered before the keys that he must see are shown.",
+        UndoneBeforeDone "undone-before-done"
+            "Who leaves the queue for a lock does so while the put of his place may still be carried out.",
         RequestNamesReused "request-names-reused"
             "A restarted process names its requests as the process before did.",
         MembershipLostOnRestart "membership-lost-on-restart"

@@ -25,7 +25,7 @@ pub use election::Elections;
 pub use events::Events;
 pub use keys::{Leases, Watcher, key_in};
 pub use leaders::Leaders;
-pub use locks::Locks;
+pub use locks::{LASTING, Locks, outlasts};
 pub use log::{Held, Logs, Seen};
 pub use machines::Machines;
 pub use members::{Members, meta_voters_wanted};
