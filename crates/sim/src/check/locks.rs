@@ -153,7 +153,7 @@ fn one_holder(lock: &str, holders: &[Holder], now: Nanos) -> Result<(), String> 
 
 #[cfg(test)]
 mod tests {
-    use base::Wall;
+    use base::{ClusterVersion, Wall};
     use metadata::{Command, CommandEnvelope, CommandResult, KeyLife};
 
     use super::*;
@@ -187,6 +187,7 @@ mod tests {
     /// A state with one place, put with that value.
     fn queue(key: &str, value: &Bytes) -> Metadata {
         let mut state = Metadata::default();
+        state.cluster_version = ClusterVersion::NEWEST;
         let life = KeyLife::Ttl(600_000);
         let put = Command::PutKey { key: key.into(), value: value.clone(), expect: None, life };
         let result = state.apply(1, &CommandEnvelope::new(None, Wall(0), put));
