@@ -81,13 +81,14 @@ fn a_cluster_is_born_with_its_node_and_its_events_topic() {
 fn a_token_admits_as_often_as_it_says_until_it_expires() {
     let mut cluster = Cluster::new();
     let hash = token_hash(&[5; 32]);
-    cluster.apply(Command::CreateToken { secret_hash: hash, expires: Wall(100), uses: 1 });
+    cluster.apply(Command::CreateToken { secret_hash: hash, expires: Wall(100), uses: 2 });
     let admit = |secret: u8, n: u8| Command::AdmitNode { token_id: 1, secret: [secret; 32], member: member(n) };
     assert!(refused(&cluster.apply(admit(6, 2)), ErrorCode::PermissionDenied).contains("another secret"));
     let first = cluster.apply(admit(5, 2));
     assert!(matches!(first, CommandResult::NodeAdmitted { node: NodeId(2), .. }));
     assert_eq!(cluster.apply(admit(5, 2)), first, "the same endpoint is the same node");
-    assert!(refused(&cluster.apply(admit(5, 3)), ErrorCode::PermissionDenied).contains("used already"));
+    assert!(matches!(cluster.apply(admit(5, 3)), CommandResult::NodeAdmitted { node: NodeId(3), .. }));
+    assert!(refused(&cluster.apply(admit(5, 4)), ErrorCode::PermissionDenied).contains("used already"));
     cluster.apply(Command::CreateToken { secret_hash: hash, expires: Wall(100), uses: 9 });
     cluster.now = 101;
     let late = Command::AdmitNode { token_id: 2, secret: [5; 32], member: member(4) };
