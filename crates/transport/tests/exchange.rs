@@ -223,8 +223,8 @@ async fn beside_a_dead_peer() -> ([Node; 2], std::net::UdpSocket, Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_peer_delays_nobody_and_costs_no_memory() {
-    // A dial to it is under way nearly all the time: whoever waits for one does so in each try. What else holds a busy machine up
-    // does not come each time.
+    // A dial to it is under way nearly all the time: whoever waits for one does so in each try. What else holds up a busy
+    // machine does not come each time.
     let mut slowest = Vec::new();
     let (nodes, _silent) = loop {
         let (nodes, silent, took) = beside_a_dead_peer().await;
