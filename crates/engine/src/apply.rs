@@ -153,3 +153,50 @@ impl NodeCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base::ReplicaId;
+    use bytes::Bytes;
+    use stream::Partition;
+
+    use super::*;
+    use crate::groups::{Group, GroupStage};
+    use crate::requests::tests::core;
+
+    const PARTITION: GroupId = GroupId(7);
+
+    /// A core that has applied `__meta` and a partition up to index 4.
+    fn core_at_4() -> NodeCore {
+        let mut core = core();
+        core.metadata.skip(4);
+        let partition = Machine::Partition(Box::new(Partition::new(0)));
+        for (group, machine) in [(GroupId::META, Machine::Meta), (PARTITION, partition)] {
+            let mut replica = Group::new(ReplicaId(1), machine, GroupStage::Running);
+            replica.applied = 4;
+            core.groups.insert(group, replica);
+        }
+        core
+    }
+
+    #[test]
+    fn an_entry_is_applied_right_behind_the_one_before_it_or_the_node_ends() {
+        for group in [GroupId::META, PARTITION] {
+            for index in 1..=8 {
+                let mut core = core_at_4();
+                let entry = Entry { index, term: 1, kind: EntryKind::Noop, data: Bytes::new() };
+                core.apply_entry(group, &entry);
+                let fatal = core.effects.iter().find_map(|effect| match effect {
+                    Effect::Fatal(reason) => Some(reason.clone()),
+                    _ => None,
+                });
+                let out_of_order = format!("group {group}: entry {index} is to be applied behind entry 4");
+                let expected = (index != 5).then_some(out_of_order);
+                assert_eq!(fatal, expected, "entry {index}");
+                let applied = if index == 5 { 5 } else { 4 };
+                assert_eq!(core.groups[&group].applied, applied, "entry {index}");
+                assert_eq!(core.metadata.applied, if group == GroupId::META { applied } else { 4 }, "entry {index}");
+            }
+        }
+    }
+}

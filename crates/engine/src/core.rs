@@ -25,6 +25,7 @@ use crate::session::Session;
 use crate::shown::Shown;
 use crate::stats::Stats;
 use crate::superseded::Superseded;
+use crate::tables::Tables;
 use crate::twin::Twin;
 use crate::vms::VmSide;
 use crate::{CoreConfig, Effect, Event, Formation, Reply};
@@ -73,7 +74,7 @@ pub struct NodeCore {
     pub(crate) removing: BTreeSet<GroupId>,
     /// Requests for votes to replicas that do not run yet.
     pub(crate) early_votes: BTreeMap<GroupId, RaftMessage>,
-    pub(crate) metadata: Metadata,
+    pub(crate) metadata: Tables,
     pub(crate) shown: Shown,
     /// Replicas here may have to be born, recovered or removed.
     pub(crate) partitions_due: bool,
@@ -125,7 +126,7 @@ impl NodeCore {
             parked: BTreeMap::new(),
             removing: BTreeSet::new(),
             early_votes: BTreeMap::new(),
-            metadata: Metadata::default(),
+            metadata: Tables::default(),
             shown: Shown::default(),
             partitions_due: false,
             unpublished: BTreeSet::new(),

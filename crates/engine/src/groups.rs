@@ -85,7 +85,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn new(replica: ReplicaId, machine: Machine, stage: GroupStage) -> Group {
+    pub fn new(replica: ReplicaId, machine: Machine, stage: GroupStage) -> Group {
         Group {
             replica,
             machine,
@@ -256,7 +256,7 @@ impl NodeCore {
             return self.fatal(reason);
         }
         self.peers.follow(&self.metadata.nodes, &metadata);
-        self.metadata = metadata;
+        self.metadata.replace(metadata);
         self.shown.changed(false);
         self.partitions_due = true;
     }

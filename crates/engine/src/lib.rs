@@ -43,6 +43,7 @@ mod shown;
 mod stats;
 mod status;
 mod superseded;
+mod tables;
 mod twin;
 mod vitals;
 mod vms;

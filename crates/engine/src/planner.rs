@@ -269,16 +269,18 @@ mod tests {
     fn of_three_nodes(partitions: u32) -> NodeCore {
         let mut core = core();
         let member = Member { versions: VersionRange::BINARY, ..Member::default() };
-        core.metadata = Metadata::bootstrap(ClusterId([1; 16]), member, Wall(0));
+        core.metadata.replace(Metadata::bootstrap(ClusterId([1; 16]), member, Wall(0)));
         let (name, topic_id) = ("many".into(), TopicId([2; 16]));
         let config = Vec::new();
         apply(&mut core, Command::CreateTopic { name, topic_id, partitions, replication_factor: None, config });
-        let first = core.metadata.nodes.get(&NodeId(1)).expect("the founder").clone();
+        let mut tables = core.metadata.clone();
+        let first = tables.nodes.get(&NodeId(1)).expect("the founder").clone();
         for id in [2, 3] {
             let member = Member { node: NodeId(id), ..first.member.clone() };
             let record = NodeRecord { member, meta_replica: ReplicaId(id), ..first.clone() };
-            core.metadata.nodes.insert(NodeId(id), record);
+            tables.nodes.insert(NodeId(id), record);
         }
+        core.metadata.replace(tables);
         core
     }
 

@@ -99,29 +99,53 @@ impl Metadata {
     /// The whole state as bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let kv = if planted(Plant::HistoryNotInSnapshot) { self.kv.without_history() } else { self.kv.clone() };
-        let about = self.kv.counted_bytes();
+        // By name: whoever adds a table says here what becomes of it.
+        let Metadata {
+            cluster,
+            cluster_incarnation,
+            recovery,
+            applied,
+            nodes,
+            topics,
+            partitions,
+            vms,
+            vm_names: _, // Follows from `vms`.
+            tokens,
+            sessions,
+            outbox,
+            outbox_next,
+            outbox_dropped,
+            outbox_first,
+            departed,
+            kv,
+            once,
+            cluster_version,
+            version_hold,
+            next,
+        } = self;
+        let about = kv.counted_bytes();
+        let kv = if planted(Plant::HistoryNotInSnapshot) { kv.without_history() } else { kv.clone() };
         let snapshot = Snapshot {
-            cluster: self.cluster,
-            cluster_incarnation: self.cluster_incarnation,
-            applied: self.applied,
-            next: self.next,
-            nodes: table(&self.nodes),
-            topics: table(&self.topics),
-            partitions: table(&self.partitions),
-            vms: table(&self.vms),
-            tokens: table(&self.tokens),
-            sessions: if planted(Plant::SnapshotMissesSessions) { BTreeMap::new() } else { table(&self.sessions) },
-            outbox: table(&self.outbox),
-            outbox_next: self.outbox_next,
-            outbox_dropped: self.outbox_dropped,
-            departed: table(&self.departed),
-            once: (!self.once.records.is_empty()).then(|| table(&self.once.records)),
+            cluster: *cluster,
+            cluster_incarnation: *cluster_incarnation,
+            applied: *applied,
+            next: *next,
+            nodes: table(nodes),
+            topics: table(topics),
+            partitions: table(partitions),
+            vms: table(vms),
+            tokens: table(tokens),
+            sessions: if planted(Plant::SnapshotMissesSessions) { BTreeMap::new() } else { table(sessions) },
+            outbox: table(outbox),
+            outbox_next: *outbox_next,
+            outbox_dropped: *outbox_dropped,
+            departed: table(departed),
+            once: (!once.records.is_empty()).then(|| table(&once.records)),
             kv: Some(kv).filter(|kv| *kv != KvStore::default()),
-            cluster_version: self.cluster_version,
-            version_hold: self.version_hold,
-            outbox_first: (self.outbox_first != 1).then_some(self.outbox_first),
-            recovery: self.recovery,
+            cluster_version: *cluster_version,
+            version_hold: *version_hold,
+            outbox_first: (*outbox_first != 1).then_some(*outbox_first),
+            recovery: *recovery,
         };
         wire::encode_of_size(&snapshot, about)
     }

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base::{ClusterId, EndpointId, ErrorCode, GroupId, Histogram, Millis, Mono, NodeId, Now, ReplicaId, VmEpoch, Wall};
-use engine::{Elections, GroupView, GroupVitals, NodeStatus, Queues, Reply, Request, RequestError, Target, Vitals};
+use engine::{
+    Elections, GroupTotals, GroupView, GroupVitals, NodeStatus, Queues, Reply, Request, RequestError, Target, Ticks,
+    Vitals,
+};
 use futures::channel::oneshot;
 use futures::executor::block_on;
 use futures::future::{BoxFuture, pending, ready};
@@ -291,7 +294,8 @@ impl State {
         ready(Ok(Reply::Status(Box::new(status)))).boxed()
     }
 
-    /// A node that answers beat three times, once late, and committed something in 1.5 ms.
+    /// A node that answers beat three times, once late, and committed something in 1.5 ms. Whatever else it counts is another
+    /// number each time, and on each node.
     fn vitals(&self, node: NodeId) -> BoxFuture<'static, Result<Reply, RequestError>> {
         match self.moods.get(&node) {
             Some(Mood::Fails(reason)) => return ready(Err(error(ErrorCode::Unreachable, reason))).boxed(),
@@ -310,13 +314,40 @@ impl State {
             applied: 9 - node.0,
         };
         let groups = [(GroupId::META, 2)].into_iter().chain(self.metadata.partitions.keys().map(|group| (*group, 5)));
+        let its = |number: u64| 100 * node.0 + number;
         let vitals = Vitals {
             node,
             counted_ms: 61_000,
+            elections: Elections {
+                pre_votes: its(21),
+                started: its(22),
+                won: its(23),
+                term_changes: its(24),
+                leader_changes: its(25),
+                step_downs: its(26),
+            },
+            ticks: Ticks { passed: its(31), skipped: its(32), pauses: its(33) },
             heartbeats_sent: sent.distribution(),
             committed: committed.distribution(),
             heartbeat_interval_ms: 150,
-            queues: Queues { unapplied: 3, ..Queues::default() },
+            queues: Queues {
+                requests: its(41),
+                requests_waiting: its(42),
+                proposals: its(43),
+                rounds: its(44),
+                unapplied: its(45),
+                unapplied_max: its(46),
+                log_reads: its(47),
+                questions: its(48),
+                outbox: its(49),
+            },
+            groups: GroupTotals {
+                all: its(51),
+                led: its(52),
+                without_leader: its(53),
+                recovering: its(54),
+                term_max: its(55),
+            },
             listed: groups.map(view).collect(),
             ..Vitals::default()
         };

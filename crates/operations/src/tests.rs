@@ -56,6 +56,20 @@ fn the_status_fits_one_screen_and_says_what_can_be_lost() {
     assert!(one.starts_with("cluster abababab: 1 node, no fault tolerance: 1 node\n"), "{one}");
 }
 
+/// The cells of a row of a table.
+fn cells(row: &str) -> Vec<&str> {
+    row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()
+}
+
+/// The row that begins with `name`, cell by cell with the titles, in that table of a text whose second column is `second`.
+fn under_titles<'a>(text: &'a str, second: &str, name: &str) -> Vec<(&'a str, &'a str)> {
+    let mut lines = text.lines().skip_while(|line| cells(line).get(1) != Some(&second));
+    let titles = lines.next().map(cells).unwrap_or_default();
+    let row = lines.map(cells).find(|row| row.first() == Some(&name)).unwrap_or_default();
+    assert_eq!(titles.len(), row.len(), "{text}");
+    titles.into_iter().zip(row).collect()
+}
+
 #[test]
 fn consensus_is_told_node_by_node_and_the_restless_groups_by_name() {
     let world = World::new(3);
@@ -79,8 +93,8 @@ fn consensus_is_told_node_by_node_and_the_restless_groups_by_name() {
         "{shown}"
     );
     let row = shown.lines().find(|line| line.starts_with("node2  between heartbeats sent")).unwrap_or_default();
-    let cells: Vec<&str> = row.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect();
-    assert_eq!(cells, ["node2", "between heartbeats sent", "3", "200ms", "200ms", "200ms", "200ms", "1"], "{shown}");
+    let sent = ["node2", "between heartbeats sent", "3", "200ms", "200ms", "200ms", "200ms", "1"];
+    assert_eq!(cells(row), sent, "{shown}");
     assert!(shown.lines().count() <= 40 && shown.contains("muster.events/0  5"), "{shown}");
 
     world.no_leader();
@@ -88,6 +102,58 @@ fn consensus_is_told_node_by_node_and_the_restless_groups_by_name() {
     let first = &told["groups"][1];
     assert_eq!((&first["name"], &first["leader"]), (&json!("__meta"), &Value::Null));
     assert_eq!(first["without_leader_on"], json!(["node1", "node2"]));
+}
+
+#[test]
+fn what_a_node_counts_of_its_consensus_stands_under_its_own_name_in_both_forms() {
+    let world = World::new(2);
+    let told = world.value("cluster.consensus", json!({})).unwrap();
+    let said = &told["nodes"][1]["consensus"];
+    let queues = json!({
+        "requests": 241, "requests_waiting": 242, "proposals": 243, "rounds": 244, "unapplied": 245,
+        "unapplied_max": 246, "log_reads": 247, "questions": 248, "outbox": 249,
+    });
+    assert_eq!(said["queues"], queues);
+    assert_eq!(said["ticks"], json!({ "passed": 231, "skipped": 232, "pauses": 233 }));
+    let elections = json!({
+        "pre_votes": 221, "started": 222, "won": 223, "term_changes": 224, "leader_changes": 225, "step_downs": 226,
+    });
+    assert_eq!(said["elections"], elections);
+    let groups = json!({ "all": 251, "led": 252, "without_leader": 253, "recovering": 254, "term_max": 255 });
+    assert_eq!(said["groups"], groups);
+    assert_eq!(told["nodes"][0]["consensus"]["queues"]["requests"], 141);
+
+    let shown = world.shown("cluster.consensus", json!({}));
+    let elections = [
+        ("NODE", "node2"),
+        ("SINCE", "1m1s"),
+        ("GROUPS", "251"),
+        ("LED", "252"),
+        ("NO LEADER", "253"),
+        ("TERM MAX", "255"),
+        ("ELECTIONS", "222"),
+        ("WON", "223"),
+        ("PRE-VOTES", "221"),
+        ("TERMS", "224"),
+        ("LEADERS", "225"),
+        ("STEP-DOWNS", "226"),
+        ("SKIPPED TICKS", "232"),
+        ("PAUSES", "233"),
+    ];
+    assert_eq!(under_titles(&shown, "SINCE", "node2"), elections, "{shown}");
+    let queues = [
+        ("NODE", "node2"),
+        ("REQUESTS", "241"),
+        ("WAITING", "242"),
+        ("PROPOSALS", "243"),
+        ("ROUNDS", "244"),
+        ("UNAPPLIED", "245"),
+        ("WORST", "246"),
+        ("LOG READS", "247"),
+        ("QUESTIONS", "248"),
+        ("OUTBOX", "249"),
+    ];
+    assert_eq!(under_titles(&shown, "REQUESTS", "node2"), queues, "{shown}");
 }
 
 #[test]
@@ -157,6 +223,35 @@ fn a_token_leads_back_to_the_cluster_and_only_its_hash_stays() {
     assert!(!listed.to_string().contains(made["token"].as_str().unwrap()));
     world.value("token.revoke", json!({ "id": made["id"] })).unwrap();
     assert_eq!(code(world.value("token.revoke", json!({ "id": made["id"] }))), ErrorCode::NotFound);
+}
+
+#[test]
+fn tokens_are_listed_as_usable_used_or_expired() {
+    let world = World::new(2);
+    let states = || {
+        let listed = world.value("token.list", json!({})).unwrap();
+        let tokens = listed["tokens"].as_array().unwrap().iter();
+        tokens.map(|it| json!([it["state"], it["uses_left"], it["expires_in_ms"]])).collect::<Vec<_>>()
+    };
+    let made = world.value("token.create", json!({ "expires_in_minutes": 2 })).unwrap();
+    world.value("token.create", json!({ "uses": 3, "expires_in_minutes": 1 })).unwrap();
+    assert_eq!(states(), [json!(["usable", 1, 120_000]), json!(["usable", 3, 60_000])]);
+
+    let member = wire::Member {
+        address: wire::NodeAddress { endpoint: base::EndpointId([9; 32]), ..wire::NodeAddress::default() },
+        versions: base::VersionRange::BINARY,
+        ..wire::Member::default()
+    };
+    let admit = Command::AdmitNode { token_id: made["id"].as_u64().unwrap(), secret: [7; 32], member };
+    let admitted = world.apply(admit);
+    assert!(matches!(admitted, CommandResult::NodeAdmitted { .. }), "{admitted:?}");
+    world.pass(Millis(60_000));
+    assert_eq!(states(), [json!(["used", 0, 60_000]), json!(["usable", 3, 0])], "it admits to the last millisecond");
+    world.pass(Millis(1));
+    assert_eq!(states(), [json!(["used", 0, 59_999]), json!(["expired", 3, 0])]);
+    assert!(world.shown("token.list", json!({})).contains("expired"));
+    world.pass(Millis(60_000));
+    assert_eq!(states()[0], json!(["used", 0, 0]), "that it was used says more");
 }
 
 #[test]

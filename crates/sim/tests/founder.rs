@@ -332,6 +332,7 @@ fn who_waits_at_a_former_leader_whose_disk_is_stuck_is_told_and_a_command_is_sti
     let [(FORWARDED, text)] = &answered[..] else { panic!("{answered:?}") };
     assert!(text.contains("disk is stuck"), "{text:?}");
     assert!(founder.core.metadata().vm("web").is_none());
+    assert!(founder.core.vitals(0).queues.requests_waiting > 0, "the command waits for a leader");
 
     // What its own client asked for is tried again, and stood in the log all the while.
     founder.disk_stuck = false;
@@ -340,6 +341,20 @@ fn who_waits_at_a_former_leader_whose_disk_is_stuck_is_told_and_a_command_is_sti
     let [_, (RequestId(13), Ok(_))] = &founder.replies[..] else { panic!("{:?}", founder.replies) };
     assert!(founder.core.metadata().vm("web").is_some());
     assert_eq!(answers(&founder).len(), 1, "it was answered");
+}
+
+#[test]
+fn what_waits_for_a_stuck_disk_is_told_as_the_depths_of_queues() {
+    let mut founder = with_requests_under_way();
+    let queues = founder.core.vitals(0).queues;
+    // The record, the command, and what was forwarded, which is another node's request.
+    assert!(queues.requests >= 2 && queues.proposals >= 3 && queues.rounds > 0, "{queues:?}");
+    assert_eq!((queues.requests_waiting, queues.unapplied), (0, 0), "it leads, and nothing new is committed");
+    founder.disk_stuck = false;
+    founder.settle();
+    founder.pass(5_000);
+    let queues = founder.core.vitals(0).queues;
+    assert_eq!((queues.requests, queues.proposals, queues.rounds), (0, 0, 0), "{queues:?}");
 }
 
 #[test]

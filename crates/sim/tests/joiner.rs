@@ -330,7 +330,15 @@ fn a_node_far_behind_applies_no_more_in_one_flush_than_the_bound_and_answers_hea
         let before = joiner.core.metadata().applied;
         let more = joiner.turn();
         assert!(joiner.sent.iter().any(answers), "{:?}", joiner.sent);
-        largest = largest.max(joiner.core.metadata().applied - before);
+        let applied = joiner.core.metadata().applied;
+        largest = largest.max(applied - before);
+        // All was committed before the first turn.
+        let queues = joiner.core.vitals(0).queues;
+        assert_eq!(
+            (queues.unapplied, queues.unapplied_max),
+            (last - applied, last - applied),
+            "it says how far behind"
+        );
         if !more {
             break;
         }

@@ -194,8 +194,12 @@ async fn round_trip(node: &mut Node, n: u64) -> Duration {
     began.elapsed()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_peer_delays_nobody_and_costs_no_memory() {
+/// What a message to a living peer may take beside a dead one. Who waits for a dial to that one waits for a second.
+const BESIDE_A_DEAD_PEER: Duration = Duration::from_millis(600);
+
+/// Two nodes that know a third, which never answers, with its socket; and what the slowest of 500 messages from the first to
+/// the second took from being sent, behind two to the third, to being received.
+async fn beside_a_dead_peer() -> ([Node; 2], std::net::UdpSocket, Duration) {
     let mut nodes = [Node::start(1).await, Node::start(2).await];
     // Node 3 has an address where somebody listens and never answers.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -209,13 +213,28 @@ async fn a_dead_peer_delays_nobody_and_costs_no_memory() {
         nodes[0].transport.send(NodeId(3), Channel::Bulk, vec![load(n, 1 << 20)]);
         nodes[0].transport.send(NodeId(3), Channel::Control, vec![ping(n)]);
         nodes[0].transport.send(NodeId(2), Channel::Control, vec![ping(n)]);
-        let sent = began.elapsed();
-        slowest = slowest.max(sent);
         while pinged(&nodes[1].control().await) != Some(n) {}
+        slowest = slowest.max(began.elapsed());
         let queued = nodes[0].status(3).queued_bytes;
         assert!(queued <= PEER_BULK_QUEUE_BYTES_MAX + PEER_CONTROL_QUEUE_BYTES_MAX, "{queued}");
     }
-    println!("slowest of 500 sends beside a dead peer: {slowest:?}");
+    (nodes, silent, slowest)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_peer_delays_nobody_and_costs_no_memory() {
+    // A dial to it is under way nearly all the time: whoever waits for one does so in each try. What else holds up a busy
+    // machine does not come each time.
+    let mut slowest = Vec::new();
+    let (nodes, _silent) = loop {
+        let (nodes, silent, took) = beside_a_dead_peer().await;
+        println!("slowest of 500 messages beside a dead peer: {took:?}");
+        slowest.push(took);
+        if took < BESIDE_A_DEAD_PEER {
+            break (nodes, silent);
+        }
+        assert!(slowest.len() < 3, "a message to a living peer waits for a dead one: {slowest:?}");
+    };
     let status = nodes[0].until_status(3, |status| status.queued_bytes == 0 && status.dropped == 1_000).await;
     assert!(status.last_error.as_deref().unwrap().contains("no answer within"), "{status:?}");
     assert_eq!(nodes[0].status(2).dropped, 0);
