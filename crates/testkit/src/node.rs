@@ -160,6 +160,15 @@ impl Node {
         Ok(())
     }
 
+    /// As if its machine lost power: SIGKILL, for its hypervisors, too.
+    ///
+    /// # Errors
+    /// If it is not running, or a hypervisor cannot be ended.
+    pub fn kill_machine(&mut self) -> anyhow::Result<()> {
+        self.kill()?;
+        self.hypervisors().into_iter().try_for_each(|(_, pid)| end(pid))
+    }
+
     /// SIGTERM, and waits for the end.
     ///
     /// # Errors
@@ -337,12 +346,18 @@ impl Drop for Node {
         // The daemon first: it would start its guests again.
         self.process = None;
         for (_, pid) in self.hypervisors() {
-            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-            if let Some(Err(error)) = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL)) {
-                eprintln!("testkit: cannot end a hypervisor of {}: {error}", self.name);
+            if let Err(error) = end(pid) {
+                eprintln!("testkit: {}: {error:#}", self.name);
             }
         }
     }
+}
+
+/// SIGKILL for a hypervisor.
+fn end(pid: u32) -> anyhow::Result<()> {
+    let id = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("a process id out of range")?;
+    rustix::process::kill_process(id, rustix::process::Signal::KILL)
+        .with_context(|| format!("cannot end the hypervisor {pid}"))
 }
 
 /// The process that `pid_file` names, if it works in `directory`: a file may outlive its process, and ids are given

@@ -1,5 +1,5 @@
-//! Nodes are drained, leave, are removed and replaced, under load, with VMs on them; and those that come back
-//! uninvited are told what they are.
+//! Nodes are drained, leave, are removed, replaced and lost. The leader leaves and is replaced under load; a VM is on the node
+//! that is drained, and on the one that is removed. Those that come back uninvited are told what they are.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::support::{PATIENCE, ensure_all_read, machine_shared, produce_to_each,
 const MOVED_LIMIT: Duration = Duration::from_secs(120);
 /// For so long a node is silent until it is lost.
 const LOST_AFTER: &str = "3s";
-/// Of so many partitions with three replicas each of four nodes holds some.
+/// Of so many partitions with three replicas each of four nodes holds some, and with one replica each of three nodes.
 const PARTITIONS: usize = 4;
 
 #[test]
@@ -43,8 +43,35 @@ fn the_leader_leaves_under_load_and_nothing_is_lost() {
         let ended = cluster.nodes[leaver].start_again(&Start::Up)?;
         ensure!(!ended.status.success(), "it runs again:\n{}", ended.text());
         ensure!(ended.text().contains("was removed from the cluster"), "the reason is not given:\n{}", ended.text());
-        Ok(())
+        leaves_only_by_force(&mut cluster, witness, (leaver + 2) % 4)
     });
+}
+
+/// The three nodes that are left have a topic that needs all three: one leaves only if it is said that the topic may have fewer
+/// replicas, and then that has them.
+fn leaves_only_by_force(cluster: &mut Cluster, by: usize, next: usize) -> anyhow::Result<()> {
+    let (node, name) = (&cluster.nodes[by], cluster.nodes[next].name.as_str());
+    let topic = json!({ "name": "three", "partitions": 1, "replication_factor": 3 });
+    node.api().post("/v1/topics", &topic)?.ok()?;
+    node.kcat().produce("three", [(&b"k"[..], &b"kept"[..])], &[], &[])?;
+    let refused = node.cli(&["node", "leave", name])?;
+    let why = format!("1 topic would have fewer replicas than asked for without {name}, such as three");
+    for expect in [why.as_str(), "say --force"] {
+        let told = !refused.status.success() && refused.text().contains(expect);
+        ensure!(told, "it is not refused by {expect:?}:\n{}", refused.text());
+    }
+    let stays = member(node, name)?.context("it is a member")?;
+    ensure!(stays["lifecycle"] == "active", "{stays}");
+
+    let told = node.cli_json(&["node", "leave", name, "--force"])?;
+    ensure!(told["lifecycle"] == "leaving", "{told}");
+    wait_gone(node, name)?;
+    wait_voters(node, "three", 2)?;
+    let values: Vec<String> = node.kcat().consume("three")?.iter().map(testkit::Record::text).collect();
+    ensure!(values == ["kept"], "{} reads {values:?}", node.name);
+    let ended = cluster.nodes[next].wait_for_end(PATIENCE)?;
+    ensure!(ended.status.success(), "it left with {}:\n{}", ended.status, cluster.nodes[next].log());
+    Ok(())
 }
 
 /// Does something while one record after the other is produced to `t` through these nodes: `v0`, `v1`, and so on. How many.
@@ -92,12 +119,7 @@ fn the_leader_is_replaced_under_load_and_its_successor_has_all_that_it_had() {
             wait_voters(&cluster.nodes[0], topic, 3)?;
         }
         let leader = cluster.meta_leader(PATIENCE)?;
-        // Two have room: one after the other, so that without a word the first one would be chosen.
-        let token = cluster.token(2)?;
-        for _ in 0..2 {
-            cluster.add()?.start(&Start::Join(token.clone()))?;
-            cluster.wait_ready(PATIENCE)?;
-        }
+        join_two(&mut cluster)?;
         let name = cluster.nodes[leader].name.clone();
         let others: Vec<&Node> = cluster.nodes.iter().filter(|node| node.name != name).collect();
         let replace = || others[0].cli_json(&["node", "replace", &name, "--with", "node5"]);
@@ -111,16 +133,32 @@ fn the_leader_is_replaced_under_load_and_its_successor_has_all_that_it_had() {
         ensure!(again["lifecycle"] == "gone" && again["name"] == name.as_str(), "{again}");
 
         for topic in ["t", "muster.events"] {
-            wait_voters(others[0], topic, 3)?;
-            let shown = others[0].api().get(&format!("/v1/topics/{topic}"))?.ok()?;
-            let voters = shown["partitions"][0]["voters"].as_array().context("no voters")?;
-            ensure!(voters.iter().any(|voter| voter == "node5"), "others took over {topic}: {shown}");
+            wait_taken_over(others[0], topic, "node5")?;
         }
         let ended = cluster.nodes[leader].wait_for_end(PATIENCE)?;
         ensure!(ended.status.success(), "it left with {}:\n{}", ended.status, cluster.nodes[leader].log());
         cluster.wait_ready(PATIENCE)?;
         ensure_loaded(&cluster, count)
     });
+}
+
+/// Two more nodes, with room for whatever is to go: one after the other, so that without a word the first one would be chosen.
+fn join_two(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let token = cluster.token(2)?;
+    for _ in 0..2 {
+        cluster.add()?.start(&Start::Join(token.clone()))?;
+        cluster.wait_ready(PATIENCE)?;
+    }
+    Ok(())
+}
+
+/// Waits until a topic of one partition has three voters; the one that had to be made is on `successor`.
+fn wait_taken_over(by: &Node, topic: &str, successor: &str) -> anyhow::Result<()> {
+    wait_voters(by, topic, 3)?;
+    let shown = by.api().get(&format!("/v1/topics/{topic}"))?.ok()?;
+    let voters = shown["partitions"][0]["voters"].as_array().context("no voters")?;
+    ensure!(voters.iter().any(|voter| voter == successor), "others took over {topic}: {shown}");
+    Ok(())
 }
 
 /// Lets a node leave, and waits until the others have forgotten it.
@@ -148,38 +186,48 @@ fn a_dead_node_is_removed_and_its_machine_comes_back_only_as_another_node() {
     Folder::scenario("remove", |folder| {
         let mut cluster = Cluster::start(folder, 4)?;
         wait_tolerant(&cluster.nodes[0])?;
+        cluster.nodes[0].api().post("/v1/vms", &json!({ "name": "web1" }))?.ok()?;
         cluster.kcat().produce("t", [(&b"k"[..], &b"kept"[..])], &[], &[])?;
         wait_voters(&cluster.nodes[0], "t", 3)?;
-        let early = cluster.nodes[0].cli(&["node", "remove", "node4"])?;
+        let runs = |vm: &Value| vm["phase"] == "Running";
+        let vm = wait_vm(&cluster.nodes[0], "web1", MOVED_LIMIT, "it runs", runs)?;
+        let dead = cluster.nodes.iter().position(|node| vm["node"] == node.name.as_str()).context("it runs nowhere")?;
+        let (name, by) = (cluster.nodes[dead].name.clone(), (dead + 1) % 4);
+        let early = cluster.nodes[by].cli(&["node", "remove", &name])?;
         ensure!(!early.status.success(), "a node that answers was removed:\n{}", early.text());
-        ensure!(early.text().contains("node leave node4"), "no hint:\n{}", early.text());
-        cluster.nodes[3].kill()?;
-        let late = cluster.nodes[0].cli(&["node", "leave", "node4"])?;
+        ensure!(early.text().contains(&format!("node leave {name}")), "no hint:\n{}", early.text());
+        cluster.nodes[dead].kill_machine()?;
+        let late = cluster.nodes[by].cli(&["node", "leave", &name])?;
         ensure!(!late.status.success(), "a dead node leaves:\n{}", late.text());
-        ensure!(late.text().contains("node remove node4"), "no hint:\n{}", late.text());
+        ensure!(late.text().contains(&format!("node remove {name}")), "no hint:\n{}", late.text());
 
-        let told = cluster.nodes[0].cli_json(&["node", "remove", "node4"])?;
+        let told = cluster.nodes[by].cli_json(&["node", "remove", &name])?;
         ensure!(told["lifecycle"] == "removing", "{told}");
-        wait_gone(&cluster.nodes[0], "node4")?;
-        wait_tolerant(&cluster.nodes[0])?;
-        let topics = cluster.nodes[0].api().get("/v1/topics")?.ok()?;
+        wait_gone(&cluster.nodes[by], &name)?;
+        wait_tolerant(&cluster.nodes[by])?;
+        let topics = cluster.nodes[by].api().get("/v1/topics")?.ok()?;
         for topic in topics["topics"].as_array().context("no topics")? {
-            wait_voters(&cluster.nodes[0], topic["name"].as_str().context("no name")?, 3)?;
+            wait_voters(&cluster.nodes[by], topic["name"].as_str().context("no name")?, 3)?;
         }
+        let elsewhere = |vm: &Value| runs(vm) && vm["node"] != name.as_str();
+        let moved = wait_vm(&cluster.nodes[by], "web1", MOVED_LIMIT, "it runs elsewhere", elsewhere)?;
+        ensure!(moved["epoch"].as_u64() > vm["epoch"].as_u64(), "{vm} became {moved}");
 
-        // It is told so, whoever it calls.
-        let ended = cluster.nodes[3].start_again(&Start::Up)?;
+        // It is told so, whoever it calls, and does not start what its own tables say that it runs.
+        let ended = cluster.nodes[dead].start_again(&Start::Up)?;
         ensure!(!ended.status.success(), "it is a member again:\n{}", ended.text());
         for expect in ["was removed from the cluster", "join anew with a token"] {
             ensure!(ended.text().contains(expect), "it does not say {expect:?}:\n{}", ended.text());
         }
-        std::fs::remove_dir_all(&cluster.nodes[3].data_dir)?;
+        let hypervisors = cluster.nodes[dead].hypervisors();
+        ensure!(hypervisors.is_empty(), "a VM that runs elsewhere was started: {hypervisors:?}");
+        std::fs::remove_dir_all(&cluster.nodes[dead].data_dir)?;
         let token = cluster.token(1)?;
-        cluster.nodes[3].start(&Start::Join(token))?;
+        cluster.nodes[dead].start(&Start::Join(token))?;
         cluster.wait_ready(PATIENCE)?;
-        let again = member(&cluster.nodes[0], "node4")?.context("it is no member")?;
+        let again = member(&cluster.nodes[by], &name)?.context("it is no member")?;
         ensure!(again["id"] == 5, "it has the id of the node before: {again}");
-        let values: Vec<String> = cluster.nodes[3].kcat().consume("t")?.iter().map(testkit::Record::text).collect();
+        let values: Vec<String> = cluster.nodes[dead].kcat().consume("t")?.iter().map(testkit::Record::text).collect();
         ensure!(values == ["kept"], "it reads {values:?}");
         Ok(())
     });
@@ -216,11 +264,19 @@ fn a_drained_node_gives_up_leaderships_and_vms_and_takes_nothing_until_it_resume
         ensure!(shown["lifecycle"] == "draining" && shown["vms_assigned"] == 0, "{shown}");
         ensure!(shown["replicas"].as_u64() > Some(0), "its replicas went: {shown}");
 
+        // So many that all three would share them; of one replica each, for which one other node is enough.
+        let topic = json!({ "name": "new", "partitions": PARTITIONS, "replication_factor": 1 });
+        by.api().post("/v1/topics", &topic)?.ok()?;
         let refused = by.api().post("/v1/vms", &json!({ "name": "pinned", "node": name }))?.ok()?;
         let pinned = wait_vm(by, "pinned", PATIENCE, "it says why it waits", |vm| {
             vm["reason"].as_str().is_some_and(|reason| reason.contains("draining"))
         })?;
         ensure!(pinned["phase"] == "Pending", "{refused} became {pinned}");
+        let new = by.api().get("/v1/topics/new")?.ok()?;
+        let replicas: Vec<&Value> =
+            new["partitions"].as_array().into_iter().flatten().map(|it| &it["replicas"]).collect();
+        let elsewhere = |names: &&Value| names.as_array().is_some_and(|it| it.len() == 1 && it[0] != name.as_str());
+        ensure!(replicas.len() == PARTITIONS && replicas.iter().all(elsewhere), "{name} has some of it: {replicas:?}");
         by.cli_json(&["node", "resume", &name])?;
         wait_vm(by, "pinned", MOVED_LIMIT, "it runs where it belongs", |vm| runs(vm) && vm["node"] == name.as_str())?;
         Ok(())
@@ -240,17 +296,13 @@ fn a_new_node_takes_the_place_of_a_dead_one() {
         let dead = cluster.meta_leader(PATIENCE)?;
         let (name, by) = (cluster.nodes[dead].name.clone(), (dead + 1) % 3);
         cluster.nodes[dead].kill()?;
-        let token = cluster.token(1)?;
-        cluster.add()?.start(&Start::Join(token))?;
-        cluster.wait_ready(PATIENCE)?;
-        cluster.nodes[by].cli_json(&["node", "replace", &name, "--with", "node4"])?;
+        join_two(&mut cluster)?;
+        cluster.nodes[by].cli_json(&["node", "replace", &name, "--with", "node5"])?;
         wait_gone(&cluster.nodes[by], &name)?;
         wait_tolerant(&cluster.nodes[by])?;
-        let new = member(&cluster.nodes[by], "node4")?.context("it is a member")?;
-        ensure!(new["meta_role"] != "learner", "{new}");
         for topic in ["a", "b"] {
-            wait_voters(&cluster.nodes[by], topic, 3)?;
-            ensure!(cluster.nodes[3].kcat().consume(topic)?.len() == 1, "{topic} is not whole");
+            wait_taken_over(&cluster.nodes[by], topic, "node5")?;
+            ensure!(cluster.nodes[4].kcat().consume(topic)?.len() == 1, "{topic} is not whole");
         }
         Ok(())
     });

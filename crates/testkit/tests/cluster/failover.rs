@@ -4,12 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde_json::json;
-use testkit::{Cluster, Folder, Signal, Start, holds_for, wait_until};
+use testkit::{Cluster, Folder, Scrape, Signal, Start, holds_for, wait_until};
 
-use crate::support::{PATIENCE, machine_alone, machine_shared, wait_caught_up, wait_home, wait_tolerant, wait_voters};
+use crate::support::{
+    PATIENCE, machine_alone, machine_shared, scrape, wait_caught_up, wait_home, wait_tolerant, wait_voters,
+};
 
 /// From `kill -9` of a leader to the next accepted write.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(5);
+/// The default election timeout, and the ticks of 50 ms in it.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+const ELECTION_TICKS: f64 = 20.0;
 
 #[test]
 fn writes_go_on_within_five_seconds_of_a_killed_leader() {
@@ -58,6 +63,8 @@ fn a_frozen_leader_is_replaced_and_thaws_as_a_follower() {
         wait_tolerant(&cluster.nodes[0])?;
         let frozen = cluster.meta_leader(PATIENCE)?;
         let survivor = (frozen + 1) % 3;
+        let before: Vec<Scrape> = cluster.nodes.iter().map(scrape).collect::<anyhow::Result<_>>()?;
+        let stopped = Instant::now();
         cluster.nodes[frozen].signal(Signal::Stop)?;
         wait_until(PATIENCE, "another node leads __meta", || {
             let status = cluster.nodes[survivor].api().get("/v1/status")?.ok()?;
@@ -73,11 +80,17 @@ fn a_frozen_leader_is_replaced_and_thaws_as_a_follower() {
             Ok(())
         })?;
         cluster.nodes[survivor].kcat().produce("t", [(&b"k"[..], &b"during"[..])], &[], &[])?;
+        wait_election_counted(&cluster, frozen, &before)?;
+        wait_until(PATIENCE, "it has stood still for longer than an election timeout", || {
+            ensure!(stopped.elapsed() > 2 * ELECTION_TIMEOUT, "{:?} passed", stopped.elapsed());
+            Ok(())
+        })?;
 
         cluster.nodes[frozen].signal(Signal::Continue)?;
         cluster.wait_ready(PATIENCE)?;
         let name = cluster.nodes[frozen].name.clone();
         wait_caught_up(&cluster, &name)?;
+        ensure_pause_counted(&before[frozen], &scrape(&cluster.nodes[frozen])?)?;
         for node in &cluster.nodes {
             let values: Vec<String> = node.kcat().consume("t")?.iter().map(testkit::Record::text).collect();
             ensure!(values == ["before", "during"], "{} reads {values:?}", node.name);
@@ -91,6 +104,34 @@ fn a_frozen_leader_is_replaced_and_thaws_as_a_follower() {
             Ok(())
         })
     });
+}
+
+/// Waits until the metrics of all but the frozen node tell of an election of `__meta`: a new term and a new leader on each of
+/// them, and a candidate.
+fn wait_election_counted(cluster: &Cluster, frozen: usize, before: &[Scrape]) -> anyhow::Result<()> {
+    wait_until(PATIENCE, "the election of __meta is counted", || {
+        let mut elections = 0.0;
+        for (_, (node, before)) in cluster.nodes.iter().zip(before).enumerate().filter(|(at, _)| *at != frozen) {
+            let now = scrape(node)?;
+            let meta = [("topic", "__meta")];
+            let grown = |name: &str| anyhow::Ok(now.value(name, &meta)? - before.value(name, &meta)?);
+            for name in ["muster_group_term", "muster_group_leader_changes_total"] {
+                let more = grown(name)?;
+                ensure!(more >= 1.0, "on {}, {name} grew by {more}", node.name);
+            }
+            elections += grown("muster_group_elections_total")?;
+        }
+        ensure!(elections >= 1.0, "nobody was a candidate");
+        Ok(())
+    })
+}
+
+/// The metrics of a node that stood still for longer than an election timeout say so.
+fn ensure_pause_counted(before: &Scrape, now: &Scrape) -> anyhow::Result<()> {
+    let grown = |name: &str| anyhow::Ok(now.value(name, &[])? - before.value(name, &[])?);
+    let (skipped, pauses) = (grown("muster_raft_ticks_skipped_total")?, grown("muster_raft_pauses_total")?);
+    ensure!(skipped >= ELECTION_TICKS && pauses >= 1.0, "it counts {skipped} more ticks skipped, {pauses} more pauses");
+    Ok(())
 }
 
 #[test]

@@ -370,12 +370,13 @@ fn waiting(node: &Node, count: u64) -> anyhow::Result<()> {
 }
 
 /// Puts a key; the revision.
-fn put(node: &Node, what: &[&str]) -> anyhow::Result<u64> {
+pub fn put(node: &Node, what: &[&str]) -> anyhow::Result<u64> {
     let words: Vec<&str> = ["kv", "put"].iter().chain(what).copied().collect();
     node.cli_json(&words)?["revision"].as_u64().context("no revision")
 }
 
-fn said(node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
+/// What the command line says, which must succeed.
+pub fn said(node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
     let finished = node.cli(arguments)?;
     ensure!(finished.status.success(), "muster {arguments:?}: {}", finished.text());
     Ok(String::from_utf8_lossy(&finished.stdout).into_owned())

@@ -4,16 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::{Cluster, Folder, Node, Scrape, holds_for, wait_until};
+use testkit::{Cluster, Folder, Scrape, holds_for, wait_until};
 
-use crate::support::{PATIENCE, borrowed, machine_shared, numbered, wait_tolerant, wait_voters};
-
-fn scrape(node: &Node) -> anyhow::Result<Scrape> {
-    let answer = node.api().text("/metrics")?;
-    ensure!(answer.status == 200, "{} answered {}", node.name, answer.status);
-    ensure!(answer.content_type == "text/plain; version=0.0.4; charset=utf-8", "it is {}", answer.content_type);
-    Scrape::parse(&answer.body).with_context(|| format!("what {} tells is not valid", node.name))
-}
+use crate::support::{PATIENCE, borrowed, machine_shared, numbered, scrape, wait_tolerant, wait_voters};
 
 #[test]
 fn nodes_tell_their_metrics_in_a_text_that_scrapers_take() {

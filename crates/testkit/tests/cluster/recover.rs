@@ -1,4 +1,4 @@
-//! Two of three nodes are gone for good.
+//! Two of three nodes are gone for good, and the third one was behind them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,8 +8,10 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use testkit::{Cluster, Finished, Folder, Node, Start, muster_binary, wait_until};
 
+use crate::kv::{put, said};
 use crate::support::{
-    PATIENCE, borrowed, ensure_exactly, machine_shared, numbered, wait_caught_up, wait_tolerant, wait_voters,
+    PATIENCE, borrowed, ensure_exactly, machine_shared, numbered, produce_to_each, wait_caught_up, wait_tolerant,
+    wait_voters,
 };
 
 fn recover(data_dir: &Path, arguments: &[&str]) -> anyhow::Result<Finished> {
@@ -44,32 +46,25 @@ fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
         }
         wait_tolerant(&cluster.nodes[0])?;
         let old_token = cluster.token(1)?;
+        put(&cluster.nodes[0], &["kept", "before"])?;
         for name in ["node1", "node2", "node3"] {
             wait_caught_up(&cluster, name)?;
         }
         let survivor = cluster.nodes[2].data_dir.clone();
         refused(&recover(&survivor, &["--yes"])?, "is in use by the muster process")?;
 
-        // The first node's data is brought back later; the second one's is gone.
-        cluster.nodes.iter_mut().try_for_each(Node::kill)?;
-        std::fs::remove_dir_all(&cluster.nodes[1].data_dir)?;
+        lose_the_others(&mut cluster)?;
         let found = report(&survivor, &[])?;
         ensure!(found["name"] == "node3" && found["incarnation"] == 0, "{found}");
         let partitions = found["partitions"].as_array().context("no partitions")?;
         let t = partitions.iter().find(|it| it["topic"] == "t").context("no topic t")?;
         ensure!(t["here"]["records"] == 200 && t["here"]["voter"] == true, "{t}");
         let text = recover(&survivor, &[])?.text();
-        for expect in ["node 1 (node1)", "A recovery here loses for good", "Nothing was changed"] {
+        let late = "whatever was acknowledged after this node heard of it last";
+        for expect in ["node 1 (node1)", "A recovery here loses for good", late, "Nothing was changed"] {
             ensure!(text.contains(expect), "it does not say {expect:?}:\n{text}");
         }
-
-        // A survivor that knows more is told of.
-        let mut more = report(&cluster.nodes[0].data_dir, &[])?;
-        more["meta"]["last_term"] = 1_000.into();
-        let file = folder.path().join("node1.json");
-        std::fs::write(&file, more.to_string())?;
-        let file = file.to_str().context("a plain name")?;
-        refused(&recover(&survivor, &["--others", file, "--yes"])?, "knows more")?;
+        one_that_knows_more_is_told_of(&cluster, folder)?;
         ensure!(report(&survivor, &[])? == found, "something was changed");
 
         let recovered = recovered_once(&cluster, &survivor)?;
@@ -77,6 +72,8 @@ fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
         cluster.nodes[2].wait_ready(PATIENCE)?;
         let alone = &cluster.nodes[2];
         ensure_exactly(&alone.kcat().consume("t")?, &records)?;
+        ensure!(said(alone, &["kv", "get", "kept"])? == "before", "it has a value that it never heard of");
+        ensure!(alone.api().get("/v1/kv/late")?.status == 404, "it has a key that it never heard of");
         alone.kcat().produce("t", [(&b"key-200"[..], &b"value-200"[..])], &[], &[])?;
         ensure!(alone.members()?.len() == 1, "{:?}", alone.members()?);
         let event = wait_until(PATIENCE, "the recovery is an event", || {
@@ -90,11 +87,37 @@ fn a_survivor_of_a_lost_majority_becomes_the_cluster_with_all_that_it_had() {
         refused(&ended, "the cluster was recovered without this node")?;
         recovered_apart(&cluster, folder, &recovered)?;
         std::fs::remove_dir_all(&cluster.nodes[0].data_dir)?;
-        refused(&cluster.nodes[0].start_again(&Start::Join(old_token))?, "token")?;
+        refused(&cluster.nodes[0].start_again(&Start::Join(old_token))?, "is unknown here or was revoked")?;
         let _ = std::fs::remove_dir_all(&cluster.nodes[0].data_dir);
 
         grown_again(&mut cluster)
     });
+}
+
+/// The third node, the survivor, dies before the others, which acknowledge something without it: a value, a key and a record.
+/// Then they are lost. The first one's data is brought back later; the second one's is gone.
+fn lose_the_others(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.nodes[2].kill()?;
+    // At once: the calls wait for the next leader, where the dead one led.
+    put(&cluster.nodes[0], &["kept", "after"])?;
+    put(&cluster.nodes[0], &["late", "after"])?;
+    produce_to_each(cluster, "t", 1, "late")?;
+    cluster.nodes[..2].iter_mut().try_for_each(Node::kill)?;
+    std::fs::remove_dir_all(&cluster.nodes[1].data_dir)?;
+    Ok(())
+}
+
+/// With another survivor's report, what that one has beyond this one is told, and this one is not made the cluster.
+fn one_that_knows_more_is_told_of(cluster: &Cluster, folder: &Folder) -> anyhow::Result<()> {
+    let (survivor, more) = (&cluster.nodes[2].data_dir, report(&cluster.nodes[0].data_dir, &[])?);
+    let file = folder.path().join("node1.json");
+    std::fs::write(&file, more.to_string())?;
+    let file = file.to_str().context("a plain name")?;
+    let text = recover(survivor, &["--others", file])?.text();
+    for expect in ["ANOTHER SURVIVOR HAS MORE", "records of t/0, this node 200", "NOT HERE", "knows more"] {
+        ensure!(text.contains(expect), "it does not say {expect:?}:\n{text}");
+    }
+    refused(&recover(survivor, &["--others", file, "--yes"])?, "knows more")
 }
 
 /// The survivor becomes the cluster; said again, that changes nothing. What it says of itself afterwards.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::{Cluster, Folder, Node, Scrape, Start, wait_until};
+use testkit::{Cluster, Folder, Node, Start, wait_until};
 
-use crate::support::{PATIENCE, machine_alone, machine_shared, wait_tolerant};
+use crate::support::{PATIENCE, machine_alone, machine_shared, scrape, wait_tolerant};
 
 /// Not the defaults, 150 ms and 1 s: with those the last moment for an election is 2 s after the leader was heard last, and
 /// the first one with these is later.
@@ -20,10 +20,6 @@ const EARLY: Duration = Duration::from_millis(200);
 fn pace(interval: Duration, timeout: Duration) -> Vec<String> {
     let flag = |name: &str, value: Duration| [format!("--{name}-ms"), value.as_millis().to_string()];
     [flag("heartbeat-interval", interval), flag("election-timeout", timeout)].concat()
-}
-
-fn scrape(node: &Node) -> anyhow::Result<Scrape> {
-    Scrape::parse(&node.api().text("/metrics")?.body)
 }
 
 /// Leaders of `__meta` that these nodes have come to know.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use testkit::{Cluster, Kcat, Node, Record, wait_until};
+use testkit::{Cluster, Kcat, Node, Record, Scrape, wait_until};
 
 /// Long enough for anything that has no limit of its own.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +25,14 @@ pub fn machine_alone() -> RwLockWriteGuard<'static, ()> {
 /// Held by every other test.
 pub fn machine_shared() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a node counts, at this moment.
+pub fn scrape(node: &Node) -> anyhow::Result<Scrape> {
+    let answer = node.api().text("/metrics")?;
+    ensure!(answer.status == 200, "{} answered {}", node.name, answer.status);
+    ensure!(answer.content_type == "text/plain; version=0.0.4; charset=utf-8", "it is {}", answer.content_type);
+    Scrape::parse(&answer.body).with_context(|| format!("what {} tells is not valid", node.name))
 }
 
 /// One replica of a group, as its node sees it.
