@@ -7,6 +7,7 @@
 mod forwards;
 mod held;
 mod reads;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,7 @@ use crate::core::{NodeCore, Stage};
 use crate::groups::{Awaited, Group, Waiter};
 use crate::once::Once;
 use crate::requests::reads::{OnceConfirmed, ReadPoints};
+use crate::requests::shared::SharedReads;
 use crate::{Effect, Event, Reply, Request, RequestError, Target};
 
 /// Who was silent for this long has no replicas born on it: some rounds of gossip ([`base::limits::GOSSIP_INTERVAL`]).
@@ -75,7 +77,7 @@ pub(crate) enum Internal {
 enum Wait {
     /// For a leader, a session, or the end of recovery: tried again each tick.
     Queued,
-    /// For the outcome of an earlier request of this node.
+    /// For another request of this node.
     Held,
     /// For another node's answer to what was sent under that name.
     Forwarded { to: NodeId, send: u64 },
@@ -121,6 +123,7 @@ pub(crate) struct Requests {
     /// What other nodes asked for: no copy is carried out, or refused, again.
     once: BTreeMap<NodeId, Once>,
     reads: ReadPoints,
+    shared: SharedReads,
 }
 
 impl Requests {
@@ -243,7 +246,9 @@ impl NodeCore {
             }
             Target::Leader(group) => {
                 let leader = self.leaders.leader(group).filter(|node| *node != self.me());
-                if let Some(node) = leader.filter(|node| self.peers.reachable(*node, self.now.mono)) {
+                if let Some(node) = leader.filter(|node| self.peers.reachable(*node, self.now.mono))
+                    && !(request == Request::ReadPoint && self.shares_read_point(key))
+                {
                     self.forward(key, node, request, command);
                 }
             }
@@ -437,11 +442,7 @@ impl NodeCore {
                 self.requests.applied.insert((index, key));
                 self.set_wait(key, Wait::Applied { index, reply: Reply::Command { index, result } });
             }
-            Ok(Reply::ReadPoint { index }) if index > self.metadata.applied => {
-                self.requests.applied.insert((index, key));
-                self.set_wait(key, Wait::Applied { index, reply: Reply::Done });
-            }
-            Ok(Reply::ReadPoint { .. }) => self.finish(key, Ok(Reply::Done)),
+            Ok(Reply::ReadPoint { index }) => self.read_point_known(key, index),
             outcome => self.finish(key, outcome),
         }
     }
@@ -497,6 +498,7 @@ impl NodeCore {
         for held in self.requests.held.remove(&key).unwrap_or_default() {
             self.begin(held);
         }
+        self.read_point_lost(key);
     }
 
     fn internal_done(&mut self, what: Internal, request: Request, outcome: Result<Reply, RequestError>) {
@@ -545,6 +547,11 @@ impl NodeCore {
         };
         if let (Wait::Queued, Some(busy)) = (&pending.wait, &pending.busy) {
             return busy.clone();
+        }
+        if let (Wait::Held, Request::ReadPoint, Some(carrier)) =
+            (&pending.wait, &pending.request, self.requests.shared.carrier())
+        {
+            return self.deadline_failure(carrier);
         }
         match (&pending.wait, pending.target) {
             (Wait::Queued, _) if self.stage < Stage::Running => {

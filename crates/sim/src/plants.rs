@@ -39,7 +39,7 @@ impl Hunt {
 }
 
 /// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
-pub const RARE: [Plant; 12] = [
+pub const RARE: [Plant; 13] = [
     Plant::OldCheckpointRemovedEarly,
     Plant::UncertainNotRewritten,
     Plant::UnknownReplicaRemoved,
@@ -50,6 +50,7 @@ pub const RARE: [Plant; 12] = [
     Plant::ReasonsRepeated,
     Plant::LearnersPromotedAtOnce,
     Plant::ReadsShareAnOlderRound,
+    Plant::ReadsShareAnOlderForward,
     Plant::ReadsTrustLease,
     Plant::TornFramesAccepted,
 ];

@@ -155,6 +155,8 @@ super::table! {
             "A renewal of a lease is granted and forgotten.",
         ReadsShareAnOlderRound "reads-share-an-older-round"
             "A read takes part in a quorum round that began before it was asked for.",
+        ReadsShareAnOlderForward "reads-share-an-older-forward"
+            "A read is answered by what was sent to the leader, for another one, before it was asked for.",
         LeadersNotReturned "leaders-not-returned"
             "Whoever took a partition over leads it for good.",
         StuckDiskIgnored "stuck-disk-ignored"
