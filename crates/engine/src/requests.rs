@@ -554,6 +554,9 @@ impl NodeCore {
             return self.deadline_failure(carrier);
         }
         match (&pending.wait, pending.target) {
+            (Wait::Held, _) => {
+                error(ErrorCode::DeadlineExceeded, "an earlier request had no outcome before the deadline: not tried")
+            }
             (Wait::Queued, _) if self.stage < Stage::Running => {
                 error(ErrorCode::NoLeader, "this node is still joining or recovering")
             }

@@ -1,5 +1,5 @@
-//! The tables of `__meta` as the core holds them: read everywhere, and changed in three ways alone. Nothing of the core can
-//! write a table beside the log.
+//! The tables of `__meta` as the core holds them: read everywhere, and changed in three ways alone, each by its name. None
+//! of the core's code writes a table by the way, beside the log.
 
 use std::ops::Deref;
 

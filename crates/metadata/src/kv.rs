@@ -112,6 +112,9 @@ pub fn valid_key(key: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// About the bytes of a lease's encoding.
+const LEASE_BYTES: u64 = 48;
+
 fn size(key: &str, value: &[u8]) -> u64 {
     KV_RECORD_BYTES + (key.len() + value.len()) as u64
 }
@@ -164,9 +167,10 @@ impl KvStore {
         self.bytes
     }
 
-    /// Bytes of keys and history, each counted with [`KV_RECORD_BYTES`]: more than their encoding has.
-    pub(crate) fn counted_bytes(&self) -> usize {
-        usize::try_from(self.bytes + self.history_bytes).unwrap_or(usize::MAX)
+    /// About the bytes of its encoding, rather more: keys and changes are counted with [`KV_RECORD_BYTES`] each.
+    pub(crate) fn encoded_about(&self) -> usize {
+        let leases = self.leases.len() as u64 * LEASE_BYTES;
+        usize::try_from(self.bytes + self.history_bytes + leases).unwrap_or_default()
     }
 
     /// The keys that go with a lease.

@@ -38,6 +38,9 @@ pub enum SnapshotError {
     UnknownContent { version: ClusterVersion },
 }
 
+/// About the bytes of all that is no key, in a small cluster.
+const OTHER_TABLES: usize = 64 << 10;
+
 /// What every version reads of the state.
 #[derive(Encode, Decode)]
 struct SnapshotVersion {
@@ -123,7 +126,7 @@ impl Metadata {
             version_hold,
             next,
         } = self;
-        let about = kv.counted_bytes();
+        let about = kv.encoded_about();
         let kv = if planted(Plant::HistoryNotInSnapshot) { kv.without_history() } else { kv.clone() };
         let snapshot = Snapshot {
             cluster: *cluster,
@@ -147,7 +150,7 @@ impl Metadata {
             outbox_first: (*outbox_first != 1).then_some(*outbox_first),
             recovery: *recovery,
         };
-        wire::encode_of_size(&snapshot, about)
+        wire::encode_of_size(&snapshot, about + about / 16 + OTHER_TABLES)
     }
 
     /// The state that `bytes` hold.

@@ -113,6 +113,9 @@ fn keys_are_found_and_deleted_by_what_they_begin_with() {
     assert_eq!(store.keys("app/"), ["app/", "app/a", "app/b"]);
     let behind: Vec<_> = store.0.kv.range("app/", Some("app/a")).map(|(key, _)| key).collect();
     assert_eq!(behind, ["app/b"]);
+    let count = |prefix, after| store.0.kv.range(prefix, after).count();
+    let counts = ["a", "app/", "app/aa", "app/b", "app/c", "b"].map(|after| count("app/", Some(after)));
+    assert_eq!(counts, [3, 2, 1, 0, 0, 0], "before, at, between, and behind the keys");
     assert_eq!(store.delete("app/", true), 3);
     assert_eq!(store.keys(""), ["app", "apple", "b"]);
 }

@@ -356,8 +356,10 @@ impl Drop for Node {
 /// SIGKILL for a hypervisor.
 fn end(pid: u32) -> anyhow::Result<()> {
     let id = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("a process id out of range")?;
-    rustix::process::kill_process(id, rustix::process::Signal::KILL)
-        .with_context(|| format!("cannot end the hypervisor {pid}"))
+    match rustix::process::kill_process(id, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot end the hypervisor {pid}")),
+    }
 }
 
 /// The process that `pid_file` names, if it works in `directory`: a file may outlive its process, and ids are given

@@ -46,7 +46,8 @@ pub fn encode<T: Encode<()>>(value: &T) -> Bytes {
     encode_of_size(value, USUAL)
 }
 
-/// Like [`encode`], for a value that takes about so many bytes: memory that grows on the way is taken, and copied, twice.
+/// Like [`encode`], for a value that takes about so many bytes, rather fewer: memory that has to grow on the way is taken,
+/// and copied, twice.
 pub fn encode_of_size<T: Encode<()>>(value: &T, bytes: usize) -> Bytes {
     let mut out = Vec::with_capacity(bytes);
     out.push(FORMAT);

@@ -3,8 +3,8 @@
 //! Commands that are under way together are carried out in any order: each is tried again by itself when another node leads, the
 //! state is full, or a frame was lost. Only one kind must not overtake. Who hangs up while his put is under way has the key
 //! deleted if it holds what he put (so a call leaves the queue for a lock, `operations/src/lock/acquire.rs`). Carried out first,
-//! that would find nothing, and the put would stay. So it is held until the put has its outcome. If that is unknown at the put's
-//! deadline, the delete is sent all the same, and a copy of the put may come behind it: only if an older command of the session
+//! that would find nothing, and the put would stay. So it is held until the put has its outcome. If that is that nobody knows
+//! (at its deadline, say), the delete is sent all the same, and a copy of the put may come behind it: only if an older command of the session
 //! is still under way, for the delete acknowledges all below ([`metadata::CommandOrigin`]), which is then refused.
 
 use base::simulation::{Plant, planted};
@@ -18,7 +18,7 @@ impl NodeCore {
     /// Takes a request as far as it gets now, unless it has to wait for an earlier one.
     pub(super) fn begin(&mut self, key: u64) {
         let Some(pending) = self.requests.pending.get(&key) else { return };
-        match self.put_undone_by(&pending.request).filter(|_| !planted(Plant::UndoneBeforeDone)) {
+        match self.put_undone_by(key, &pending.request).filter(|_| !planted(Plant::UndoneBeforeDone)) {
             Some(put) => {
                 self.set_wait(key, Wait::Held);
                 self.requests.held.entry(put).or_default().push(key);
@@ -30,16 +30,17 @@ impl NodeCore {
         }
     }
 
-    /// The put under way of just what a request is to delete.
-    fn put_undone_by(&self, request: &Request) -> Option<u64> {
-        let Request::Command(Command::DeleteKeys { key, expect: Some(KeyExpect::Value(value)), .. }) = request else {
+    /// The earlier put, under way, of just what a request is to delete.
+    fn put_undone_by(&self, key: u64, request: &Request) -> Option<u64> {
+        let Request::Command(Command::DeleteKeys { key: name, expect: Some(KeyExpect::Value(value)), .. }) = request
+        else {
             return None;
         };
         let puts = |pending: &Pending| match &pending.request {
-            Request::Command(Command::PutKey { key: of, value: put, .. }) => of == key && put == value,
+            Request::Command(Command::PutKey { key: of, value: put, .. }) => of == name && put == value,
             _ => false,
         };
-        self.requests.pending.iter().find(|(_, pending)| puts(pending)).map(|(put, _)| *put)
+        self.requests.pending.range(..key).find(|(_, pending)| puts(pending)).map(|(put, _)| *put)
     }
 }
 

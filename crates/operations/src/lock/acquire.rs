@@ -146,8 +146,8 @@ struct Queued<'a> {
     call: &'a Call<Ports>,
     /// How it leaves; `None`: it does not stand there (yet), or is to stay. Known before the place is, for who hangs up
     /// while that is asked for. The core then holds the leave until the put has its outcome, also where that has to be sent
-    /// again, for it deletes just what the put puts (`engine/src/requests/held.rs`). Only a put whose outcome is still unknown
-    /// at its deadline may be carried out after the leave; then the place goes when its lease ends.
+    /// again, for it deletes just what the put puts (`engine/src/requests/held.rs`). Only a put that ends with its outcome
+    /// unknown may be carried out after the leave; then the place goes when its lease ends.
     leave: Option<Command>,
     /// The lease of the place that it shares with an earlier call.
     shared: Option<LeaseId>,

@@ -8,7 +8,7 @@ mod systems;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use testkit::{Folder, muster_binary};
 
 use client::{Load, Outcome};
@@ -38,14 +38,14 @@ struct Cell {
 }
 
 fn main() {
-    let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
-    let rounds = std::env::args().nth(2).and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
-    // The rest names what is measured, like `put 64`: all of it if nothing is named.
-    let named: Vec<String> = std::env::args().skip(3).collect();
-    let wanted = |put: bool, clients: usize| {
-        let (words, counts): (Vec<_>, Vec<_>) = named.iter().partition(|it| it.parse::<usize>().is_err());
-        (words.is_empty() || words.iter().any(|it| *it == word(put)))
-            && (counts.is_empty() || counts.iter().any(|it| it.parse() == Ok(clients)))
+    let Wanted { seconds, rounds, words, counts } = match Wanted::read(std::env::args().skip(1)) {
+        Ok(wanted) => wanted,
+        Err(wrong) => {
+            eprintln!(
+                "{wrong:#}\nconsensus [SECONDS [ROUNDS [put] [get] [1] [64] [256]]]: what is named, or all of it"
+            );
+            std::process::exit(2);
+        }
     };
     Folder::scenario("bench-consensus", |folder| {
         let _ = muster_binary()?;
@@ -59,7 +59,7 @@ fn main() {
         for round in 1..=rounds {
             for (put, clients) in [true, false].into_iter().flat_map(|put| CLIENTS.map(|clients| (put, clients))) {
                 // In turn, so that what the machine does meanwhile hits both.
-                for system in systems.into_iter().filter(|_| wanted(put, clients)) {
+                for system in systems.into_iter().filter(|_| words.contains(&word(put)) && counts.contains(&clients)) {
                     let cell = measure(system, put, clients, Duration::from_secs(seconds))?;
                     eprintln!("round {round}, {} {}, {clients} clients: {cell:?}", system.name(), word(put));
                     cells.entry((put, clients, system.name())).or_default().push(cell);
@@ -69,6 +69,39 @@ fn main() {
         show(&cells, systems);
         Ok(())
     });
+}
+
+/// What is to be measured.
+struct Wanted {
+    seconds: u64,
+    rounds: usize,
+    words: Vec<&'static str>,
+    counts: Vec<usize>,
+}
+
+impl Wanted {
+    fn read(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Wanted> {
+        let mut number = |usual: u64, what: &str| match arguments.next() {
+            None => Ok(usual),
+            Some(text) => text.parse::<u64>().with_context(|| format!("{what} is a number, not {text:?}")),
+        };
+        let (seconds, rounds) = (number(SECONDS, "SECONDS")?, number(ROUNDS as u64, "ROUNDS")?);
+        let mut wanted = Wanted { seconds, rounds: usize::try_from(rounds)?, words: Vec::new(), counts: Vec::new() };
+        for named in arguments {
+            match (["put", "get"].into_iter().find(|word| *word == named), named.parse()) {
+                (Some(word), _) => wanted.words.push(word),
+                (None, Ok(count)) if CLIENTS.contains(&count) => wanted.counts.push(count),
+                _ => bail!("nothing here is named {named:?}"),
+            }
+        }
+        if wanted.words.is_empty() {
+            wanted.words.extend([word(true), word(false)]);
+        }
+        if wanted.counts.is_empty() {
+            wanted.counts.extend(CLIENTS);
+        }
+        Ok(wanted)
+    }
 }
 
 fn word(put: bool) -> &'static str {
