@@ -111,6 +111,8 @@ pub enum Event {
     Vm(VmReport),
     /// What [`Effect::Work`] came to.
     Worked(Worked),
+    /// How much waits to be handed in; only told on, in [`crate::Vitals`].
+    Waiting(crate::Arrivals),
     /// The driver's answer to [`Effect::ListTasks`] or [`Effect::ReadPartition`].
     Answered {
         ticket: u64,

@@ -175,6 +175,7 @@ impl NodeCore {
             Event::Request { id, deadline, target, request } => self.take_request(id, deadline, target, request),
             Event::Expelled { by } => self.expelled(by),
             Event::Worked(worked) => self.worked(worked),
+            Event::Waiting(arrivals) => self.stats.arrivals = Some(arrivals),
             Event::Outdated { by, active } => self.refused_as_outdated(by, active),
             Event::Superseded { by } => self.superseded(by),
             Event::Twin { by, other } => self.told_of_twin(by, other),

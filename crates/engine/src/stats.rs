@@ -9,7 +9,7 @@ use wire::{Entry, RaftMessage, RaftMessageKind};
 
 use crate::core::NodeCore;
 use crate::groups::Group;
-use crate::vitals::{Elections, GroupTotals, GroupVitals, Queues, Ticks, Vitals};
+use crate::vitals::{Arrivals, Elections, GroupTotals, GroupVitals, Queues, Ticks, Vitals};
 
 /// Of the whole node.
 pub(crate) struct Stats {
@@ -21,6 +21,8 @@ pub(crate) struct Stats {
     synced: Histogram,
     /// Rounds handed to the journal and not durable, with when.
     rounds: VecDeque<(u64, Mono)>,
+    /// As the driver said last.
+    pub arrivals: Option<Arrivals>,
 }
 
 /// Of one replica.
@@ -99,6 +101,7 @@ impl Stats {
             committed: Histogram::default(),
             synced: Histogram::default(),
             rounds: VecDeque::new(),
+            arrivals: None,
         }
     }
 
@@ -219,6 +222,7 @@ impl NodeCore {
             heartbeat_interval_ms: self.config.heartbeat_interval.0,
             log_bytes: self.journal.log_bytes(),
             vms_running: u32::try_from(self.vms.reconciler.running()).unwrap_or(u32::MAX),
+            arrivals: self.stats.arrivals,
         }
     }
 

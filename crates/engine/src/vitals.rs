@@ -60,6 +60,29 @@ pub struct Vitals {
     /// VMs that run on this node now.
     #[n(18)]
     pub vms_running: u32,
+    /// What the core has not seen yet; None: nobody told it, or the node's release is older than this.
+    #[n(19)]
+    pub arrivals: Option<Arrivals>,
+}
+
+/// What waits to be handed to the core, as its driver said at the last tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Arrivals {
+    /// Frames of peers on the control channel.
+    #[n(0)]
+    pub control: u64,
+    /// Frames of peers on the bulk channel.
+    #[n(1)]
+    pub bulk: u64,
+    /// Disk operations that ended.
+    #[n(2)]
+    pub disk: u64,
+    /// Reports of the hypervisor side.
+    #[n(3)]
+    pub vms: u64,
+    /// Requests of this node's clients.
+    #[n(4)]
+    pub requests: u64,
 }
 
 /// What this node's replicas went through.

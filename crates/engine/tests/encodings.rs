@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use base::{ClusterVersion, ErrorCode, GroupId, Incarnation, LeaseId, Millis, NodeId, ReplicaId, VersionRange};
 use bytes::Bytes;
 use engine::{
-    Acks, GroupView, NodeStatus, PartitionBatches, Produce, ReadLog, ReadPartition, Reply, Request, RequestError,
-    TaskLine, Vitals,
+    Acks, Arrivals, GroupView, NodeStatus, PartitionBatches, Produce, ReadLog, ReadPartition, Reply, Request,
+    RequestError, TaskLine, Vitals,
 };
 use fixtures::Fixtures;
 use metadata::{Command, CommandResult};
@@ -113,6 +113,9 @@ fn replies() {
     let pace = Pace { heartbeat_interval: Millis(300), election_timeout: Millis(2_000) };
     let status = NodeStatus { pace: Some(pace), ..NodeStatus::default() };
     fixtures.value(V1, "StatusWithPace", &Reply::Status(Box::new(status)));
+    let arrivals = Arrivals { control: 1, bulk: 2, disk: 3, vms: 4, requests: 5 };
+    let vitals = Vitals { arrivals: Some(arrivals), ..Vitals::default() };
+    fixtures.value(V2, "VitalsWithArrivals", &Reply::Vitals(Box::new(vitals)));
     let error = RequestError { code: ErrorCode::NotLeader, message: "no".into(), leader: Some(NodeId(2)) };
     fixtures.value(V1, "RequestError", &error);
     fixtures.finish();

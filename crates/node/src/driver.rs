@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use base::RequestId;
 use base::limits::EVENTS_PER_FLUSH_MAX;
-use engine::{Effect, Event, NodeCore, Reply, RequestError, TaskLine};
+use engine::{Arrivals, Effect, Event, NodeCore, Reply, RequestError, TaskLine};
 
 use metadata::Metadata;
 use runtime::{CancellationToken, Clock, PULSE, Pulse, Supervisor, take_ready};
@@ -180,12 +180,21 @@ impl Driver {
         taken
     }
 
-    fn count_waiting(&self) {
+    /// The core is told too, because it answers other nodes.
+    fn count_waiting(&mut self) {
         let (depths, sources) = (&self.sinks.turns.depths, &self.sources);
-        depths.control.set(sources.control.len() as f64);
-        depths.bulk.set(sources.bulk.len() as f64);
-        depths.disk.set(sources.disk.len() as f64);
-        depths.vms.set(sources.vms.len() as f64);
+        let arrivals = Arrivals {
+            control: sources.control.len() as u64,
+            bulk: sources.bulk.len() as u64,
+            disk: sources.disk.len() as u64,
+            vms: sources.vms.len() as u64,
+            requests: sources.requests.len() as u64,
+        };
+        depths.control.set(arrivals.control as f64);
+        depths.bulk.set(arrivals.bulk as f64);
+        depths.disk.set(arrivals.disk as f64);
+        depths.vms.set(arrivals.vms as f64);
+        self.core.handle(Clock.now(), Event::Waiting(arrivals));
     }
 
     fn turn(&mut self) -> Result<(), End> {
@@ -467,14 +476,16 @@ mod tests {
         let unknown = Event::Answered { ticket: u64::MAX, outcome: Ok(Reply::Done) };
         disk_done.try_send(unknown).expect("there is room");
 
-        let waiting = |driver: &Driver| {
-            let it = &driver.sources;
-            [('d', it.disk.len()), ('c', it.control.len()), ('r', it.requests.len()), ('b', it.bulk.len())]
+        // As the node's core tells it.
+        let waiting = |driver: &mut Driver| {
+            driver.count_waiting();
+            let it = driver.core.vitals(0).arrivals.expect("it was told");
+            [('d', it.disk), ('c', it.control), ('r', it.requests), ('b', it.bulk)]
         };
         let (mut order, mut taken, mut requests_left) = (String::new(), 1, REQUESTS_PER_FLUSH_MAX);
-        let mut before = waiting(&driver);
+        let mut before = waiting(&mut driver);
         while driver.take_one(taken, &mut requests_left) {
-            let after = waiting(&driver);
+            let after = waiting(&mut driver);
             let fell = before.iter().zip(&after).filter(|(before, after)| after.1 < before.1);
             order.extend(fell.map(|(before, _)| before.0));
             before = after;

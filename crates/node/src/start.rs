@@ -419,7 +419,7 @@ impl Parts {
 
         let core_config = core_config(config, me, &record);
         let sinks = Sinks {
-            transport,
+            transport: transport.clone(),
             disk: Disk::start(ground.data.journal(), disk_done, &ground.registry)?,
             vm_actions,
             joins,
@@ -443,8 +443,8 @@ impl Parts {
             }
         }
         let (kafka, api) = (listeners.kafka_address, listeners.api_address);
-        let scraper =
-            Scraper::new(ground.handle.clone(), ground.registry, ground.supervisor.clone(), ground.data.path());
+        let (handle, supervisor) = (ground.handle.clone(), ground.supervisor.clone());
+        let scraper = Scraper::new(handle, ground.registry, supervisor, transport, ground.data.path());
         let clients_gone = listeners.serve(ground.handle.clone(), scraper, host_names(config), &tree, &stop_clients)?;
         Ok(Node {
             handle: ground.handle,

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use base::{ClusterId, EndpointId, ErrorCode, GroupId, Histogram, Millis, Mono, NodeId, Now, ReplicaId, VmEpoch, Wall};
 use engine::{
-    Elections, GroupTotals, GroupView, GroupVitals, NodeStatus, Queues, Reply, Request, RequestError, Target, Ticks,
-    Vitals,
+    Arrivals, Elections, GroupTotals, GroupView, GroupVitals, NodeStatus, Queues, Reply, Request, RequestError, Target,
+    Ticks, Vitals,
 };
 use futures::channel::oneshot;
 use futures::executor::block_on;
@@ -348,6 +348,13 @@ impl State {
                 recovering: its(54),
                 term_max: its(55),
             },
+            arrivals: Some(Arrivals {
+                control: its(61),
+                bulk: its(62),
+                disk: its(63),
+                vms: its(64),
+                requests: its(65),
+            }),
             listed: groups.map(view).collect(),
             ..Vitals::default()
         };

@@ -114,6 +114,8 @@ fn what_a_node_counts_of_its_consensus_stands_under_its_own_name_in_both_forms()
         "unapplied_max": 246, "log_reads": 247, "questions": 248, "outbox": 249,
     });
     assert_eq!(said["queues"], queues);
+    let arrivals = json!({ "control": 261, "bulk": 262, "disk": 263, "vms": 264, "requests": 265 });
+    assert_eq!(said["arrivals"], arrivals);
     assert_eq!(said["ticks"], json!({ "passed": 231, "skipped": 232, "pauses": 233 }));
     let elections = json!({
         "pre_votes": 221, "started": 222, "won": 223, "term_changes": 224, "leader_changes": 225, "step_downs": 226,
@@ -154,6 +156,15 @@ fn what_a_node_counts_of_its_consensus_stands_under_its_own_name_in_both_forms()
         ("OUTBOX", "249"),
     ];
     assert_eq!(under_titles(&shown, "REQUESTS", "node2"), queues, "{shown}");
+    let arrivals = [
+        ("NODE", "node2"),
+        ("NEW REQUESTS", "265"),
+        ("FROM PEERS", "261"),
+        ("IN BULK", "262"),
+        ("FROM DISK", "263"),
+        ("FROM VMS", "264"),
+    ];
+    assert_eq!(under_titles(&shown, "NEW REQUESTS", "node2"), arrivals, "{shown}");
 }
 
 #[test]

@@ -165,6 +165,11 @@ impl Lanes {
         self.lanes.iter().map(|lane| lane.retain(|_| false)).sum()
     }
 
+    /// Messages waiting.
+    pub fn messages(&self) -> usize {
+        [&self.budget, &self.urgent_budget].map(|budget| budget.messages.load(Ordering::Relaxed)).iter().sum()
+    }
+
     /// Bytes waiting.
     pub fn bytes(&self) -> usize {
         [&self.budget, &self.urgent_budget].map(|budget| budget.bytes.load(Ordering::Relaxed)).iter().sum()

@@ -16,6 +16,8 @@ pub struct ChannelMetrics {
     pub frames_in: Counter,
     pub bytes_in: Counter,
     pub dropped: Counter,
+    /// As of the last scrape.
+    pub queued: Gauge,
     /// From a message's being queued to its frame's being written.
     pub delay: Histogram,
     /// Received, of kinds that this version does not know.
@@ -54,6 +56,7 @@ impl ChannelMetrics {
             frames_in: counter("muster_peer_frames_received_total", "Frames received from a peer."),
             bytes_in: counter("muster_peer_bytes_received_total", "Bytes of frames received from a peer."),
             dropped: counter("muster_peer_messages_dropped_total", "Messages to a peer that were not sent."),
+            queued: registry.gauge("muster_peer_messages_queued", "Messages that wait to be written to a peer.", labels),
             delay: registry.histogram(
                 "muster_peer_send_delay_seconds",
                 "From the core's sending a message to its being written to the peer's stream: the oldest of each frame.",

@@ -281,6 +281,13 @@ impl Peer {
         self.bulk.clear();
     }
 
+    /// Says in the registry how much waits.
+    pub fn count_waiting(&self) {
+        for channel in [Channel::Control, Channel::Bulk] {
+            self.metrics.channel(channel).queued.set(self.lanes(channel).messages() as f64);
+        }
+    }
+
     pub fn status(&self) -> PeerStatus {
         let link = self.link();
         PeerStatus {
@@ -302,4 +309,36 @@ impl Peer {
 /// Round trip over the path in use.
 pub fn rtt(conn: &Connection) -> Option<Duration> {
     conn.paths().iter().find(|path| path.is_selected()).map(|path| path.rtt())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use runtime::Exposition;
+    use wire::{ForwardReply, Gossip};
+
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_peer_that_is_away_is_counted_by_channel_until_it_is_thrown_away() {
+        let registry = Registry::new();
+        let peer = Peer::new(NodeId(2), EndpointId([2; 32]), NodeAddress::default(), &registry);
+        let answer = |id| PeerMessage::ForwardReply(ForwardReply { id, body: Bytes::new() });
+        let urgent = PeerMessage::Gossip(Gossip::default());
+        peer.send(Channel::Control, vec![urgent, answer(1), answer(2)]);
+        peer.send(Channel::Bulk, vec![answer(3)]);
+        let check = |control: usize, bulk: usize| {
+            peer.count_waiting();
+            let mut out = Exposition::new();
+            registry.render_into(&mut out);
+            let text = out.finish();
+            for (channel, waiting) in [("control", control), ("bulk", bulk)] {
+                let line = format!("muster_peer_messages_queued{{peer=\"2\",channel=\"{channel}\"}} {waiting}\n");
+                assert!(text.contains(&line), "no {line} in {text}");
+            }
+        };
+        check(3, 1);
+        peer.remove("it is no member any more");
+        check(0, 0);
+    }
 }

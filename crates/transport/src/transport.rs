@@ -302,6 +302,12 @@ impl Transport {
         self.shared.peers().values().map(|peer| peer.status()).collect()
     }
 
+    /// Brings what the registry says of the queues to peers up to date: counted when somebody asks, so that sending costs
+    /// nothing more.
+    pub fn count_waiting(&self) {
+        self.shared.peers().values().for_each(|peer| peer.count_waiting());
+    }
+
     /// The last hellos that were refused, oldest first.
     #[must_use]
     pub fn refusals(&self) -> Vec<RefusalRecord> {

@@ -18,6 +18,7 @@ use engine::{Reply, Request, Target};
 use metadata::Metadata;
 use runtime::{Exposition, Kind, Registry, Supervisor};
 use tokio::sync::Mutex;
+use transport::Transport;
 
 use crate::handle::{NodeHandle, REQUEST_QUEUE};
 
@@ -32,14 +33,21 @@ pub(crate) struct Scraper {
     pub handle: NodeHandle,
     pub registry: Registry,
     pub supervisor: Supervisor,
+    pub transport: Transport,
     pub data_dir: Arc<Path>,
     /// One scrape at a time, however many ask.
     pub turn: Arc<Mutex<()>>,
 }
 
 impl Scraper {
-    pub fn new(handle: NodeHandle, registry: Registry, supervisor: Supervisor, data_dir: &Path) -> Scraper {
-        Scraper { handle, registry, supervisor, data_dir: Arc::from(data_dir), turn: Arc::default() }
+    pub fn new(
+        handle: NodeHandle,
+        registry: Registry,
+        supervisor: Supervisor,
+        transport: Transport,
+        data_dir: &Path,
+    ) -> Scraper {
+        Scraper { handle, registry, supervisor, transport, data_dir: Arc::from(data_dir), turn: Arc::default() }
     }
 
     /// Everything, in Prometheus' text format 0.0.4.
@@ -63,6 +71,7 @@ impl Scraper {
         }
         tables(&mut out, &metadata);
         tasks(&mut out, &self.supervisor);
+        self.transport.count_waiting();
         self.registry.render_into(&mut out);
         out.finish()
     }

@@ -19,6 +19,26 @@ use crate::group::list::group_name;
 const TERM_EXPECTED_MAX: u64 = 2;
 /// Groups that the human form shows.
 const GROUPS_SHOWN_MAX: usize = 8;
+/// Fields of [`Queues`] and their titles.
+const QUEUES: &[(&str, &str)] = &[
+    ("requests", "REQUESTS"),
+    ("requests_waiting", "WAITING"),
+    ("proposals", "PROPOSALS"),
+    ("rounds", "ROUNDS"),
+    ("unapplied", "UNAPPLIED"),
+    ("unapplied_max", "WORST"),
+    ("log_reads", "LOG READS"),
+    ("questions", "QUESTIONS"),
+    ("outbox", "OUTBOX"),
+];
+/// The same of [`Arrivals`].
+const ARRIVALS: &[(&str, &str)] = &[
+    ("requests", "NEW REQUESTS"),
+    ("control", "FROM PEERS"),
+    ("bulk", "IN BULK"),
+    ("disk", "FROM DISK"),
+    ("vms", "FROM VMS"),
+];
 
 #[derive(Serialize, JsonSchema)]
 struct Output {
@@ -59,6 +79,8 @@ struct Consensus {
     /// From writing a round of the log to its being durable.
     syncs: Spread,
     queues: Queues,
+    /// What it has yet to take in; null if its release is too old to say.
+    arrivals: Option<Arrivals>,
     groups: GroupCounts,
 }
 
@@ -125,6 +147,21 @@ struct Queues {
     questions: u64,
     /// Events of the cluster that wait for being published.
     outbox: u64,
+}
+
+/// At the last tick.
+#[derive(Serialize, JsonSchema)]
+struct Arrivals {
+    /// Requests of its own clients.
+    requests: u64,
+    /// Frames of peers that are urgent.
+    control: u64,
+    /// Frames of peers in bulk.
+    bulk: u64,
+    /// Disk operations that ended.
+    disk: u64,
+    /// Reports of virtual machines.
+    vms: u64,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -229,6 +266,7 @@ fn consensus(vitals: &Vitals) -> Consensus {
             questions: queues.questions,
             outbox: queues.outbox,
         },
+        arrivals: vitals.arrivals.map(arrivals),
         groups: GroupCounts {
             all: groups.all,
             led: groups.led,
@@ -237,6 +275,11 @@ fn consensus(vitals: &Vitals) -> Consensus {
             term_max: groups.term_max,
         },
     }
+}
+
+fn arrivals(told: engine::Arrivals) -> Arrivals {
+    let engine::Arrivals { control, bulk, disk, vms, requests } = told;
+    Arrivals { requests, control, bulk, disk, vms }
 }
 
 fn spread(values: &Distribution) -> Spread {
@@ -310,7 +353,8 @@ fn text(output: &Value) -> String {
     }
     text.push_str(&elections_table(&answered));
     text.push_str(&latency_table(&answered));
-    text.push_str(&queue_table(&answered));
+    text.push_str(&depth_table(&answered, "queues", QUEUES));
+    text.push_str(&depth_table(&answered, "arrivals", ARRIVALS));
     if !answered.is_empty() {
         text.push_str(&group_table(groups));
     }
@@ -383,23 +427,12 @@ fn millis(us: &Value) -> String {
     })
 }
 
-fn queue_table(nodes: &[&Value]) -> String {
-    let fields = [
-        ("requests", "REQUESTS"),
-        ("requests_waiting", "WAITING"),
-        ("proposals", "PROPOSALS"),
-        ("rounds", "ROUNDS"),
-        ("unapplied", "UNAPPLIED"),
-        ("unapplied_max", "WORST"),
-        ("log_reads", "LOG READS"),
-        ("questions", "QUESTIONS"),
-        ("outbox", "OUTBOX"),
-    ];
+fn depth_table(nodes: &[&Value], of: &str, fields: &[(&str, &str)]) -> String {
     let row = |node: &&Value| {
-        let depths = fields.map(|(name, _)| cell(&node["consensus"]["queues"][name]));
+        let depths = fields.iter().map(|(name, _)| cell(&node["consensus"][of][*name]));
         [cell(&node["node"])].into_iter().chain(depths).collect()
     };
-    let header: Vec<&str> = ["NODE"].into_iter().chain(fields.map(|(_, title)| title)).collect();
+    let header: Vec<&str> = ["NODE"].into_iter().chain(fields.iter().map(|(_, title)| *title)).collect();
     section(&header, &nodes.iter().map(row).collect::<Vec<_>>())
 }
 

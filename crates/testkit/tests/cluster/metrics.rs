@@ -80,6 +80,10 @@ fn ensure_queues(scrape: &Scrape) -> anyhow::Result<()> {
         ensure!(scrape.value("muster_core_events_queued", &[("source", source)])? >= 0.0, "the events of {source}");
     }
     ensure!(value("muster_core_requests_queued")? >= 0.0, "the requests that wait for the core");
+    for channel in ["control", "bulk"] {
+        let peers = scrape.series("muster_peer_messages_queued", &[("channel", channel)]).count();
+        ensure!(peers == 2, "what waits in {channel} is told of {peers} peers, not of two");
+    }
     Ok(())
 }
 
@@ -184,6 +188,9 @@ fn ensure_steady(told: &Value, leader: &str) -> anyhow::Result<()> {
         ensure!(count >= 10, "{} has counted {count} {field}", node["node"]);
         // Half of them are where they belong on any machine that makes progress at all.
         ensure!((50_000..1_000_000).contains(&median), "the median of {field} is {median} us: {node}");
+        for source in ["requests", "control", "bulk", "disk", "vms"] {
+            ensure!(counts["arrivals"][source].is_u64(), "it does not say what waits of {source}: {node}");
+        }
         ensure!(number("/syncs/count") >= 1 && number("/groups/term_max") >= 2, "{node}");
     }
     Ok(())
