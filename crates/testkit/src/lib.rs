@@ -32,7 +32,7 @@ pub use enclave::{Enclave, Network};
 pub use exposition::{Labels, Scrape};
 pub use http::{Answer, Api, Text, nobody_listened};
 pub use kcat::{Kcat, Record};
-pub use load::{Acknowledged, Given, Load, LoadPlan, Outcome, Produced, Watched, Written};
+pub use load::{Acknowledged, Given, Load, LoadPlan, Outcome, Produced, ReadBack, Watched, Written};
 pub use loop_disk::{Frozen, LoopDisk};
 pub use network::{Cuts, enter_own_network};
 pub use node::{Node, Start};

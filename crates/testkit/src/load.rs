@@ -1,12 +1,13 @@
 //! Load whose every acknowledgement is remembered, so that it can be asked afterwards whether anything acknowledged is
-//! missing: writers of keys over REST, and producers of records over Kafka with acks=all. A watcher at each node is told of
-//! the keys meanwhile.
+//! missing: writers of keys over REST, and producers of records over Kafka with acks=all. Meanwhile a reader of each writer's
+//! keys reads some of them back through other nodes, and a watcher at each node is told of the keys.
 //!
-//! A writer tries an operation again, through the next node, until its deadline is over; only then has it failed. A
+//! A writer or reader tries an operation again, through the next node, until its deadline is over; only then has it failed. A
 //! producer is a kcat, which does the same by itself.
 
 mod given;
 mod producer;
+mod reader;
 mod verify;
 mod watcher;
 mod writer;
@@ -25,6 +26,7 @@ use crate::kcat::Kcat;
 use crate::node::Node;
 pub use given::Given;
 pub use producer::Produced;
+pub use reader::ReadBack;
 pub use watcher::Watched;
 pub use writer::Written;
 
@@ -40,6 +42,8 @@ pub struct LoadPlan {
     pub keys: u64,
     /// Bytes of a value, at least: it holds a number in any case.
     pub value_bytes: usize,
+    /// A writer's reader reads one of so many keys back, at most, right after it was acknowledged; 0: there is no reader.
+    pub puts_per_read: u64,
     /// kcats at once.
     pub producers: usize,
     /// Records that one run of kcat produces.
@@ -63,6 +67,7 @@ impl LoadPlan {
             writer_pause: Duration::from_millis(5),
             keys: 20_000,
             value_bytes: 0,
+            puts_per_read: 5,
             producers: 3,
             batch_records: 50,
             record_bytes: 100,
@@ -72,12 +77,14 @@ impl LoadPlan {
         }
     }
 
-    /// As much as the cluster takes: nobody rests, and records come in large batches.
+    /// As much as the cluster takes: nobody rests, and records come in large batches. Nobody reads: what it measures are
+    /// writes.
     #[must_use]
     pub fn saturating() -> Self {
         LoadPlan {
             writers: 8,
             writer_pause: Duration::ZERO,
+            puts_per_read: 0,
             producers: 4,
             batch_records: 2_000,
             record_bytes: 200,
@@ -96,6 +103,7 @@ pub struct Load {
     /// The revision with which the watchers have seen all.
     until: Arc<AtomicU64>,
     writers: Vec<JoinHandle<Written>>,
+    readers: Vec<JoinHandle<ReadBack>>,
     watchers: Vec<JoinHandle<Watched>>,
     producers: Vec<JoinHandle<anyhow::Result<Produced>>>,
 }
@@ -105,6 +113,7 @@ pub struct Load {
 pub struct Outcome {
     plan: LoadPlan,
     pub writers: Vec<Written>,
+    pub readers: Vec<ReadBack>,
     pub watchers: Vec<Watched>,
     pub producers: Vec<Produced>,
 }
@@ -151,10 +160,16 @@ impl Load {
                 std::thread::spawn(move || watcher::watch(node, &plan, from, &until))
             })
             .collect();
+        let mut readers = Vec::new();
         let writers = (0..plan.writers)
             .map(|number| {
                 let (plan, stop, apis) = (plan.clone(), Arc::clone(&stop), Arc::clone(&apis));
-                std::thread::spawn(move || writer::write(number, &plan, &apis, &stop))
+                let offer = (plan.puts_per_read > 0).then(|| {
+                    let (offer, reader) = reader::start(number, &plan, &apis);
+                    readers.push(reader);
+                    offer
+                });
+                std::thread::spawn(move || writer::write(number, &plan, &apis, &stop, offer.as_ref()))
             })
             .collect();
         let producers = (0..plan.producers)
@@ -163,7 +178,7 @@ impl Load {
                 std::thread::spawn(move || producer::produce(number, &plan, &kcat, &stop))
             })
             .collect();
-        Ok(Load { plan, stop, until, writers, watchers, producers })
+        Ok(Load { plan, stop, until, writers, readers, watchers, producers })
     }
 
     /// Ends it, and waits for what is under way.
@@ -176,6 +191,10 @@ impl Load {
             std::mem::take(&mut self.writers).into_iter().map(|it| it.join().map_err(|_| anyhow!("a writer panicked")));
         let writers = writers.collect::<anyhow::Result<Vec<_>>>()?;
         self.until.store(watcher::last_put(&writers), Ordering::SeqCst);
+        // Their writers are gone: nobody offers them anything any more.
+        let readers =
+            std::mem::take(&mut self.readers).into_iter().map(|it| it.join().map_err(|_| anyhow!("a reader panicked")));
+        let readers = readers.collect::<anyhow::Result<_>>()?;
         let producers = std::mem::take(&mut self.producers).into_iter().map(|it| match it.join() {
             Ok(produced) => produced,
             Err(_) => Err(anyhow!("a producer panicked")),
@@ -185,7 +204,7 @@ impl Load {
             .into_iter()
             .map(|it| it.join().map_err(|_| anyhow!("a watcher panicked")));
         let watchers = watchers.collect::<anyhow::Result<_>>()?;
-        Ok(Outcome { plan: self.plan.clone(), writers, watchers, producers })
+        Ok(Outcome { plan: self.plan.clone(), writers, readers, watchers, producers })
     }
 }
 
@@ -201,7 +220,8 @@ impl Outcome {
     #[must_use]
     pub fn failures(&self) -> Vec<&str> {
         let writers = self.writers.iter().flat_map(|it| &it.failures);
-        writers.chain(self.producers.iter().flat_map(|it| &it.failures)).map(String::as_str).collect()
+        let readers = self.readers.iter().flat_map(|it| &it.failures);
+        writers.chain(readers).chain(self.producers.iter().flat_map(|it| &it.failures)).map(String::as_str).collect()
     }
 
     /// Keys put, and records produced, that were acknowledged.
@@ -209,6 +229,12 @@ impl Outcome {
     pub fn acknowledged(&self) -> (usize, u64) {
         let keys = self.writers.iter().map(|it| it.acknowledged.len()).sum();
         (keys, self.producers.iter().map(Produced::count).sum())
+    }
+
+    /// Keys read back while the load went on.
+    #[must_use]
+    pub fn reads(&self) -> usize {
+        self.readers.iter().map(|it| it.found.len()).sum()
     }
 
     /// From `moment` until a key was acknowledged whose writing began after it.

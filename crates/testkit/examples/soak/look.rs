@@ -157,7 +157,8 @@ pub fn judge(figures: &mut Figures, scenario: &str, outcome: &Outcome, cluster: 
     let failures = outcome.failures();
     failures.iter().take(5).for_each(|failure| eprintln!("   failed: {failure}"));
     let (keys, records) = outcome.acknowledged();
-    let seen = format!("{} failed of {keys} puts and {records} records", failures.len());
+    let reads = outcome.reads();
+    let seen = format!("{} failed of {keys} puts, {reads} reads and {records} records", failures.len());
     figures.verdict(
         &format!("{scenario}: no request fails that is retried for its deadline"),
         failures.is_empty(),

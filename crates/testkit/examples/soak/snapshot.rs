@@ -96,6 +96,8 @@ fn plan() -> LoadPlan {
         writer_pause: Duration::ZERO,
         keys: 4_000,
         value_bytes: 256,
+        // The puts' times are measured.
+        puts_per_read: 0,
         producers: 0,
         // Without its leader the cluster has no majority until the node that is behind has caught up.
         deadline: BACK_PATIENCE,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::{Outcome, Produced, Written, watcher, writer};
+use super::{Outcome, Produced, Written, reader, watcher, writer};
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::wait::wait_until;
@@ -20,12 +20,13 @@ const READ_LIMIT: Duration = Duration::from_secs(600);
 
 impl Outcome {
     /// Reads every key from every running node's own tables, and every record through every running node, and waits until
-    /// every replica holds all of its group. Values have to be as they were given, to the last byte, and records in order; the
-    /// watchers have to have been told of all keys, and all the same.
+    /// every replica holds all of its group. Values have to be as they were given, to the last byte, and records in order; no
+    /// reader may have been told what was stale; the watchers have to have been told of all keys, and all the same.
     ///
     /// # Errors
-    /// Naming what was acknowledged and is not there, or what is there and should not be.
+    /// Naming what was acknowledged and is not there, or what is there and should not be, or a stale read.
     pub fn verify(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        reader::check(&self.readers, &self.writers, &self.plan)?;
         for node in cluster.running() {
             for writer in &self.writers {
                 verify_keys(writer, self.plan.value_bytes, node)?;

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::reader::Put;
 use super::watcher::Change;
 use super::{Acknowledged, LoadPlan};
 use crate::http::Api;
 
 /// One attempt ends after this long, on the node too: long before the same key is written again.
-const ATTEMPT: Duration = Duration::from_secs(3);
+pub(super) const ATTEMPT: Duration = Duration::from_secs(3);
 /// Before the next attempt.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -41,7 +43,14 @@ pub(crate) struct Held {
     pub perhaps: Vec<u64>,
 }
 
-pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: &AtomicBool) -> Written {
+/// Puts until it is told to stop. Some of what was acknowledged is offered to a reader, which takes it if it has time.
+pub(super) fn write(
+    number: usize,
+    plan: &LoadPlan,
+    nodes: &[SocketAddr],
+    stop: &AtomicBool,
+    reader: Option<&SyncSender<Put>>,
+) -> Written {
     let apis: Vec<Api> = nodes.iter().map(|node| Api::with_deadline(*node, ATTEMPT)).collect();
     let mut done = Written { prefix: format!("{}/{number}/", plan.topic), ..Written::default() };
     // Each begins with another node, and stays with one as long as it serves.
@@ -55,23 +64,16 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
         let path = format!("/v1/kv/{}", done.path(key));
         let body = json!({ "value": value(round, plan.value_bytes) });
         let began = Instant::now();
-        let outcome = loop {
+        let outcome = retried(&apis, &mut node, plan.deadline, |api| {
             let attempted = Instant::now();
-            let said = match apis[node % apis.len()].put(&path, &body) {
-                Ok(answer) if answer.status == 200 => {
-                    // 0, which no change has, if it says none.
-                    let revision = answer.body["revision"].as_u64().unwrap_or_default();
-                    break Ok((Acknowledged { attempted, at: Instant::now() }, revision));
-                }
-                Ok(answer) => format!("{} {}", answer.status, answer.body),
-                Err(error) => format!("{error:#}"),
-            };
-            node += 1;
-            if began.elapsed() >= plan.deadline {
-                break Err(format!("key {key} of writer {number} was not put within {:?}: {said}", plan.deadline));
+            let answer = api.put(&path, &body).map_err(|error| format!("{error:#}"))?;
+            if answer.status != 200 {
+                return Err(format!("{} {}", answer.status, answer.body));
             }
-            std::thread::sleep(RETRY);
-        };
+            // 0, which no change has, if it says none.
+            let revision = answer.body["revision"].as_u64().unwrap_or_default();
+            Ok((Acknowledged { attempted, at: Instant::now() }, revision))
+        });
         let held = done.keys.entry(key).or_default();
         match outcome {
             Ok((acknowledged, revision)) => {
@@ -79,15 +81,44 @@ pub(super) fn write(number: usize, plan: &LoadPlan, nodes: &[SocketAddr], stop: 
                 done.took.push(acknowledged.at - began);
                 done.acknowledged.push(acknowledged);
                 done.puts.push(Change { revision, writer: number, key, round });
+                if let Some(reader) = reader
+                    && round.is_multiple_of(plan.puts_per_read)
+                {
+                    // A reader that is busy takes none: nobody waits for it.
+                    let _ = reader.try_send(Put { path, round, node });
+                }
             }
-            Err(failure) => {
+            Err(said) => {
                 held.perhaps.push(round);
-                done.failures.push(failure);
+                done.failures
+                    .push(format!("key {key} of writer {number} was not put within {:?}: {said}", plan.deadline));
             }
         }
         std::thread::sleep(plan.writer_pause);
     }
     done
+}
+
+/// Tries an operation at one node, and through the next ones until its deadline is over. The node that it ends with is the
+/// one that did it; of a failure, what was said last.
+pub(super) fn retried<T>(
+    apis: &[Api],
+    node: &mut usize,
+    deadline: Duration,
+    attempt: impl Fn(&Api) -> Result<T, String>,
+) -> Result<T, String> {
+    let began = Instant::now();
+    loop {
+        let said = match attempt(&apis[*node % apis.len()]) {
+            Ok(done) => return Ok(done),
+            Err(said) => said,
+        };
+        *node += 1;
+        if began.elapsed() >= deadline {
+            return Err(said);
+        }
+        std::thread::sleep(RETRY);
+    }
 }
 
 /// What a key is given in a round.
