@@ -46,7 +46,7 @@ test: setup
 	$(CARGO) test $(SIMULATED:%=-p %) --no-fail-fast
 	MUSTER_BIN=$(TARGET_DIR)/debug/muster $(CARGO) test -p testkit --no-fail-fast
 
-## make plants  hunt the planted mistakes that take the simulator more than 100 seeds to find
+## make plants  hunt the planted mistakes that are hard to find (most take the simulator more than 100 seeds)
 .PHONY: plants
 plants:
 	$(CARGO) test $(SIMULATED:%=-p %) --test rare -- --nocapture

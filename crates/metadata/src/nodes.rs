@@ -67,7 +67,7 @@ impl Metadata {
             return refused;
         }
         if let Some(known) = self.node_of(&member.address.endpoint).filter(|_| !planted(Plant::AdmittedTwice)) {
-            if known.member.store != member.store {
+            if known.member.store != member.store && !planted(Plant::ImpostorsAdmitted) {
                 return refuse(ErrorCode::PermissionDenied, impostor(known));
             }
             // The first answer was lost: the same endpoint is the same node. No use of the token is taken.

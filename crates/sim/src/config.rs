@@ -67,11 +67,14 @@ pub enum Fault {
     /// Nodes begin as older ones and are restarted one after another as newer ones (a rolling upgrade); now and then one
     /// goes back to what it was.
     Upgrade,
+    /// Joiners come with a token that is spent, has expired or was revoked, before they come with a good one, and lost
+    /// machines come back wiped, with the key that they had.
+    Intruder,
 }
 
 impl Fault {
     /// Every fault, with its name on the command line.
-    pub const ALL: [(Fault, &'static str); 28] = [
+    pub const ALL: [(Fault, &'static str); 29] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -100,6 +103,7 @@ impl Fault {
         (Fault::Replace, "replace"),
         (Fault::Drain, "drain"),
         (Fault::Upgrade, "upgrade"),
+        (Fault::Intruder, "intruder"),
     ];
 
     /// How a process ends: with all others, because it is killed, or with its machine.

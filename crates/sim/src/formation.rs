@@ -19,7 +19,7 @@ const HEALTHY: Nanos = ms(5_000);
 
 /// State of the formation.
 pub struct Forming {
-    secret: [u8; 32],
+    pub secret: [u8; 32],
     token: Option<u64>,
     asked_for_token: bool,
     pub formed_at: Option<Nanos>,
@@ -51,6 +51,7 @@ impl World {
             self.ask_for_token(sponsor);
             return self.queue.after(again, Ev::Join { node });
         };
+        let token_id = self.flawed_token(node).unwrap_or(token_id);
         let member = self.nodes[node].member.clone();
         let command = Command::AdmitNode { token_id, secret: self.forming.secret, member };
         let what = What::Command(CommandKind::Admit(node));
@@ -83,6 +84,7 @@ impl World {
         match outcome {
             Outcome::Ok(Reply::Command { result: CommandResult::TokenCreated { token_id }, .. }) => {
                 self.forming.token = Some(*token_id);
+                self.make_flawed_tokens();
             }
             _ => self.forming.asked_for_token = false,
         }
@@ -96,6 +98,7 @@ impl World {
             Some(core),
         ) = (outcome, sponsor)
         else {
+            self.judge_refusal(pending, outcome);
             if self.is_outdated(node) {
                 // It was told to be upgraded first.
                 self.install_newest(node);

@@ -205,6 +205,9 @@ fn faults_that_show(mistake: Mistake) -> FaultSet {
         Mistake::Code(Plant::MembersNotTold) => some(&[Fault::Crash, Fault::Kill, Fault::Join, Fault::Transfer]),
         // The answer to a joiner must be lost.
         Mistake::Code(Plant::AdmittedTwice) => some(&[Fault::Join, Fault::Partition]),
+        // A machine must be lost, and come back.
+        Mistake::Code(Plant::ImpostorsAdmitted) => some(&[Fault::Destroy, Fault::Intruder]),
+        Mistake::Code(Plant::ExpiredTokensTaken) => some(&[Fault::Intruder]),
         Mistake::Code(Plant::SpeculateThoughRefused) => some(&[Fault::Transfer, Fault::Crash]),
         // A group must have grown, and its first node must be gone for good with the same power loss that makes the
         // others forget, before anybody was elected or anything was written since.
@@ -224,10 +227,11 @@ fn faults_that_show(mistake: Mistake) -> FaultSet {
         Mistake::Code(Plant::VersionNotAwaited | Plant::CommandsNotGated) => some(&[Fault::Upgrade, Fault::Kill]),
         // A cluster whose nodes are upgraded one after the other refuses for a while what others are found by; where
         // checkpoints do not come through, nobody takes one; a busy machine takes much in at once, with few moments
-        // in between; a node whose disk is broken is not there; and one machine more is one more that has what others
-        // lose.
+        // in between; a node whose disk is broken is not there; one machine more is one more that has what others
+        // lose; and what intruders ask for moves all else.
         _ => {
-            let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk, Fault::Replace];
+            let apart =
+                [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk, Fault::Replace, Fault::Intruder];
             let harms = |fault: &Fault| apart.contains(fault);
             FaultSet(FaultSet::all().0.into_iter().filter(|fault| !harms(fault)).collect())
         }

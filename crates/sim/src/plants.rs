@@ -38,7 +38,8 @@ impl Hunt {
     }
 }
 
-/// Mistakes in the product's code that show only after more seeds than `make test` can run. `make plants` hunts them.
+/// Mistakes in the product's code that are hard to find: most show only after more seeds than `make test` can run, some after
+/// fewer as long as runs are drawn as they are. `make plants` hunts them.
 pub const RARE: [Plant; 13] = [
     Plant::OldCheckpointRemovedEarly,
     Plant::UncertainNotRewritten,
@@ -119,8 +120,8 @@ pub fn markdown(hunts: &[Hunt]) -> String {
          A simulator that never fails proves nothing. So mistakes are planted, one at a time: in the product's own code, \
          at the place that keeps a rule (`if planted(Plant::...)`, constant `false` outside of the simulator's build), \
          and in the simulator's seams. Each table says after how many seeds, counted from 1, a checker objected, and \
-         which one. `cargo test -p sim --test sharpness` holds the simulator to it, and `make plants` for those that take \
-         more than 100 seeds; the tables are what\n\n\
+         which one. `cargo test -p sim --test sharpness` holds the simulator to it, and `make plants` for those that are \
+         hard to find, of which most take more than 100 seeds; the tables are what\n\n\
          ```\nmuster-sim plants --markdown > docs/simulation-plants.md\n```\n\n\
          wrote.\n\n\
          ## In the product's code\n\n{HEAD}{}\n\

@@ -56,6 +56,8 @@ pub enum Ev {
     Rot { node: NodeIx, boot: u64, bit: Box<Bit>, all: bool },
     /// A stranger asks to become a member.
     Join { node: NodeIx },
+    /// A machine that was lost asks for it, with its old key and without its data.
+    Intrude { node: NodeIx },
     /// An operator looks whether an order is carried out.
     Operate { node: NodeIx },
     /// A machine that is no member any more joins as another node.

@@ -8,6 +8,7 @@ use engine::{Event, Reply, Request, RequestError, Target};
 use metadata::{Command, CommandResult};
 
 use crate::check::{Ack, AckedCommand, Asked};
+use crate::intruders::Flaw;
 use crate::mistake::Seam;
 use crate::queue::{Ev, NodeIx};
 use crate::shared::{self, Shared};
@@ -36,6 +37,10 @@ pub enum Owner {
     Joining(NodeIx),
     /// The token for admissions.
     Token,
+    /// A token that is to let nobody in.
+    FlawedToken(Flaw),
+    /// The admission of a node that must not be admitted.
+    Intruder(NodeIx),
     /// The fault injector, which does not care.
     Nemesis,
     /// An operator, who looks for himself.
@@ -211,10 +216,10 @@ impl World {
         self.requests.pending.values().any(|p| p.owner == Owner::Nemesis)
     }
 
-    /// An operator has a request under way.
+    /// An operator has a request under way, or whoever must not join.
     #[must_use]
     pub fn operator_waits(&self) -> bool {
-        self.requests.pending.values().any(|p| p.owner == Owner::Operator)
+        self.requests.pending.values().any(|p| matches!(p.owner, Owner::Operator | Owner::Intruder(_)))
     }
 
     fn end(&mut self, id: u64, outcome: Outcome) {
@@ -238,6 +243,8 @@ impl World {
             Owner::Client(client) => self.client_answered(client, &pending, &outcome),
             Owner::Joining(node) => self.admission_answered(node, &pending, &outcome),
             Owner::Token => self.token_answered(&outcome),
+            Owner::FlawedToken(flaw) => self.flawed_token_answered(flaw, &pending, &outcome),
+            Owner::Intruder(node) => self.intruder_answered(node, &outcome),
             Owner::ProbeNode(node) => self.probe_answered(Ok(node), &outcome),
             Owner::ProbeGroup(group) => self.probe_answered(Err(group), &outcome),
             Owner::Consumer(consumer) => self.consumer_answered(consumer, &pending, &outcome),

@@ -135,7 +135,7 @@ pub enum Blow {
 pub struct Schedule {
     /// Faults do not wait until the cluster has formed.
     pub from_the_start: bool,
-    /// The kinds drawn; some work all the time (see `vmhost.rs`).
+    /// The kinds drawn; some work all the time (see `vmhost.rs` and `intruders.rs`).
     pub kinds: BTreeSet<Fault>,
     pub injections: Vec<Injection>,
     /// So many machines take part: one more than the cluster has nodes if one joins only to take another one's place.
@@ -151,7 +151,7 @@ impl Schedule {
     #[must_use]
     pub fn new(cfg: &SimConfig) -> Self {
         let mut random = SplitMix64::new(hash64(&[cfg.seed, 50]));
-        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk, Fault::Replace];
+        let apart = [Fault::Upgrade, Fault::Damage, Fault::Busy, Fault::BrokenDisk, Fault::Replace, Fault::Intruder];
         let allowed: Vec<Fault> = cfg.faults.0.iter().copied().filter(|fault| !apart.contains(fault)).collect();
         let mut faults: Vec<Fault> = allowed.iter().copied().filter(|_| random.chance(550_000)).collect();
         if faults.is_empty() || allowed.len() <= 3 {
@@ -181,7 +181,10 @@ impl Schedule {
             index += 1;
             cfg.only.as_ref().is_none_or(|only| only.contains(&(index - 1)))
         });
-        Schedule { from_the_start, kinds: faults.into_iter().chain(apart).collect(), injections, machines }
+        // At no moment of their own: whenever somebody joins, or is lost.
+        let intruders = Draw::apart(cfg, Fault::Intruder, 57, 500_000).map(|_| Fault::Intruder);
+        let kinds = faults.into_iter().chain(apart).chain(intruders).collect();
+        Schedule { from_the_start, kinds, injections, machines }
     }
 
     /// The nodes that ask to join only when others have formed the cluster.
@@ -360,9 +363,13 @@ impl Draw {
             Fault::FullDisk => Shot::FullDisk { node, lasts: self.span(100, 5_000) },
             Fault::BitRot => Shot::BitRot { node },
             // Machines die by themselves, see `vmhost.rs`; the others are drawn apart.
-            Fault::Vm | Fault::Upgrade | Fault::Damage | Fault::Busy | Fault::BrokenDisk | Fault::Replace => {
-                return None;
-            }
+            Fault::Vm
+            | Fault::Upgrade
+            | Fault::Damage
+            | Fault::Busy
+            | Fault::BrokenDisk
+            | Fault::Replace
+            | Fault::Intruder => return None,
             Fault::Transfer if self.random.chance(200_000) => Shot::StepDown { node },
             Fault::Transfer => Shot::Transfer { node, to: self.node() },
             Fault::WallJump => Shot::WallJump { node, by_ms: self.random.between(0, 20_000) as i64 - 10_000 },
@@ -619,6 +626,6 @@ mod tests {
         }
         let all: BTreeSet<Fault> = Fault::ALL.iter().map(|(fault, _)| *fault).collect();
         let missing: Vec<_> = all.difference(&seen).collect();
-        assert_eq!(missing, [&Fault::Vm]);
+        assert_eq!(missing, [&Fault::Vm, &Fault::Intruder]);
     }
 }

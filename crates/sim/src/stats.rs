@@ -62,6 +62,9 @@ pub struct Stats {
     /// Nodes that the cluster has forgotten, and machines that joined again after that.
     pub departed: u64,
     pub renewed: u64,
+    /// Joiners that were refused because of their token, and lost machines that came back without their data.
+    pub tokens_refused: u64,
+    pub impostors_refused: u64,
     /// Replicas that were made on successors of nodes that were replaced.
     pub taken_over: u64,
     /// Successors that were named when their node went already: as the first one, or in place of another one.
@@ -97,6 +100,23 @@ impl Stats {
         self.max_term_meta = checks.elections.term_of(GroupId::META);
     }
 
+    /// What became of nodes, and of whoever was not to be one.
+    fn gone_and_refused(&self) -> String {
+        format!(
+            "{} nodes, because of a bit that flipped or a machine that was lost; {} departed, {} joined again; {} replicas \
+             taken over by successors; {} successors named late, {} changed; {} joiners refused because of their token, {} \
+             wiped machines because of their key",
+            self.retired,
+            self.departed,
+            self.renewed,
+            self.taken_over,
+            self.named_late,
+            self.successors_changed,
+            self.tokens_refused,
+            self.impostors_refused
+        )
+    }
+
     /// Counts a fault.
     pub fn fault(&mut self, name: &'static str) {
         *self.faults.entry(name).or_default() += 1;
@@ -104,7 +124,7 @@ impl Stats {
 
     /// Adds another run's numbers; terms and delays are maxima.
     pub fn add(&mut self, other: &Stats) {
-        let sums: [(&mut u64, u64); 37] = [
+        let sums: [(&mut u64, u64); 39] = [
             (&mut self.virtual_time, other.virtual_time),
             (&mut self.events, other.events),
             (&mut self.frames, other.frames),
@@ -139,6 +159,8 @@ impl Stats {
             (&mut self.retired, other.retired),
             (&mut self.departed, other.departed),
             (&mut self.renewed, other.renewed),
+            (&mut self.tokens_refused, other.tokens_refused),
+            (&mut self.impostors_refused, other.impostors_refused),
             (&mut self.taken_over, other.taken_over),
             (&mut self.named_late, other.named_late),
             (&mut self.successors_changed, other.successors_changed),
@@ -200,12 +222,7 @@ impl fmt::Display for Stats {
             "frames              {} ({} lost, {} doubled), {} unsynced writes at risk in crashes",
             self.frames, self.frames_lost, self.frames_doubled, self.writes_torn
         )?;
-        writeln!(
-            f,
-            "stopped for good    {} nodes, because of a bit that flipped or a machine that was lost; {} departed, {} joined \
-             again; {} replicas taken over by successors; {} successors named late, {} changed",
-            self.retired, self.departed, self.renewed, self.taken_over, self.named_late, self.successors_changed
-        )?;
+        writeln!(f, "stopped for good    {}", self.gone_and_refused())?;
         writeln!(
             f,
             "judged              {} states of __meta, {} of partitions, {} operations on {} contended names ({} undecided), \

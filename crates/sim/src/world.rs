@@ -11,6 +11,7 @@ use crate::config::{Fault, FaultSet, SimConfig};
 use crate::consumers::Consumers;
 use crate::finale::Finale;
 use crate::formation::Forming;
+use crate::intruders::Intruders;
 use crate::locks::LockClients;
 use crate::mistake::Seam;
 use crate::nemesis::Nemesis;
@@ -48,6 +49,7 @@ pub struct World {
     /// What was put last under a contended key, perhaps.
     pub shared_value: Option<u64>,
     pub forming: Forming,
+    pub intruders: Intruders,
     pub nemesis: Nemesis,
     pub finale: Finale,
     pub checks: Checks,
@@ -94,6 +96,7 @@ impl World {
             shared_topics_made: 0,
             shared_value: None,
             forming: Forming::new(seed),
+            intruders: Intruders::new(seed),
             nemesis,
             finale: Finale::default(),
             checks,
@@ -202,6 +205,7 @@ impl World {
             Ev::Flap { one, other, period, until } => self.flap(one, other, period, until),
             Ev::Rot { node, boot, bit, all } => self.rot(node, boot, &bit, all),
             Ev::Join { node } => self.join(node),
+            Ev::Intrude { node } => self.intrude(node),
             Ev::Operate { node } => self.operate(node),
             Ev::Renew { node } => self.renew(node),
             Ev::Watch => self.watch(),
@@ -335,6 +339,7 @@ impl World {
         self.stats.retired += 1;
         (self.nodes[node].retired, self.nodes[node].lost_at) = (true, self.queue.now);
         self.end_process(node, false);
+        self.intrude_soon(node);
     }
 
     pub fn end_process(&mut self, node: NodeIx, killed: bool) {

@@ -5,7 +5,9 @@ mod common;
 
 use base::limits::{HEARTBEAT_INTERVAL, REQUEST_DEADLINE_DEFAULT, TICK};
 use base::simulation::{Plant, with_plant};
-use base::{EndpointId, ErrorCode, GroupId, Millis, NodeId, ReplicaId, RequestId, TopicId, VersionRange, Wall};
+use base::{
+    EndpointId, ErrorCode, GroupId, Incarnation, Millis, NodeId, ReplicaId, RequestId, TopicId, VersionRange, Wall,
+};
 use bytes::Bytes;
 use common::{LoneNode, config};
 use compute::{VmAction, VmPhase, VmReport, VmReportEvent, VmSpec};
@@ -319,6 +321,43 @@ fn answers(founder: &LoneNode) -> Vec<(u64, String)> {
         _ => None,
     };
     founder.sent.iter().filter_map(answer).collect()
+}
+
+/// A command that the second node passed on under its session comes right behind what else is on its way to the disk, which
+/// is, if it is `forgotten`, that it is removed.
+fn late_command_of_second(forgotten: bool) -> LoneNode {
+    let mut founder = founder();
+    admit_second(&mut founder);
+    founder.command(3, Command::OpenSession { node: SECOND, incarnation: Incarnation(1) });
+    let sessions = &founder.core.metadata().sessions;
+    let session = sessions.iter().find(|(_, of)| of.node == SECOND).map(|(session, _)| *session);
+    let origin = CommandOrigin { session: session.expect("it was opened"), sequence: 1, acknowledged: 0 };
+    founder.disk_stuck = true;
+    if forgotten {
+        founder.command(4, Command::RemoveNode { node: SECOND, dead: true, successor: None });
+        founder.command(5, Command::ForgetNode { node: SECOND });
+    }
+    let body = wire::encode(&(Request::Command(create_vm("late", 128)), Some(origin)));
+    let forward = Forward { id: FORWARDED, deadline_ms: REQUEST_DEADLINE_DEFAULT.0, body };
+    founder.tell(Event::Peer { from: SECOND, messages: vec![PeerMessage::Forward(forward)] });
+    assert!(answers(&founder).is_empty(), "it is on no disk yet");
+    founder.disk_stuck = false;
+    founder.settle();
+    founder
+}
+
+#[test]
+fn a_command_of_a_node_that_is_forgotten_meanwhile_is_refused_and_not_applied() {
+    let founder = late_command_of_second(false);
+    assert!(founder.core.metadata().vm("late").is_some(), "{:?}", answers(&founder));
+
+    let founder = late_command_of_second(true);
+    let state = founder.core.metadata();
+    assert!(state.departed.contains_key(&SECOND), "{:?}", founder.replies);
+    let answered = answers(&founder);
+    let [(FORWARDED, text)] = &answered[..] else { panic!("{answered:?}") };
+    assert!(text.contains("is unknown or ended") && state.vm("late").is_none(), "{text:?}");
+    assert!(founder.stopped.is_none(), "{:?}", founder.stopped);
 }
 
 #[test]

@@ -8,18 +8,18 @@ use std::ops::Range;
 use base::limits::{APPLY_BYTES_MAX, APPLY_ENTRY_BYTES_MIN};
 use base::simulation::{Plant, with_plant};
 use base::{
-    ClusterId, ClusterVersion, ErrorCode, GroupId, Incarnation, Millis, NodeId, ReplicaId, RequestId, VersionRange,
-    Wall,
+    ClusterId, ClusterVersion, ErrorCode, GroupId, Incarnation, Millis, NodeId, ReplicaId, RequestId, SessionId,
+    VersionRange, Wall,
 };
 use bytes::Bytes;
 use common::{CLUSTER, LoneNode as Joiner, config};
-use engine::{CoreConfig, Event, Formation, Request, Target};
-use metadata::{Command, CommandEnvelope, Metadata, ReplicaRecord};
+use engine::{CoreConfig, Event, Formation, Reply, Request, Target};
+use metadata::{Command, CommandEnvelope, CommandOrigin, CommandResult, Metadata, ReplicaRecord};
 use multiraft::Role;
 use sim::disk::VirtualDisk;
 use wire::{
-    CheckpointChunk, Entry, EntryKind, Gossip, JoinAccepted, LeaderClaim, Member, Membership, MembershipChange,
-    MembershipOp, MembershipStep, PeerMessage, RaftMessage, RaftMessageKind, SnapshotMeta,
+    CheckpointChunk, Entry, EntryKind, ForwardReply, Gossip, JoinAccepted, LeaderClaim, Member, Membership,
+    MembershipChange, MembershipOp, MembershipStep, PeerMessage, RaftMessage, RaftMessageKind, SnapshotMeta,
 };
 
 const LEADER: (NodeId, ReplicaId) = (NodeId(1), ReplicaId(1));
@@ -464,6 +464,69 @@ fn a_node_registers_however_late_a_leader_comes() {
         _ => false,
     };
     assert!(joiner.sent.iter().any(registers), "it gave up: {:?}", joiner.sent);
+}
+
+impl Joiner {
+    /// What it has passed on, since the last time: the names that it gave them, the commands, and under which session.
+    fn passed_on(&mut self) -> Vec<(u64, Command, Option<SessionId>)> {
+        let command = |sent: PeerMessage| {
+            let PeerMessage::Forward(forward) = sent else { return None };
+            let read = wire::decode::<(Request, Option<CommandOrigin>)>(&forward.body);
+            // Of a command without a session nothing else is written.
+            let read = read.or_else(|_| wire::decode::<(Request,)>(&forward.body).map(|(request,)| (request, None)));
+            let (Request::Command(command), origin) = read.ok()? else { return None };
+            Some((forward.id, command, origin.map(|origin| origin.session)))
+        };
+        std::mem::take(&mut self.sent).into_iter().filter_map(command).collect()
+    }
+
+    /// The leader says what came of something that it passed on, at an index that it has applied.
+    fn answer(&mut self, id: u64, result: CommandResult) {
+        // As the engine has it: what was done, with a reply.
+        let body = wire::encode(&(0_u32, (Reply::Command { index: 100, result },)));
+        self.hear(PeerMessage::ForwardReply(ForwardReply { id, body }));
+    }
+
+    /// It asks for a session within a second, before it passes on what its clients want; it gets this one.
+    fn opens(&mut self, session: SessionId) {
+        self.pass(1_000);
+        let asked = self.passed_on();
+        let of_client = |command: &Command| matches!(command, Command::RevokeToken { .. });
+        assert!(!asked.iter().any(|(_, command, _)| of_client(command)), "{asked:?}");
+        let opens = |command: &Command| matches!(command, Command::OpenSession { node, .. } if *node == JOINER.0);
+        // It may have asked more than once.
+        let last = asked.iter().rev().find(|(_, command, _)| opens(command));
+        let Some((id, ..)) = last else { panic!("it asks for no session: {asked:?}") };
+        self.answer(*id, CommandResult::SessionOpened { session });
+    }
+}
+
+#[test]
+fn whose_session_is_unknown_is_told_so_and_opens_another_one() {
+    let mut joiner = installed();
+    joiner.pass(2_000);
+    joiner.sent.clear();
+    let claim = LeaderClaim { group: GroupId::META, term: 1, replica: LEADER.1, rests: None };
+    joiner.hear(PeerMessage::Gossip(Gossip { leaders: vec![claim], ..Gossip::default() }));
+    joiner.opens(SessionId(7));
+    joiner.sent.clear();
+
+    joiner.command(5, Command::RevokeToken { token_id: 9 });
+    let revokes = |(_, command, _): &(u64, Command, Option<SessionId>)| matches!(command, Command::RevokeToken { .. });
+    let asked = joiner.passed_on();
+    let Some((id, _, Some(SessionId(7)))) = asked.iter().find(|it| revokes(it)) else { panic!("{asked:?}") };
+    let message = "session 7 is unknown or ended".to_owned();
+    joiner.answer(*id, CommandResult::Refused { code: ErrorCode::UnknownSession, message });
+    let [(RequestId(5), Err(told))] = &joiner.replies[..] else { panic!("{:?}", joiner.replies) };
+    assert_eq!(told.code, ErrorCode::UnknownSession);
+
+    // What is asked next waits for another one, and goes under that.
+    joiner.command(6, Command::RevokeToken { token_id: 9 });
+    joiner.opens(SessionId(8));
+    joiner.pass(100);
+    let asked = joiner.passed_on();
+    assert!(asked.iter().any(|it| revokes(it) && it.2 == Some(SessionId(8))), "{asked:?}");
+    assert!(joiner.stopped.is_none(), "{:?}", joiner.stopped);
 }
 
 #[test]

@@ -33,6 +33,10 @@ fn five_hundred_seeds_with_every_fault_break_no_invariant() {
         stats.retired > 0 && count("bit-rot-undone") > 0 && count("power-off") > 10,
         "hardly any bad end:\n{stats}"
     );
+    assert!(
+        stats.tokens_refused > 50 && stats.impostors_refused > 5,
+        "hardly anybody asked who must not join:\n{stats}"
+    );
     assert!(stats.taken_over > 50, "hardly anybody was replaced:\n{stats}");
     assert!(stats.replicas_compared > 100_000, "hardly any replica was compared:\n{stats}");
     assert!(stats.states_compared > 50_000 && stats.consumed > 10_000, "hardly anything was compared:\n{stats}");

@@ -83,6 +83,10 @@ super::table! {
             "A command that comes again in its session is applied again.",
         AdmittedTwice "admitted-twice"
             "A node that asks again to be admitted becomes another node.",
+        ImpostorsAdmitted "impostors-admitted"
+            "Whoever comes with a member's key is that member, whatever became of its data.",
+        ExpiredTokensTaken "expired-tokens-taken"
+            "A join token is good for ever.",
         OnceForgotten "once-forgotten"
             "A command that is to be carried out once is carried out for every process that sends it.",
         KeyExpectationIgnored "key-expectation-ignored"

@@ -3,6 +3,8 @@
 //!
 //! - a command takes effect once: what is repeated under its session and sequence, or comes under a session that is not
 //!   open, changes nothing; a token that a client asked for once is made once;
+//! - whoever becomes a member has a token that is good for it, and takes a use of it; whoever has a member's key and not its
+//!   data is refused;
 //! - what was acknowledged at an index is the command that stands there;
 //! - epoch and incarnation of a VM never go back, ids of VMs are never used again, an epoch is given to one node, and a
 //!   report under another epoch, incarnation or node than the current ones changes nothing.
@@ -11,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base::{GroupId, NodeId, SessionId, VmEpoch, VmId};
 use compute::{Assignment, VmReportEvent};
-use metadata::{Command, CommandEnvelope, CommandResult, Metadata};
+use metadata::{Command, CommandEnvelope, CommandResult, Metadata, TokenRecord, token_hash};
 use wire::{Entry, EntryKind};
 
 /// States kept for comparison with nodes that lag.
@@ -138,6 +140,7 @@ impl Commands {
             }
         }
         self.judge_token(before, after, &envelope.command)?;
+        judge_admission(before, after, envelope, result)?;
         self.judge_report(before, after, &envelope.command, result)?;
         if before.vms.ptr_eq(&after.vms) { Ok(()) } else { self.judge_vms(before, after) }
     }
@@ -205,6 +208,30 @@ impl Commands {
         }
         Ok(())
     }
+}
+
+fn judge_admission(
+    before: &Metadata,
+    after: &Metadata,
+    envelope: &CommandEnvelope,
+    result: &CommandResult,
+) -> Result<(), String> {
+    let Command::AdmitNode { token_id, secret, member } = &envelope.command else { return Ok(()) };
+    if matches!(result, CommandResult::Refused { .. }) {
+        return if before.nodes == after.nodes { Ok(()) } else { Err("it is refused, and changes the members".into()) };
+    }
+    if let Some(known) = before.node_of(&member.address.endpoint) {
+        let same = known.member.store == member.store;
+        return if same { Ok(()) } else { Err(format!("node {} is let in without its data", known.member.node)) };
+    }
+    let good = |token: &&TokenRecord| {
+        token.secret_hash == token_hash(secret) && token.uses_left > 0 && token.expires >= envelope.wall
+    };
+    let Some(token) = before.tokens.get(token_id).filter(good) else {
+        return Err(format!("a node joins with a token that is no good: {:?}", before.tokens.get(token_id)));
+    };
+    let left = after.tokens.get(token_id).map(|token| token.uses_left);
+    if left == Some(token.uses_left - 1) { Ok(()) } else { Err(format!("no use of {token:?} is taken")) }
 }
 
 /// Whether nothing but the index differs.
