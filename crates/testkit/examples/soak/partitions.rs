@@ -82,7 +82,7 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
             Ok(())
         })?;
         for at in &minority {
-            reasons.push(refused(&cuts, cluster, *at, kind, (&topic, led[*at].1))?);
+            reasons.push(refused(&cuts, cluster, *at, kind, &topic, led[*at])?);
         }
         cuts.heal()?;
         let whole = Instant::now();
@@ -141,14 +141,15 @@ fn each_leads(cluster: &Cluster, topic: &str) -> anyhow::Result<Vec<(i64, i64)>>
     wait_until(PATIENCE, "each node leads a partition", || cluster.nodes.iter().map(|node| node.leads(topic)).collect())
 }
 
-/// A node without a majority refuses a key, and a record for a partition that it led; the reason that it gives. Key and
-/// record are named after the topic.
+/// A node without a majority refuses a key, and a record for a partition that it led under its id; the reason that it gives. Key
+/// and record are named after the topic.
 fn refused(
     cuts: &Cuts,
     cluster: &Cluster,
     at: usize,
     kind: Kind,
-    (topic, partition): (&str, i64),
+    topic: &str,
+    led: (i64, i64),
 ) -> anyhow::Result<String> {
     let node = &cluster.nodes[at];
     let api = Api::with_deadline(node.api, REFUSED_WITHIN);
@@ -161,7 +162,7 @@ fn refused(
     if kind != Kind::AllApart {
         [(at + 1) % 3, (at + 2) % 3].into_iter().try_for_each(|other| cuts.clients_of(&cluster.nodes[other]))?;
     }
-    let said = node.kcat().refused(topic, partition, topic, REFUSED_WITHIN);
+    let said = node.kcat().refused(topic, led, topic, REFUSED_WITHIN);
     let said = said.with_context(|| format!("{} has no majority", node.name))?;
     Ok(format!("{} {reason}; {said}", answer.status))
 }
