@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Outcome, enter_own_network, wait_until};
+use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Outcome, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, wait_whole};
+use crate::look::{PATIENCE, in_own_network, judge, wait_whole};
 use crate::options::Options;
 
 const ACCEPTED: Duration = Duration::from_secs(4);
@@ -43,17 +43,11 @@ const KINDS: [(Kind, &str); 5] = [
 ];
 
 pub fn run(options: &Options, figures: &mut Figures) {
-    match enter_own_network(&["partitions", "--cuts", &options.cuts.to_string()]) {
-        Ok(false) => in_folder("soak-partitions", figures, |folder, figures| {
-            let mut cluster = Cluster::start(folder, 3)?;
-            wait_whole(&cluster.nodes[0])?;
-            KINDS.iter().try_for_each(|(kind, says)| cut(&mut cluster, *kind, says, options.cuts, figures))
-        }),
-        outside => {
-            let seen = outside.err().map_or("yes, see its own table".to_owned(), |error| format!("{error:#}"));
-            figures.verdict("partitions: every limit is kept", seen.starts_with("yes"), &seen);
-        }
-    }
+    in_own_network("partitions", &["--cuts", &options.cuts.to_string()], figures, |folder, figures| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_whole(&cluster.nodes[0])?;
+        KINDS.iter().try_for_each(|(kind, says)| cut(&mut cluster, *kind, says, options.cuts, figures))
+    });
 }
 
 fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mut Figures) -> anyhow::Result<()> {
