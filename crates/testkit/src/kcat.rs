@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::process::{Finished, run};
+use crate::wait::wait_until;
 
 /// Longest time that one run may take.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
@@ -130,18 +131,37 @@ impl Kcat {
         command
     }
 
-    /// Produces a record to a partition that must not take it, acks=all, and gives the reason that kcat names.
+    /// Produces a record to a partition that the broker with this id led and must not take records for any more, acks=all,
+    /// and gives the reason.
+    ///
+    /// To be without a leader, or not to be it, is what a client waits for the end of: kcat says only that the time is over,
+    /// as it would of a broker that is gone. So the reason is what the broker answers when it is asked who leads: nobody
+    /// (LEADER_NOT_AVAILABLE), or another one.
     ///
     /// # Errors
-    /// If the record is delivered within `limit`, or no reason is named.
-    pub fn refused(&self, topic: &str, partition: i64, key: &str, limit: Duration) -> anyhow::Result<String> {
-        let (partition, timeout) = (partition.to_string(), format!("message.timeout.ms={}", limit.as_millis()));
+    /// If the record is delivered within `limit`, or the broker does not answer, or says that it leads.
+    pub fn refused(
+        &self,
+        topic: &str,
+        (broker, partition): (i64, i64),
+        key: &str,
+        limit: Duration,
+    ) -> anyhow::Result<String> {
+        let (number, timeout) = (partition.to_string(), format!("message.timeout.ms={}", limit.as_millis()));
         let record = [(key.as_bytes(), &b"no"[..])];
-        let said = self.try_produce(topic, record, &[], &["-p", &partition, "-X", &timeout])?;
+        let said = self.try_produce(topic, record, &[], &["-p", &number, "-X", &timeout])?;
         let text = said.text();
         ensure!(!said.delivered(), "partition {partition} of {topic} took a record:\n{text}");
-        let reason = text.lines().find(|line| line.contains("Delivery failed") || line.contains("ERROR"));
-        reason.map(str::to_owned).with_context(|| format!("kcat could not produce, and does not say why: {text:?}"))
+        let what = format!("broker {broker} says that it does not lead partition {partition} of {topic}");
+        let leader = wait_until(limit, &what, || {
+            let partitions = self.partitions(topic)?;
+            let leader = partitions.get(&partition).map(|(leader, _)| *leader);
+            leader.filter(|leader| *leader != broker).with_context(|| format!("it says that {leader:?} leads"))
+        })?;
+        Ok(match leader {
+            ..0 => format!("partition {partition} has no leader"),
+            _ => format!("broker {leader} leads partition {partition}"),
+        })
     }
 
     /// Every record of `topic` (all partitions) from its beginning to its present end, in the order of arrival.

@@ -4,8 +4,9 @@
 //! Whether all groups are led is asked of the nodes that run, which count those that they lead (`/metrics`): who was
 //! killed does not count, whatever others still believe of it, and looking costs little.
 //!
-//! Limits are 1.5 to 2 times what 10,000 partitions took on a two-core machine (docs/figures.md): room for a machine that is
-//! busier than that one was, and none for one of the mistakes that cost minutes or whole cores before.
+//! Limits were set at 1.5 to 2 times what 10,000 partitions took on a two-core machine, which is what stands beside them. On the
+//! faster one of docs/figures.md it was less: there they find one of the mistakes that cost minutes or whole cores before, and
+//! not that something takes twice as long.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

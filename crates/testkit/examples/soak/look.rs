@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
-use testkit::{Cluster, Folder, Given, Kcat, Node, Outcome, wait_until};
+use testkit::{Cluster, Folder, Given, Kcat, Node, Outcome, enter_own_network, wait_until};
 
 use crate::figures::Figures;
 
@@ -26,6 +26,22 @@ pub fn in_folder(name: &str, figures: &mut Figures, body: impl FnOnce(&Folder, &
     }));
     if ended.is_err() && figures.missed() == before {
         figures.verdict(&format!("{name} runs to its end"), false, "see above");
+    }
+}
+
+/// As [`in_folder`], in a network namespace of its own, in which this program runs the scenario once more with `arguments`.
+pub fn in_own_network(
+    name: &str,
+    arguments: &[&str],
+    figures: &mut Figures,
+    body: impl FnOnce(&Folder, &mut Figures) -> anyhow::Result<()>,
+) {
+    match enter_own_network(&[&[name][..], arguments].concat()) {
+        Ok(false) => in_folder(&format!("soak-{name}"), figures, body),
+        outside => {
+            let seen = outside.err().map_or("yes, see its own table".to_owned(), |error| format!("{error:#}"));
+            figures.verdict(&format!("{name}: every limit is kept"), seen.starts_with("yes"), &seen);
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod look;
 mod machines;
 mod options;
 mod partitions;
+mod rebuild;
 mod rolling;
 mod snapshot;
 mod starved;
@@ -33,7 +34,7 @@ use options::Options;
 
 type Scenario = fn(&Options, &mut Figures);
 
-const SCENARIOS: [(&str, &str, Scenario); 10] = [
+const SCENARIOS: [(&str, &str, Scenario); 12] = [
     ("cold", "three nodes form a cluster, over and over", cold::run),
     ("steady", "saturating load, and no election", steady::run),
     ("kills", "kill -9 of the leader under load", kills::run),
@@ -42,6 +43,8 @@ const SCENARIOS: [(&str, &str, Scenario); 10] = [
     ("partitions", "nodes that cannot reach each other, in a network of their own", partitions::run),
     ("idle", "many partitions that nobody uses", idle::run),
     ("snapshot", "a node is a whole data set behind, while others are written to", snapshot::run),
+    ("resume", "a node is cut off for a moment while it pulls a data set", snapshot::resume::run),
+    ("rebuild", "a node dies for good, and what it held is made anew, under load", rebuild::run),
     ("starved", "no core to spare, and no election", starved::run),
     ("groups", "as many partitions as a cluster is meant to hold, and nodes that die", groups::run),
 ];

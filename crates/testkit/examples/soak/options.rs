@@ -90,7 +90,7 @@ fn help(options: &Options, known: &[(&str, &str)]) {
         ("--cuts", options.cuts as f64, "of each kind (partitions)"),
         ("--partitions", idle::PARTITIONS as f64, "that nobody uses (idle), ..."),
         ("", groups::PARTITIONS as f64, "... and of several topics (groups)"),
-        ("--fill-mib", options.fill_mib as f64, "of values that a node is behind (snapshot)"),
+        ("--fill-mib", options.fill_mib as f64, "of values that a node is behind (snapshot, resume)"),
         ("--starve-minutes", options.starve_minutes, "without a core to spare (starved)"),
         ("--burners", options.burners as f64, "processes that only take CPU time (starved)"),
     ] {

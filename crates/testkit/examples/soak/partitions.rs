@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Outcome, enter_own_network, wait_until};
+use testkit::{Api, Cluster, Cuts, Load, LoadPlan, Outcome, wait_until};
 
 use crate::figures::{Figures, Limit};
-use crate::look::{PATIENCE, in_folder, judge, wait_whole};
+use crate::look::{PATIENCE, in_own_network, judge, wait_whole};
 use crate::options::Options;
 
 const ACCEPTED: Duration = Duration::from_secs(4);
@@ -43,17 +43,11 @@ const KINDS: [(Kind, &str); 5] = [
 ];
 
 pub fn run(options: &Options, figures: &mut Figures) {
-    match enter_own_network(&["partitions", "--cuts", &options.cuts.to_string()]) {
-        Ok(false) => in_folder("soak-partitions", figures, |folder, figures| {
-            let mut cluster = Cluster::start(folder, 3)?;
-            wait_whole(&cluster.nodes[0])?;
-            KINDS.iter().try_for_each(|(kind, says)| cut(&mut cluster, *kind, says, options.cuts, figures))
-        }),
-        outside => {
-            let seen = outside.err().map_or("yes, see its own table".to_owned(), |error| format!("{error:#}"));
-            figures.verdict("partitions: every limit is kept", seen.starts_with("yes"), &seen);
-        }
-    }
+    in_own_network("partitions", &["--cuts", &options.cuts.to_string()], figures, |folder, figures| {
+        let mut cluster = Cluster::start(folder, 3)?;
+        wait_whole(&cluster.nodes[0])?;
+        KINDS.iter().try_for_each(|(kind, says)| cut(&mut cluster, *kind, says, options.cuts, figures))
+    });
 }
 
 fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mut Figures) -> anyhow::Result<()> {
@@ -82,7 +76,7 @@ fn cut(cluster: &mut Cluster, kind: Kind, says: &str, times: usize, figures: &mu
             Ok(())
         })?;
         for at in &minority {
-            reasons.push(refused(&cuts, cluster, *at, kind, (&topic, led[*at].1))?);
+            reasons.push(refused(&cuts, cluster, *at, kind, &topic, led[*at])?);
         }
         cuts.heal()?;
         let whole = Instant::now();
@@ -141,14 +135,15 @@ fn each_leads(cluster: &Cluster, topic: &str) -> anyhow::Result<Vec<(i64, i64)>>
     wait_until(PATIENCE, "each node leads a partition", || cluster.nodes.iter().map(|node| node.leads(topic)).collect())
 }
 
-/// A node without a majority refuses a key, and a record for a partition that it led; the reason that it gives. Key and
-/// record are named after the topic.
+/// A node without a majority refuses a key, and a record for a partition that it led under its id; the reason that it gives. Key
+/// and record are named after the topic.
 fn refused(
     cuts: &Cuts,
     cluster: &Cluster,
     at: usize,
     kind: Kind,
-    (topic, partition): (&str, i64),
+    topic: &str,
+    led: (i64, i64),
 ) -> anyhow::Result<String> {
     let node = &cluster.nodes[at];
     let api = Api::with_deadline(node.api, REFUSED_WITHIN);
@@ -161,7 +156,7 @@ fn refused(
     if kind != Kind::AllApart {
         [(at + 1) % 3, (at + 2) % 3].into_iter().try_for_each(|other| cuts.clients_of(&cluster.nodes[other]))?;
     }
-    let said = node.kcat().refused(topic, partition, topic, REFUSED_WITHIN);
+    let said = node.kcat().refused(topic, led, topic, REFUSED_WITHIN);
     let said = said.with_context(|| format!("{} has no majority", node.name))?;
     Ok(format!("{} {reason}; {said}", answer.status))
 }

@@ -7,10 +7,12 @@
 //! further ahead than they keep entries behind them; and in its own journal there comes to be a checkpoint of an index
 //! that it has not applied, which no node makes by itself.
 
+pub mod resume;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use testkit::{Cluster, Load, LoadPlan, Node, Outcome, Start, wait_until};
+use testkit::{Cluster, Folder, Load, LoadPlan, Node, Outcome, Start, wait_until};
 
 use crate::counts::{Moment, Span, heartbeats, scrape, turns};
 use crate::dataset::DataSet;
@@ -44,18 +46,23 @@ const PUT_MAX: Duration = Duration::from_secs(2);
 
 pub fn run(options: &Options, figures: &mut Figures) {
     in_folder("soak-snapshot", figures, |folder, figures| {
-        let mib = options.fill_mib;
-        ensure!((1..=FILL_MIB_MAX).contains(&mib), "--fill-mib {mib}: the store has room for 1 to {FILL_MIB_MAX}");
-        let mut cluster = Cluster::prepare(folder, 3)?;
-        for node in &mut cluster.nodes {
-            // However slow the machine: nobody makes its replicas anew elsewhere.
-            node.arguments = vec!["--node-lost-after".to_owned(), "24h".to_owned()];
-        }
-        cluster.form()?;
-        cluster.wait_ready(PATIENCE)?;
-        wait_whole(&cluster.nodes[0])?;
-        behind(&mut cluster, &DataSet::of_mib(mib), figures)
+        let mut cluster = prepared(folder, options.fill_mib)?;
+        behind(&mut cluster, &DataSet::of_mib(options.fill_mib), figures)
     });
+}
+
+/// Three nodes, for a data set of so many MiB.
+fn prepared(folder: &Folder, mib: usize) -> anyhow::Result<Cluster> {
+    ensure!((1..=FILL_MIB_MAX).contains(&mib), "--fill-mib {mib}: the store has room for 1 to {FILL_MIB_MAX}");
+    let mut cluster = Cluster::prepare(folder, 3)?;
+    for node in &mut cluster.nodes {
+        // However slow the machine: nobody makes its replicas anew elsewhere.
+        node.arguments = vec!["--node-lost-after".to_owned(), "24h".to_owned()];
+    }
+    cluster.form()?;
+    cluster.wait_ready(PATIENCE)?;
+    wait_whole(&cluster.nodes[0])?;
+    Ok(cluster)
 }
 
 fn behind(cluster: &mut Cluster, data: &DataSet, figures: &mut Figures) -> anyhow::Result<()> {
@@ -215,7 +222,7 @@ impl Scene<'_> {
         let behind = self.falls_behind()?;
         let start = Moment::now(self.cluster)?;
         self.cluster.nodes[self.at].start(&Start::Up)?;
-        self.wait_pulling(&behind)?;
+        self.wait_received(&behind, MIDDLE)?;
         self.cluster.nodes[self.at].kill()?;
         self.ensure_in_the_middle(&behind)?;
         let again = Moment::now(self.cluster)?;
@@ -233,7 +240,7 @@ impl Scene<'_> {
         let leader = self.cluster.meta_leader(PATIENCE)?;
         let left = self.others.into_iter().find(|other| *other != leader).context("somebody is left")?;
         self.cluster.nodes[self.at].start(&Start::Up)?;
-        self.wait_pulling(&behind)?;
+        self.wait_received(&behind, MIDDLE)?;
         self.cluster.nodes[leader].kill()?;
         let killed = Moment::now(self.cluster)?;
         self.ensure_in_the_middle(&behind)?;
@@ -283,8 +290,8 @@ impl Scene<'_> {
     }
 
     /// Waits until a part of the checkpoint has come to it.
-    fn wait_pulling(&self, behind: &Behind) -> anyhow::Result<()> {
-        let wanted = behind.bytes as f64 * MIDDLE;
+    fn wait_received(&self, behind: &Behind, part: f64) -> anyhow::Result<()> {
+        let wanted = behind.bytes as f64 * part;
         wait_until(PATIENCE, "a part of the checkpoint has come", || {
             let received = received(self.node())?;
             ensure!(received >= wanted, "{received} bytes came, of {}", behind.bytes);

@@ -150,7 +150,7 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
             cluster.wait_led_by_others(at, TOPIC, led, PATIENCE)?;
             // Its client is to find no way to those who can take the record.
             [one, two].into_iter().try_for_each(|other| cuts.clients_of(other))?;
-            refused(alone, led.1)?;
+            refused(alone, led)?;
             cuts.heal()?;
             cluster.wait_ready(PATIENCE)?;
             nothing_of_it_is_there(&cluster, led.1)?;
@@ -164,12 +164,12 @@ fn a_leader_that_is_cut_off_accepts_nothing_and_says_why() -> anyhow::Result<()>
     Ok(())
 }
 
-fn refused(node: &Node, partition: i64) -> anyhow::Result<()> {
+fn refused(node: &Node, led: (i64, i64)) -> anyhow::Result<()> {
     let answer = Api::with_deadline(node.api, REFUSED_WITHIN).put("/v1/kv/minority", &json!({ "value": "no" }))?;
     let reason = answer.body["detail"].as_str().unwrap_or_default();
     let says_why = ["leader", "majority", "did not answer"].iter().any(|word| reason.contains(word));
     ensure!(answer.status >= 500 && says_why, "a node that is cut off answered {answer:?}");
-    node.kcat().refused(TOPIC, partition, "minority", REFUSED_WITHIN).context("of a node that is cut off")?;
+    node.kcat().refused(TOPIC, led, "minority", REFUSED_WITHIN).context("of a node that is cut off")?;
     Ok(())
 }
 
