@@ -94,7 +94,8 @@ pub const FORWARDS_REMEMBERED_MAX: usize = 20_000;
 pub const DRIVER_QUESTIONS_MAX: usize = 1_024;
 /// Read points that one engine has asked of Raft and that are not known; above it reads answer "busy".
 pub const READ_POINTS_MAX: usize = 16_384;
-/// Quorum rounds for read points under way at once; whoever asks meanwhile shares the next one.
+/// Quorum rounds for read points under way at once, and what a node that does not lead asks of the leader for its own; whoever
+/// asks meanwhile shares the next one.
 pub const READ_ROUNDS_MAX: usize = 2;
 /// Reads of the log and of checkpoints under way in one engine for consumers and other nodes, each of which takes up to
 /// [`LOG_READ_BYTES_MAX`]; above it consumers are told "busy", and nodes ask again. A group's own reads are one at a time.

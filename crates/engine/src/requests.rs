@@ -415,7 +415,9 @@ impl NodeCore {
 
     /// A pending request has an outcome: final, or a reason to try again.
     fn resolve(&mut self, key: u64, outcome: Result<Reply, RequestError>) {
-        let Some(pending) = self.requests.pending.get(&key) else { return };
+        // Whose outcome is known already, and waited for here, is tried again by no other answer.
+        let open = |it: &&Pending| !matches!(it.wait, Wait::Applied { .. });
+        let Some(pending) = self.requests.pending.get(&key).filter(open) else { return };
         match outcome {
             Err(failure) if may_retry(pending, &failure) => {
                 if let (Target::Leader(group), ErrorCode::NotLeader) = (pending.target, failure.code) {

@@ -161,7 +161,12 @@ impl SimConfig {
             _ => 8,
         };
         // Whatever clients do is written down in `muster.events`, the group that everybody has.
-        let clients = (mistake == Mistake::Code(Plant::MembersCommitNotSaved)).then_some(0);
+        let clients = match mistake {
+            Mistake::Code(Plant::MembersCommitNotSaved) => Some(0),
+            // Some must read through one node at the same time.
+            Mistake::Code(Plant::ReadsShareAnOlderForward) => Some(24),
+            _ => None,
+        };
         SimConfig {
             seconds,
             nodes,
@@ -179,6 +184,8 @@ fn faults_that_show(mistake: Mistake) -> FaultSet {
     let some = |faults: &[Fault]| FaultSet(faults.iter().copied().collect());
     match mistake {
         Mistake::Seam(Seam::RaisedTerms) => FaultSet::none(),
+        // What is on its way must take its time.
+        Mistake::Code(Plant::ReadsShareAnOlderForward) => some(&[Fault::Delay]),
         // Nothing is lost: that answers do not fit each other is all that shows it.
         Mistake::Code(Plant::CommandsAnsweredBeforeCommit | Plant::ReadsNotShown) => FaultSet::none(),
         Mistake::Seam(Seam::ForgedVotes) => some(&[Fault::Delay, Fault::Crash]),

@@ -53,6 +53,13 @@ fn clusters_of_every_size_survive_every_fault() {
 }
 
 #[test]
+fn reads_that_share_what_is_asked_of_the_leader_see_every_write() {
+    // Two clients of a node, as elsewhere, never have to share: two reads may be under way.
+    let cfg = SimConfig { seconds: 6, clients: Some(24), ..SimConfig::new(2_000) };
+    assert_clean(&cfg, &sweep(&cfg, 30, cores(), false));
+}
+
+#[test]
 fn successors_take_over_whatever_else_happens() {
     for nodes in [3, 4, 5] {
         let faults = FaultSet([Fault::Replace, Fault::Crash, Fault::Partition].into());

@@ -77,16 +77,24 @@ impl NodeCore {
 
     fn ask_next_read_point(&mut self) {
         while self.requests.shared.carriers.len() < READ_ROUNDS_MAX {
+            let (next, pending) = (&mut self.requests.shared.next, &self.requests.pending);
+            next.retain(|key| pending.contains_key(key));
             // Who waits longest: the others depend on him.
-            let (next, pending) = (&self.requests.shared.next, &self.requests.pending);
-            let deadline = |at: &usize| next.get(*at).and_then(|key| pending.get(key)).map(|it| it.deadline);
-            let Some(longest) = (0..next.len()).max_by_key(deadline) else { return };
-            let key = self.requests.shared.next.swap_remove(longest);
-            if self.requests.pending.contains_key(&key) {
-                self.set_wait(key, Wait::Queued);
-                self.advance(key);
+            let deadline = |key: &u64| pending.get(key).map(|it| it.deadline);
+            let Some(longest) = next.iter().copied().max_by_key(deadline) else { return };
+            next.retain(|key| *key != longest);
+            let sent = self.requests.shared.carriers.len();
+            self.ask_by_itself(longest);
+            if self.requests.shared.carriers.len() == sent {
+                // There is nobody to send it to: this node leads by now, or knows of no leader.
+                std::mem::take(&mut self.requests.shared.next).into_iter().for_each(|key| self.ask_by_itself(key));
             }
         }
+    }
+
+    fn ask_by_itself(&mut self, key: u64) {
+        self.set_wait(key, Wait::Queued);
+        self.advance(key);
     }
 }
 
@@ -208,6 +216,18 @@ mod tests {
         assert_eq!(sent(&core), [(other, 1)]);
         core.resolve(key(&core, other), Ok(Reply::ReadPoint { index: 0 }));
         assert_eq!(done(&mut core), [other]);
+    }
+
+    #[test]
+    fn what_was_asked_before_is_not_for_those_that_came_since_however_late_it_comes() {
+        let mut core = follower();
+        ask(&mut core, 1..=2, 60_000);
+        let first = key(&core, 1);
+        core.resolve(first, Ok(Reply::ReadPoint { index: 5 }));
+        // A round of this node's own, from when it led for a moment.
+        core.resolve(first, Err(lost()));
+        assert!(matches!(core.requests.pending[&first].wait, Wait::Applied { index: 5, .. }), "its outcome is known");
+        assert_eq!(core.requests.shared.carriers.len(), 1, "nobody comes to share what it sent before");
     }
 
     #[test]
